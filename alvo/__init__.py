@@ -1,0 +1,1 @@
+"""The target side: aggregation, load and the tables that they fill."""

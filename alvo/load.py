@@ -1,0 +1,109 @@
+"""Replaces a period of Alvo in one transaction: readers see the old period or the new one, never a mixture."""
+
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from alvo import schema
+from postgres import copy
+
+
+class Report(NamedTuple):
+    """What a load did to Alvo's values: rows inserted or changed, left untouched, deleted."""
+
+    written: int
+    unchanged: int
+    removed: int
+
+
+# Loads that share a UTC day wait for each other here; all others run side by side. Taken in ascending order by
+# everyone, the locks cannot deadlock, and READ COMMITTED shows the statements after this one what the other load did.
+_BEGIN = text("""
+    SELECT count(pg_advisory_xact_lock(hashtext('alvo.load'), day)), bool_or(to_regclass('data') IS NULL)
+    FROM generate_series(CAST(:first_day AS integer), CAST(:last_day AS integer)) AS day
+""")
+
+# Only rows that differ are touched: ON CONFLICT alone would lock, and so write, every row that it meets.
+_REPLACE = text("""
+    WITH old AS (
+        SELECT signal_id, timestamp, value FROM data
+        WHERE signal_id = ANY(:signal_ids) AND timestamp >= :start AND timestamp < :end
+    ), removed AS (
+        DELETE FROM data USING (SELECT signal_id, timestamp FROM old EXCEPT SELECT signal_id, timestamp FROM incoming) AS stale
+        WHERE data.signal_id = stale.signal_id AND data.timestamp = stale.timestamp
+        RETURNING 1
+    ), written AS (
+        INSERT INTO data (timestamp, signal_id, value)
+        SELECT timestamp, signal_id, incoming.value
+        FROM incoming LEFT JOIN old USING (signal_id, timestamp)
+        WHERE old.value IS DISTINCT FROM incoming.value
+        ON CONFLICT (signal_id, timestamp) DO UPDATE SET value = excluded.value
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM written), (SELECT count(*) FROM incoming), (SELECT count(*) FROM removed)
+""")
+
+
+def replace_period(
+    engine: Engine,
+    start: datetime,
+    end: datetime,
+    window_starts: npt.NDArray[np.datetime64],
+    signals: Mapping[str, npt.NDArray[np.float64]],
+) -> Report:
+    """Make Alvo hold exactly these values of these signals in [start, end); other signals stay as they are.
+
+    start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64 (w,). What is not finite
+    gives no row. Absent tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the transaction is
+    then rolled back, unless only the answer to COMMIT was lost: the period is whole in both cases.
+    """
+    inside = (window_starts >= _datetime64(start)) & (window_starts < _datetime64(end))
+    if not inside.all():
+        raise ValueError(f"the window {window_starts[~inside][0]}Z lies outside the period from {start} to {end}")
+    with engine.begin() as connection:
+        _wait_for_turn(connection, start, end)
+        ids = _signal_ids(connection, signals)
+        connection.execute(text("CREATE TEMP TABLE incoming (LIKE data) ON COMMIT DROP"))
+        copy.copy_in(connection, "incoming", _rows(window_starts, signals, ids))
+        written, offered, removed = connection.execute(
+            _REPLACE, {"start": start, "end": end, "signal_ids": list(ids.values())}
+        ).one()
+    return Report(written, offered - written, removed)
+
+
+def _datetime64(moment: datetime) -> np.datetime64:
+    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
+
+
+def _wait_for_turn(connection: Connection, start: datetime, end: datetime) -> None:
+    days = {"first_day": int(start.timestamp() // 86_400), "last_day": int(-(-end.timestamp() // 86_400)) - 1}
+    _, tables_are_absent = connection.execute(_BEGIN, days).one()
+    if tables_are_absent:
+        schema.create_absent(connection)
+
+
+def _signal_ids(connection: Connection, names: Collection[str]) -> dict[str, int]:
+    """Return the ids of signals, creating those that are absent."""
+    query = select(schema.signal.c.name, schema.signal.c.id).where(schema.signal.c.name.in_(names))
+    ids = {name: signal_id for name, signal_id in connection.execute(query)}
+    if absent := [{"name": name} for name in sorted(names) if name not in ids]:
+        connection.execute(insert(schema.signal).values(absent).on_conflict_do_nothing())
+        ids = {name: signal_id for name, signal_id in connection.execute(query)}
+    return ids
+
+
+def _rows(
+    window_starts: npt.NDArray[np.datetime64], signals: Mapping[str, npt.NDArray[np.float64]], ids: Mapping[str, int]
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the finite values as columns of rows ordered as the primary key."""
+    ordered = sorted(signals, key=ids.__getitem__)
+    values = np.concatenate([signals[name] for name in ordered])
+    finite = np.isfinite(values)
+    timestamp = np.tile(window_starts, len(ordered))[finite]
+    signal_id = np.repeat(np.array([ids[name] for name in ordered], dtype=np.int32), len(window_starts))[finite]
+    return {"timestamp": timestamp, "signal_id": signal_id, "value": values[finite]}

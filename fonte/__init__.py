@@ -1,0 +1,1 @@
+"""The source side: nothing else touches its database."""

@@ -1,0 +1,183 @@
+"""The client of Fonte's connector: what the ETL calls. It trusts nothing that it has not checked."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 20.0
+ATTEMPTS = 5
+RETRY_FOR_S = 60.0
+MAX_DECODED_BYTES = 512 * 2**20
+TRANSIENT_STATUSES = (502, 503, 504)
+
+Timestamps = npt.NDArray[np.datetime64]
+Values = npt.NDArray[np.float64]
+
+
+class FonteError(Exception):
+    """Fonte failed, or answered what cannot be used; nothing was written."""
+
+
+class RequestRefused(FonteError):
+    """Fonte refused the request itself (422); the message repeats its detail."""
+
+
+def fetch(
+    base_url: str, start: datetime, end: datetime, columns: Sequence[str]
+) -> tuple[Timestamps, dict[str, Values]]:
+    """Ask the connector for the samples of [start, end), and check them before anyone uses them.
+
+    Returns timestamps `datetime64[us]` (n,), UTC, ascending, each once, and for each column float64 (n,), NaN where
+    there is no value. A naive start or end means UTC. What passes by itself (no connection, a timeout, 502, 503, 504)
+    is tried again with backoff and jitter. Raises RequestRefused for a 422 and FonteError for every other failure.
+    """
+    period = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
+    shown_url = httpx.URL(base_url).copy_with(userinfo=b"")
+    try:
+        body = _get(base_url, {**period, "columns": list(columns)})
+        return _checked(_records(body), _utc(start), _utc(end), columns)
+    except httpx.HTTPStatusError as error:
+        _raise_for(error, shown_url)
+    except httpx.HTTPError as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise FonteError(
+            f"Fonte at {shown_url} does not answer: {said}; check FONTE_API_URL and that the connector runs"
+        ) from error
+    except ValueError as error:
+        raise FonteError(
+            f"Fonte at {shown_url} answered what cannot be used: {error}; check that FONTE_API_URL is a connector"
+        ) from error
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+def _get(base_url: str, parameters: dict[str, Any]) -> bytes:
+    timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    loopback = httpx.URL(base_url).host in ("127.0.0.1", "::1", "localhost")
+    # A proxy from the environment could not reach this machine's own loopback.
+    with httpx.Client(base_url=base_url, timeout=timeout, trust_env=not loopback) as client:
+        try:
+            return _download(client, parameters)
+        except httpx.HTTPError as error:
+            if not _is_transient(error):
+                raise
+            return _download_again(client, parameters, error)
+
+
+def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: httpx.HTTPError) -> bytes:
+    # Loaded here, because a day that goes well does not need it.
+    import stamina
+
+    for attempt in stamina.retry_context(on=_is_transient, attempts=ATTEMPTS, timeout=RETRY_FOR_S):
+        with attempt:
+            if attempt.num == 1:
+                raise failure
+            return _download(client, parameters)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in TRANSIENT_STATUSES
+    return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
+
+
+def _download(client: httpx.Client, parameters: dict[str, Any]) -> bytes:
+    body = bytearray()
+    with client.stream("GET", "data", params=parameters) as response:
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_DECODED_BYTES:
+                raise ValueError(f"more than {MAX_DECODED_BYTES // 2**20} MiB for one period")
+        if response.status_code != 200:
+            message = f"HTTP {response.status_code} {response.reason_phrase}: {_detail(body)}"
+            raise httpx.HTTPStatusError(message, request=response.request, response=response)
+    return bytes(body)
+
+
+def _detail(body: bytes | bytearray) -> str:
+    """Return what an error's body says: the detail of a JSON body, or the beginning of any other."""
+    try:
+        answer = json.loads(body)
+        said = str(answer["detail"])
+    except (ValueError, KeyError, TypeError):
+        said = body[:200].decode(errors="replace")
+    return " ".join(said.split())
+
+
+def _raise_for(error: httpx.HTTPStatusError, shown_url: httpx.URL) -> NoReturn:
+    if error.response.status_code == 422:
+        raise RequestRefused(f"Fonte at {shown_url} refused the request: {error}") from error
+    raise FonteError(
+        f"Fonte at {shown_url} failed: {error}; check FONTE_API_URL and the connector's log"
+    ) from error
+
+
+def _records(body: bytes) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON, but {' '.join(body[:80].decode(errors='replace').split())!r}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"a JSON {type(records).__name__} instead of a list of records")
+    return records
+
+
+def _checked(
+    records: list[dict[str, Any]], start: datetime, end: datetime, columns: Sequence[str]
+) -> tuple[Timestamps, dict[str, Values]]:
+    expected = {"timestamp", *columns}
+    for record in records:
+        if not isinstance(record, dict) or record.keys() != expected:
+            raise ValueError(f"the record {record!r:.200} instead of one with {', '.join(sorted(expected))}")
+    moments = [_moment(record["timestamp"]) for record in records]
+    timestamps = np.array(moments, dtype="datetime64[us]")
+    values = {name: _floats(name, [record[name] for record in records]) for name in columns}
+    for moment in moments[:1] + moments[-1:]:
+        if not start <= moment < end:
+            raise ValueError(f"the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
+    return _each_once(timestamps, values)
+
+
+def _moment(text: object) -> datetime:
+    try:
+        return _utc(datetime.fromisoformat(text))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the timestamp {text!r:.80}, which is not one of RFC 3339") from None
+
+
+def _floats(name: str, values: list[Any]) -> Values:
+    wrong = set(map(type, values)) - {float, int, type(None)}
+    try:
+        if not wrong:
+            return np.array(values, dtype=np.float64)
+    except OverflowError:
+        wrong = {int}
+    culprit = next(value for value in values if type(value) in wrong)
+    raise ValueError(f"{name} = {culprit!r:.80}, which is no number of double precision")
+
+
+def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Timestamps, dict[str, Values]]:
+    """Refuse disorder, drop rows that repeat the one before them, refuse those that contradict it."""
+    step = np.diff(timestamps)
+    zero = np.timedelta64(0, "us")
+    if (step < zero).any():
+        at = int(np.argmax(step < zero)) + 1
+        raise ValueError(f"the timestamp {timestamps[at]}Z after {timestamps[at - 1]}Z: the rows are out of order")
+    if (step > zero).all():
+        return timestamps, values
+    repeated = np.append(False, step == zero)
+    for name, column in values.items():
+        same = (column[1:] == column[:-1]) | (np.isnan(column[1:]) & np.isnan(column[:-1]))
+        if not same[repeated[1:]].all():
+            at = int(np.argmax(repeated[1:] & ~same)) + 1
+            raise ValueError(f"two different values of {name} for {timestamps[at]}Z: {column[at - 1]} and {column[at]}")
+    return timestamps[~repeated], {name: column[~repeated] for name, column in values.items()}

@@ -1,0 +1,44 @@
+"""Fonte in this process: the connector served on a free loopback port, over a database that is filled once.
+
+Imported only where FONTE_API_URL is unset: there alone one process knows both databases.
+"""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from psycopg2 import Error as PostgresError
+from sqlalchemy.exc import SQLAlchemyError
+
+import settings
+from fonte import connector, seeding
+from fonte.client import FonteError
+from postgres import engine
+from postgres.embedded import EmbeddedServerError
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """Serve the connector over HTTP while the context lasts; gives its base URL. Raises FonteError.
+
+    The embedded database is created and seeded the first time; a database of one's own is left as it is.
+    """
+    try:
+        url = settings.fonte_database_url()
+        if settings.fonte_database_is_embedded():
+            seeding.seed_once(engine.create(url, "fonte seed"))
+    except (SQLAlchemyError, PostgresError, EmbeddedServerError) as error:
+        raise FonteError(f"Fonte's database failed: {engine.reason(error)}") from error
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
+        server = uvicorn.Server(uvicorn.Config(connector.app, log_level="critical", lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

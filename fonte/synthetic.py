@@ -1,0 +1,84 @@
+"""Synthetic signals, one sample a minute: what seed.py writes where there is no real data.
+
+A value depends on the random seed and its timestamp alone, so days seeded apart equal the same days seeded together.
+"""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+Timestamps = npt.NDArray[np.datetime64]
+
+MINUTES_PER_DAY = 1440
+# The median power per 0.5 m/s of a real turbine: NOTICE.md names its source. Wind speed in m/s, power in kW.
+POWER_CURVE_FILE = Path(__file__).with_name("power_curve.csv")
+
+WEIBULL_SHAPE = 2.0
+WEIBULL_SCALE_M_S = 8.5
+WIND_CORRELATION_MINUTES = 180.0
+TEMPERATURE_CORRELATION_MINUTES = 360.0
+# exp(-2**14 / 360) < 1e-19: what lies further back than this changes no double.
+MEMORY_DOUBLINGS = 14
+
+
+def minutes(start: date, days: int) -> Timestamps:
+    """Return the timestamps (1440 * days,) of whole UTC days as datetime64[us]."""
+    first = np.datetime64(start, "us")
+    return first + np.arange(days * MINUTES_PER_DAY) * np.timedelta64(1, "m")
+
+
+def uniform(start: date, days: int, random_seed: int) -> dict[str, Values]:
+    """Return plain random values, each uniform over its sensor's range; arrays (1440 * days,)."""
+    ranges = {"wind_speed": (0.0, 25.0), "power": (0.0, 1900.0), "ambient_temperature": (-10.0, 40.0)}
+    days_of_values = [np.random.default_rng([random_seed, day, 0]) for day in _day_numbers(start, days)]
+    draws = np.hstack([rng.uniform(size=(3, MINUTES_PER_DAY)) for rng in days_of_values])
+    return {name: low + (high - low) * draw for (name, (low, high)), draw in zip(ranges.items(), draws, strict=True)}
+
+
+def turbine(start: date, days: int, random_seed: int) -> dict[str, Values]:
+    """Return plausible values, rounded to a sensor's resolution; arrays (1440 * days,).
+
+    Wind is an autocorrelated Weibull series: half the squared length of a two-dimensional standard normal vector is
+    exponentially distributed, and its 1/shape-th power times the scale is Weibull. Power (kW) follows the measured
+    curve; above its last point the turbine is cut out and consumes what it consumes in a calm.
+    """
+    noise = _noise(start, days, random_seed)
+    along, across = (_correlated(white, WIND_CORRELATION_MINUTES) for white in noise[:2])
+    wind_speed = np.round(WEIBULL_SCALE_M_S * ((along**2 + across**2) / 2) ** (1 / WEIBULL_SHAPE), 2)
+
+    curve_speed, curve_power = np.loadtxt(POWER_CURVE_FILE, delimiter=",", skiprows=1, unpack=True)
+    power = np.round(np.interp(wind_speed, curve_speed, curve_power, right=curve_power[0]), 1)
+
+    hour = np.arange(days * MINUTES_PER_DAY) % MINUTES_PER_DAY / 60
+    daily_cycle = 24.0 + 5.0 * np.cos((hour - 17.0) * (2 * np.pi / 24))
+    temperature = np.round(daily_cycle + 1.5 * _correlated(noise[2], TEMPERATURE_CORRELATION_MINUTES), 2)
+    return {"wind_speed": wind_speed, "power": power, "ambient_temperature": temperature}
+
+
+def _day_numbers(start: date, days: int, before: int = 0) -> range:
+    return range(start.toordinal() - before, start.toordinal() + days)
+
+
+def _noise(start: date, days: int, random_seed: int) -> Values:
+    """Return white noise (3, memory + 1440 * days): every day has a generator of its own."""
+    memory = 2**MEMORY_DOUBLINGS
+    before = -(-memory // MINUTES_PER_DAY)
+    generators = [np.random.default_rng([random_seed, max(day, 0), 1]) for day in _day_numbers(start, days, before)]
+    noise = np.hstack([rng.standard_normal((3, MINUTES_PER_DAY)) for rng in generators])
+    return noise[:, before * MINUTES_PER_DAY - memory :]
+
+
+def _correlated(white: Values, correlation_minutes: float) -> Values:
+    """Filter white noise into a first-order autoregressive series of unit variance, without its memory.
+
+    Doubling the reach of the filter in each step, y[t] += phi**reach * y[t - reach], replaces a loop over time.
+    """
+    phi = np.exp(-1 / correlation_minutes)
+    series = white * np.sqrt(1 - phi**2)
+    for doubling in range(MEMORY_DOUBLINGS):
+        reach = 2**doubling
+        series[reach:] += phi**reach * series[:-reach].copy()
+    return series[2**MEMORY_DOUBLINGS :]

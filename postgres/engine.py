@@ -1,0 +1,48 @@
+"""A SQLAlchemy engine from a URL, and the one line that tells why a database failed."""
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+CONNECT_TIMEOUT_S = 5
+DRIVER = "postgresql+psycopg2"
+
+
+def parse(url: str) -> URL:
+    """Read a PostgreSQL URL; its string form hides the password.
+
+    `postgres://` and `postgresql://` mean psycopg2, whose COPY the loads use; SQLAlchemy 2.1 alone would pick
+    psycopg 3. Raises ValueError, whose text never repeats the URL: a password may stand in any malformed part.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername not in ("postgres", "postgresql", DRIVER):
+        raise ValueError(
+            "is not a URL of PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
+            "with special characters percent-encoded"
+        ) from None
+    return parsed.set(drivername=DRIVER)
+
+
+def create(url: URL, application_name: str, *, pool_size: int = 2, check_pooled: bool = False) -> Engine:
+    """Make an engine; nothing is connected yet.
+
+    pool_size: connections at most. check_pooled: test a pooled connection before each use, so that a server which
+    was away is found again; for processes that live long.
+    """
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT_S,
+        pool_pre_ping=check_pooled,
+        isolation_level="READ COMMITTED",
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": application_name},
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Return what the database said, on one line: no SQL, no parameters, no password."""
+    said = str(getattr(error, "orig", None) or error)
+    return " ".join(said.split()) or type(error).__name__

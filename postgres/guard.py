@@ -1,0 +1,140 @@
+"""Runs the embedded PostgreSQL for as long as anybody uses it. Started by postgres.embedded, never by hand.
+
+Three lock files in the server's folder carry the whole protocol. The kernel releases a lock when its holder ends,
+however it ends, so nothing here depends on a clean exit:
+
+- users.lock: every user holds it shared; the guard is granted it exclusively when the last user has ended.
+- guard.lock: the guard holds it exclusively while the server may be joined.
+- start.lock: a user holds it exclusively while it looks for a guard and starts one.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+DATABASES = ("fonte", "alvo")
+NOBODY = 65534
+FAST_SHUTDOWN_S = 1.5
+START_ATTEMPTS_S = 10.0
+
+
+def main() -> None:
+    """Serve the folder argv[2] with the binaries in argv[1]; print the port, then wait for the last user's end."""
+    binaries, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    if os.fork():
+        # The starter waits for the other one's port, not for its end.
+        os._exit(0)
+    guard_lock = locked(folder / "guard.lock")
+    log = (folder / "server.log").open("wb")
+    if not (folder / "data").exists():
+        initialise(binaries, folder, log)
+    server, port = start(binaries, folder, log)
+    print(port, flush=True)
+    # The starter reads until nobody can write any more.
+    os.dup2(log.fileno(), sys.stdout.fileno())
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    threading.Thread(target=end_with, args=(server,), daemon=True).start()
+
+    users_lock = locked(folder / "users.lock")
+    # From here a new user waits for users.lock, which this process keeps to its end: it then has to find no guard.
+    guard_lock.close()
+    server.send_signal(signal.SIGINT)
+    try:
+        server.wait(FAST_SHUTDOWN_S)
+    except subprocess.TimeoutExpired:
+        server.send_signal(signal.SIGQUIT)
+        server.wait()
+    users_lock.close()
+
+
+def locked(path: Path) -> BinaryIO:
+    """Wait for the exclusive lock of a file, and return the file that holds it."""
+    file = path.open("ab")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def end_with(server: subprocess.Popen[bytes]) -> NoReturn:
+    """End this process when the server ends, so that the next user finds no guard and starts anew."""
+    server.wait()
+    os._exit(0)
+
+
+def run_as_owner() -> list[str]:
+    """Return the command prefix under which PostgreSQL starts: never as root, and never longer than this process.
+
+    For root the server becomes nobody, who keeps one capability: reading a checkout that lies below a folder closed
+    to others, such as root's home. Opening that folder to everybody would be the alternative.
+    """
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() != 0:
+        return [setpriv, "--pdeathsig", "INT"] if setpriv else []
+    if not setpriv:
+        sys.exit("running as root needs the command setpriv (util-linux): install it, or run as a normal user")
+    identity = ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    capability = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
+    return [setpriv, *identity, *capability, "--pdeathsig", "INT"]
+
+
+def initialise(binaries: Path, folder: Path, log: BinaryIO) -> None:
+    """Create the cluster and its databases under another name; the rename is what makes them exist."""
+    unfinished, password_file = folder / "data.new", folder / "password"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    password_file.unlink(missing_ok=True)
+    with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(24))
+    locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    access = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={password_file}"]
+    initdb = [*run_as_owner(), binaries / "initdb", "-D", unfinished, *locale, *access]
+    single_user = [*run_as_owner(), binaries / "postgres", "--single", "-D", unfinished, "postgres"]
+    statements = "".join(f"CREATE DATABASE {name};\n" for name in DATABASES).encode()
+    for command, given in ((initdb, b""), (single_user, statements)):
+        if subprocess.run(command, input=given, stdout=log, stderr=log).returncode != 0:
+            sys.exit(f"{command[-1] if command is initdb else 'postgres --single'} failed: see {log.name}")
+    unfinished.rename(folder / "data")
+
+
+def start(binaries: Path, folder: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the server on a free port of 127.0.0.1; again where another process was faster to take the port."""
+    give_up = time.monotonic() + START_ATTEMPTS_S
+    while True:
+        port = free_port()
+        settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "unix_socket_directories="]
+        command = [*run_as_owner(), binaries / "postgres", "-D", folder / "data", *settings]
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if became_ready(server, folder / "data" / "postmaster.pid"):
+            return server, port
+        if time.monotonic() > give_up:
+            sys.exit(f"postgres does not start: see {log.name}")
+        time.sleep(0.1)
+
+
+def became_ready(server: subprocess.Popen[bytes], pid_file: Path) -> bool:
+    """Wait until the server reports in its own pid file that it is ready (True), or has ended (False)."""
+    while server.poll() is None:
+        lines = pid_file.read_text().split("\n") if pid_file.exists() else []
+        if len(lines) > 7 and lines[0] == str(server.pid) and lines[7].strip() == "ready":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()

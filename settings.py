@@ -1,0 +1,66 @@
+"""The only reader of the environment. A file `.env` beside this one serves too; the environment wins."""
+
+import os
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from postgres import engine
+
+_ENV_FILE = Path(__file__).resolve().parent / ".env"
+
+
+class SettingsError(Exception):
+    """A setting that is there cannot be used; the message names it."""
+
+
+def fonte_api_url() -> str | None:
+    """Return FONTE_API_URL, or None where the connector is to be served by this process. Raises SettingsError."""
+    url = _read("FONTE_API_URL")
+    if url is None:
+        return None
+    import httpx
+
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise SettingsError("FONTE_API_URL is not a URL of HTTP: expected something like http://localhost:8000")
+    return url
+
+
+def fonte_database_url() -> URL:
+    """Return FONTE_DATABASE_URL, or the embedded server's database. Raises SettingsError, EmbeddedServerError."""
+    return _database_url("FONTE_DATABASE_URL", "fonte")
+
+
+def fonte_database_is_embedded() -> bool:
+    """Tell whether Fonte's database is the embedded one, which may be filled without asking."""
+    return _read("FONTE_DATABASE_URL") is None
+
+
+def alvo_database_url() -> URL:
+    """Return ALVO_DATABASE_URL, or the embedded server's database. Raises SettingsError, EmbeddedServerError."""
+    return _database_url("ALVO_DATABASE_URL", "alvo")
+
+
+def _database_url(name: str, embedded_database: str) -> URL:
+    url = _read(name)
+    if url is None:
+        from postgres import embedded
+
+        return embedded.url(embedded_database)
+    try:
+        return engine.parse(url)
+    except ValueError as error:
+        raise SettingsError(f"{name} {error}") from None
+
+
+def _read(name: str) -> str | None:
+    value = os.environ.get(name)
+    if value is None and _ENV_FILE.exists():
+        from dotenv import dotenv_values
+
+        value = dotenv_values(_ENV_FILE).get(name)
+    return value or None

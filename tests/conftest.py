@@ -1,0 +1,216 @@
+"""Real PostgreSQL for every test: a server of one's own, a container, or the embedded one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import stamina
+from sqlalchemy import URL, create_engine, make_url, text
+
+import settings
+from fonte import embedded as fonte_embedded
+from fonte import seeding
+from postgres import embedded, engine
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--postgres",
+        choices=["url", "container", "embedded"],
+        help="use TEST_POSTGRES_URL, a container of postgres:18, or the embedded server; default: the first there is",
+    )
+    parser.addoption("--kills", type=int, default=10, help="how often the kill tests kill")
+
+
+def pytest_report_header(config):
+    return f"postgres: {_kind(config)}"
+
+
+def _kind(config):
+    if chosen := config.getoption("--postgres"):
+        return chosen
+    if os.environ.get("TEST_POSTGRES_URL"):
+        return "url"
+    docker = shutil.which("docker")
+    answers = docker and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
+    return "container" if answers else "embedded"
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig, tmp_path_factory) -> Iterator[URL]:
+    """The URL of a superuser on a real server."""
+    kind = _kind(pytestconfig)
+    if kind == "url":
+        yield engine.parse(os.environ["TEST_POSTGRES_URL"])
+    elif kind == "embedded":
+        yield embedded.url("postgres", tmp_path_factory.mktemp("postgres") / "embedded")
+    else:
+        from testcontainers.postgres import PostgresContainer
+
+        with PostgresContainer("postgres:18", driver="psycopg2") as container:
+            yield make_url(container.get_connection_url()).set(host="127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def administrator(server):
+    pool = create_engine(server, isolation_level="AUTOCOMMIT")
+    yield pool
+    pool.dispose()
+
+
+@pytest.fixture(scope="session")
+def make_database(administrator, server):
+    """Create a database, a copy of another one where a template is named; gives its URL."""
+    made = []
+
+    def make(template: str | None = None) -> URL:
+        name = f"test_{uuid.uuid4().hex}"
+        with administrator.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else "")))
+        made.append(name)
+        return server.set(database=name)
+
+    yield make
+    with administrator.connect() as connection:
+        for name in made:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def make_pool():
+    """Make engines that are disposed of after the test."""
+    pools = []
+
+    def make(url: URL):
+        pools.append(engine.create(url, "test"))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.dispose()
+
+
+@pytest.fixture(scope="session")
+def seeded_template(make_database) -> str:
+    """The name of a database that holds the ten default days."""
+    url = make_database()
+    pool = engine.create(url, "test")
+    seeding.seed_once(pool)
+    pool.dispose()
+    assert url.database
+    return url.database
+
+
+@pytest.fixture
+def fonte(make_database, seeded_template) -> URL:
+    """A Fonte of the test's own, holding the ten default days."""
+    return make_database(seeded_template)
+
+
+@pytest.fixture
+def fonte_pool(fonte, make_pool):
+    return make_pool(fonte)
+
+
+@pytest.fixture
+def alvo(make_database, monkeypatch) -> URL:
+    """An empty Alvo, which ALVO_DATABASE_URL names."""
+    url = make_database()
+    monkeypatch.setenv("ALVO_DATABASE_URL", url.render_as_string(hide_password=False))
+    return url
+
+
+@pytest.fixture
+def alvo_pool(alvo, make_pool):
+    return make_pool(alvo)
+
+
+@contextmanager
+def connector_over(database: URL) -> Iterator[str]:
+    """Serve the connector over a database; gives its base URL."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_DATABASE_URL", database.render_as_string(hide_password=False))
+        with fonte_embedded.served() as base_url:
+            # The connector reads its settings while it starts: it has when it answers.
+            httpx.get(f"{base_url}/columns").raise_for_status()
+            yield base_url
+
+
+@pytest.fixture(scope="session")
+def shared_connector(make_database, seeded_template) -> Iterator[str]:
+    """A connector over the ten default days, for tests that only read."""
+    with connector_over(make_database(seeded_template)) as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def connector(fonte) -> Iterator[str]:
+    """A connector over the test's own Fonte."""
+    with connector_over(fonte) as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def fonte_api(shared_connector, monkeypatch) -> str:
+    """The shared connector, which FONTE_API_URL names."""
+    monkeypatch.setenv("FONTE_API_URL", shared_connector)
+    return shared_connector
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch, tmp_path):
+    """No setting of the machine reaches a test, and no retry waits."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(settings, "_ENV_FILE", tmp_path / "no.env")
+    stamina.set_testing(True, attempts=5)
+    yield
+    stamina.set_testing(False)
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the project, whose embedded server is nobody else's."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for source in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
+        shutil.copy(source, copy)
+    for package in ("alvo", "fonte", "postgres"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture
+def run_command(checkout) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of the copied project in a process of its own."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=checkout,
+            env={name: value for name, value in os.environ.items() if name not in SETTINGS} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def refused_port() -> Iterator[int]:
+    """A port of this machine on which nobody listens, held so that nobody can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

@@ -1,0 +1,66 @@
+"""A server of real sockets that answers what a broken one would."""
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+RESET = object()
+HANG = object()
+
+
+def http(status=200, body=b"[]", content_type="application/json", length=None, headers=()):
+    """An HTTP/1.1 answer; a length larger than the body makes it a truncated one."""
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} x", f"Content-Type: {content_type}", f"Content-Length: {length or len(body)}"]
+    return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
+
+
+class Faulty:
+    """Answers connection after connection with the given answers, the last one again and again."""
+
+    def __init__(self, listener, answers):
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.requests = []
+        self._listener, self._answers = listener, answers
+        self._open = []
+
+    def serve(self):
+        number = 0
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            answer = self._answers[min(number, len(self._answers) - 1)]
+            number += 1
+            self.requests.append(connection.recv(65536).decode(errors="replace").split("\r\n")[0])
+            if answer is HANG:
+                self._open.append(connection)
+                continue
+            if answer is RESET:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.sendall(answer)
+            connection.close()
+
+    def close(self):
+        for connection in self._open:
+            connection.close()
+
+
+@contextmanager
+def answering(*answers) -> Iterator[Faulty]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Faulty(listener, answers)
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        try:
+            yield server
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            server.close()

@@ -1,0 +1,196 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from alvo.aggregation import aggregate
+from tests import families, reference
+
+START = np.datetime64("2024-05-20T00:00:00", "us")
+MINUTE = np.timedelta64(60_000_000, "us")
+WINDOW = 10 * MINUTE
+STATISTICS = ("mean", "min", "max", "std")
+
+
+
+def minutes(count):
+    return START + np.arange(count) * MINUTE
+
+
+def aggregate_window(values):
+    """Aggregate one window of up to ten minutes; longer ones are sampled faster."""
+    timestamps = START + np.arange(len(values)) * (WINDOW // len(values))
+    window_starts, signals = aggregate(timestamps, {"v": np.array(values)})
+    assert window_starts.tolist() == [START.item()]
+    return {statistic: signals[f"v_{statistic}"][0].item() for statistic in STATISTICS}
+
+
+def as_dict(window_starts, signals):
+    return {
+        (start, name): value
+        for name, values in signals.items()
+        for start, value in zip(window_starts.tolist(), values.tolist(), strict=True)
+        if not math.isnan(value)
+    }
+
+
+@st.composite
+def samples(draw, columns=2):
+    """Timestamps in any order, with gaps, and columns with missing values of their own."""
+    count = draw(st.integers(0, 120))
+    seconds = draw(st.lists(st.integers(0, 86_399), min_size=count, max_size=count, unique=True))
+    element = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf])
+    values = {f"c{i}": draw(hnp.arrays(np.float64, count, elements=element)) for i in range(columns)}
+    return START + np.array(seconds, dtype="timedelta64[s]"), values
+
+
+@pytest.mark.parametrize("family", families.ALL, ids=lambda family: family.__name__)
+@given(data=st.data())
+def test_every_family_is_right_to_the_last_bit(family, data):
+    window = data.draw(family())
+    computed = aggregate_window(window)
+    exact_mean = reference.mean(window)
+    assert computed["mean"] == reference.as_double(exact_mean)
+    assert computed["min"] == min(window)
+    assert computed["max"] == max(window)
+    assert reference.error_ulp(computed["std"], reference.std(window)) <= 1
+    assert computed["min"] <= computed["mean"] <= computed["max"]
+
+
+@given(window=families.constant())
+def test_a_constant_window_has_no_deviation_at_all(window):
+    computed = aggregate_window(window)
+    assert computed == {"mean": window[0], "min": window[0], "max": window[0], "std": 0.0}
+
+
+@given(window=families.ordinary())
+def test_ordinary_windows_agree_with_plain_numpy(window):
+    computed = aggregate_window(window)
+    # NumPy's two passes lose a few digits of a deviation that is small beside the values.
+    assert computed["mean"] == pytest.approx(np.mean(window), rel=1e-14)
+    assert computed["std"] == pytest.approx(np.std(window, ddof=1), rel=1e-9, abs=1e-13)
+
+
+def test_a_standard_deviation_beyond_the_largest_double_is_infinite():
+    assert aggregate_window([1.7e308, -1.7e308])["std"] == math.inf
+
+
+def test_a_large_window_is_as_exact_as_a_small_one():
+    window = (1e9 + np.random.default_rng(7).normal(size=3000)).tolist()
+    computed = aggregate_window(window)
+    assert computed["mean"] == reference.as_double(reference.mean(window))
+    assert reference.error_ulp(computed["std"], reference.std(window)) <= 1
+
+
+def test_a_year_is_computed_in_chunks_without_a_seam():
+    values = np.random.default_rng(3).normal(8, 2, 60_000)
+    whole = as_dict(*aggregate(minutes(60_000), {"v": values}))
+    days = [aggregate(minutes(60_000)[i : i + 1440], {"v": values[i : i + 1440]}) for i in range(0, 60_000, 1440)]
+    assert whole == {key: value for day in days for key, value in as_dict(*day).items()}
+
+
+@given(case=samples())
+def test_counts_add_up_and_windows_are_those_with_a_sample(case):
+    timestamps, columns = case
+    window_starts, signals = aggregate(timestamps, columns)
+    assert signals.keys() == {f"{name}_{statistic}" for name in columns for statistic in STATISTICS}
+    assert (np.diff(window_starts) > np.timedelta64(0)).all()
+    expected = {}
+    for name, values in columns.items():
+        for timestamp, value in zip(timestamps.tolist(), values.tolist(), strict=True):
+            if math.isfinite(value):
+                start = timestamp.replace(minute=timestamp.minute // 10 * 10, second=0)
+                expected.setdefault((start, name), []).append(value)
+    assert window_starts.tolist() == sorted({start for start, _ in expected})
+    results = as_dict(window_starts, signals)
+    assert {(start, name.removesuffix("_mean")) for start, name in results if name.endswith("_mean")} == expected.keys()
+    for (start, name), window in expected.items():
+        assert results[start, f"{name}_mean"] == reference.as_double(reference.mean(window))
+        assert results[start, f"{name}_min"] == min(window)
+        assert results[start, f"{name}_max"] == max(window)
+        assert ((start, f"{name}_std") in results) == (len(window) > 1)
+
+
+@given(case=samples(), random=st.randoms())
+def test_the_order_of_rows_does_not_matter(case, random):
+    timestamps, columns = case
+    order = list(range(len(timestamps)))
+    random.shuffle(order)
+    shuffled = aggregate(timestamps[order], {name: values[order] for name, values in columns.items()})
+    assert as_dict(*shuffled) == as_dict(*aggregate(timestamps, columns))
+
+
+@given(case=samples(), windows=st.integers(-1000, 1000))
+def test_shifting_by_whole_windows_shifts_the_labels_only(case, windows):
+    timestamps, columns = case
+    window_starts, signals = aggregate(timestamps, columns)
+    shifted_starts, shifted = aggregate(timestamps + windows * WINDOW, columns)
+    assert (shifted_starts == window_starts + windows * WINDOW).all()
+    assert as_dict(window_starts, shifted) == as_dict(window_starts, signals)
+
+
+@given(case=samples(), exponent=st.integers(-300, 300))
+def test_scaling_by_a_power_of_two_scales_exactly(case, exponent):
+    timestamps, columns = case
+    columns = {name: np.round(values, 6) for name, values in columns.items()}
+    scaled = aggregate(timestamps, {name: np.ldexp(values, exponent) for name, values in columns.items()})
+    expected = {key: math.ldexp(value, exponent) for key, value in as_dict(*aggregate(timestamps, columns)).items()}
+    assert as_dict(*scaled) == expected
+
+
+@given(case=samples())
+def test_two_half_days_make_the_day(case):
+    timestamps, columns = case
+    morning = timestamps < START + 72 * WINDOW
+    halves = [aggregate(timestamps[half], {name: v[half] for name, v in columns.items()}) for half in (morning, ~morning)]
+    assert as_dict(*halves[0]) | as_dict(*halves[1]) == as_dict(*aggregate(timestamps, columns))
+
+
+@given(case=samples())
+def test_what_is_missing_in_one_column_does_not_touch_another(case):
+    timestamps, columns = case
+    together = as_dict(*aggregate(timestamps, columns))
+    alone = [as_dict(*aggregate(timestamps, {name: values})) for name, values in columns.items()]
+    assert together == {key: value for results in alone for key, value in results.items()}
+
+
+@pytest.mark.parametrize(
+    ("window_s", "count"), [(1, 600), (7, 86), (60, 10), (600, 1), (86_400, 1)]
+)
+def test_windows_of_any_whole_number_of_seconds_are_aligned_to_the_epoch(window_s, count):
+    timestamps = START + np.arange(600) * np.timedelta64(1, "s")
+    window_starts, signals = aggregate(timestamps, {"v": np.arange(600.0)}, window_s)
+    assert len(window_starts) in (count, count + 1)
+    assert not (window_starts.astype(np.int64) % (window_s * 1_000_000)).any()
+    assert signals["v_min"][0] == 0
+    assert signals["v_max"][-1] == 599
+
+
+def test_samples_before_the_epoch_fall_into_the_window_below_them():
+    window_starts, _ = aggregate(np.array(["1969-12-31T23:59:59.999999"], dtype="datetime64[us]"), {"v": np.ones(1)})
+    assert window_starts.tolist() == [np.datetime64("1969-12-31T23:50", "us").item()]
+
+
+def test_only_the_asked_statistics_are_returned():
+    _, signals = aggregate(minutes(10), {"v": np.arange(10.0)}, statistics=("max", "mean"))
+    assert {name: values.tolist() for name, values in signals.items()} == {"v_max": [9.0], "v_mean": [4.5]}
+
+
+def test_no_samples_make_no_windows():
+    window_starts, signals = aggregate(minutes(0), {"v": np.empty(0)})
+    assert len(window_starts) == 0
+    assert all(len(values) == 0 for values in signals.values())
+
+
+@settings(max_examples=20)
+@given(case=samples())
+def test_the_input_is_left_as_it_was(case):
+    timestamps, columns = case
+    before = timestamps.copy(), {name: values.copy() for name, values in columns.items()}
+    aggregate(timestamps, columns)
+    assert (timestamps == before[0]).all()
+    for name, values in columns.items():
+        np.testing.assert_array_equal(values, before[1][name])

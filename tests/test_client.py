@@ -1,0 +1,193 @@
+import gzip
+import math
+from datetime import UTC, datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fonte import client
+from fonte.client import FonteError, RequestRefused, fetch
+from tests.faulty import HANG, RESET, answering, http
+
+START = datetime(2024, 5, 20, tzinfo=UTC)
+END = START + timedelta(days=1)
+
+
+def row(minute, **values):
+    return {"timestamp": f"2024-05-20T00:{minute:02}:00Z", **(values or {"power": 1.5})}
+
+
+def fetch_answer(*answers, columns=("power",)):
+    with answering(*answers) as server:
+        return fetch(server.url, START, END, columns)
+
+
+def test_a_day_comes_as_arrays(shared_connector):
+    timestamps, columns = fetch(shared_connector, START, END, ["power", "wind_speed"])
+    assert timestamps.dtype == np.dtype("datetime64[us]")
+    assert (timestamps == np.datetime64("2024-05-20", "us") + np.arange(1440) * np.timedelta64(1, "m")).all()
+    assert list(columns) == ["power", "wind_speed"]
+    assert all(values.dtype == np.float64 and values.shape == (1440,) for values in columns.values())
+
+
+@pytest.mark.parametrize(
+    "start", [START.replace(tzinfo=None), START.astimezone(timezone(timedelta(hours=-3)))], ids=["naive", "offset"]
+)
+def test_a_bound_is_meant_in_utc_unless_it_has_an_offset(shared_connector, start):
+    timestamps, _ = fetch(shared_connector, start, start + timedelta(minutes=2), ["power"])
+    assert timestamps.tolist() == [datetime(2024, 5, 20, 0, 0), datetime(2024, 5, 20, 0, 1)]
+
+
+def test_the_request_is_the_one_that_the_design_fixes():
+    with answering(http()) as server:
+        fetch(server.url + "/fonte/", START, END, ["power", "wind_speed"])
+    assert server.requests == [
+        "GET /fonte/data?start_timestamp=2024-05-20T00%3A00%3A00Z&end_timestamp=2024-05-21T00%3A00%3A00Z"
+        "&columns=power&columns=wind_speed HTTP/1.1"
+    ]
+
+
+def test_an_empty_answer_is_an_empty_day():
+    timestamps, columns = fetch_answer(http())
+    assert timestamps.shape == columns["power"].shape == (0,)
+
+
+def test_null_nan_and_infinity_are_no_error():
+    body = b"""[{"timestamp": "2024-05-20T00:00:00Z", "power": null}, {"timestamp": "2024-05-20T00:01:00Z", "power": NaN},
+                {"timestamp": "2024-05-20T00:02:00Z", "power": -Infinity}, {"timestamp": "2024-05-20T00:03:00Z", "power": 7}]"""
+    _, columns = fetch_answer(http(body=body))
+    np.testing.assert_array_equal(columns["power"], [math.nan, math.nan, -math.inf, 7.0])
+
+
+@pytest.mark.parametrize("text", ["2024-05-20T00:05:00", "2024-05-20 00:05:00+00:00", "2024-05-19T21:05:00-03:00"])
+def test_foreign_timestamps_are_read_as_utc(text):
+    timestamps, _ = fetch_answer(http(body=[{"timestamp": text, "power": 1}]))
+    assert timestamps.tolist() == [datetime(2024, 5, 20, 0, 5)]
+
+
+def test_a_row_sent_twice_counts_once():
+    body = [row(0), row(1, power=None), row(1, power=None), row(2), row(2), row(2), row(3)]
+    timestamps, columns = fetch_answer(http(body=body))
+    assert [moment.minute for moment in timestamps.tolist()] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(columns["power"], [1.5, math.nan, 1.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (http(body=b"<html>Welcome</html>", content_type="text/html"), "no JSON, but '<html>Welcome</html>'"),
+        (http(body=b'[{"timestamp": "2024-05-20T00:00:00Z", "power"'), "no JSON"),
+        (http(body=b"[" * 100_000), "no JSON"),
+        (http(body=b"\xff\xfe\xfd"), "no JSON"),
+        (http(body={"data": []}), "a JSON dict instead of a list"),
+        (http(body=[1]), "the record 1 instead"),
+        (http(body=[row(0, wind=1)]), "instead of one with power, timestamp"),
+        (http(body=[row(0, power=1, extra=1)]), "instead of one with power, timestamp"),
+        (http(body=[{"timestamp": "2024-05-20T00:00:00Z"}]), "instead of one with power, timestamp"),
+        (http(body=[row(0), row(1, power="2.5")]), "power = '2.5', which is no number"),
+        (http(body=[row(0, power=True)]), "power = True, which is no number"),
+        (http(body=[row(0, power=10**400)]), "which is no number of double precision"),
+        (http(body=[{"timestamp": 1716163200, "power": 1}]), "the timestamp 1716163200"),
+        (http(body=[{"timestamp": "yesterday", "power": 1}]), "the timestamp 'yesterday'"),
+        (http(body=[{"timestamp": "0001-01-01T00:00:00+10:00", "power": 1}]), "the timestamp '0001-01-01"),
+        (http(body=[row(1), row(0)]), "2024-05-20T00:00:00.000000Z after 2024-05-20T00:01:00.000000Z: the rows are out of order"),
+        (http(body=[row(0), {"timestamp": "2024-05-21T00:00:00Z", "power": 1}]), "outside the period"),
+        (http(body=[{"timestamp": "2024-05-19T23:59:59Z", "power": 1}, row(0)]), "outside the period"),
+        (http(body=[row(0), row(1, power=1), row(1, power=2)]), "two different values of power for 2024-05-20T00:01"),
+        (http(body=[row(1, power=1), row(1, power=None)]), "two different values of power"),
+        (http(301, headers=["Location: /elsewhere"]), "HTTP 301"),
+        (http(404, body={"detail": "Not Found"}), "HTTP 404 x: Not Found"),
+        (http(401, body=b"who are you?"), "HTTP 401 x: who are you?"),
+        (http(500, body=b""), "HTTP 500"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer"),
+        (http(headers=["Content-Encoding: gzip"]), "does not answer"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_refused_and_not_asked_for_again(answer, message):
+    with answering(answer) as server, pytest.raises(FonteError) as failure:
+        fetch(server.url, START, END, ["power"])
+    assert message in str(failure.value)
+    assert "\n" not in str(failure.value)
+    assert server.url in str(failure.value)
+    assert len(server.requests) == (5 if answer.startswith(b"SSH") else 1)
+
+
+def test_a_refused_request_repeats_the_detail_of_fonte():
+    with pytest.raises(RequestRefused, match="columns='wind': expected 'wind_speed'"):
+        fetch_answer(http(422, body={"detail": "columns='wind': expected 'wind_speed', 'power'"}))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        http(502),
+        http(503),
+        http(504),
+        RESET,
+        HANG,
+        b"",
+        http(body=b"[", length=100),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[    \r\n",
+    ],
+    ids=["502", "503", "504", "reset", "hang", "closed", "half a body", "half a chunked body"],
+)
+def test_what_passes_by_itself_is_tried_again(fault, monkeypatch):
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
+    with answering(fault, fault, http(body=[row(0)])) as server:
+        timestamps, _ = fetch(server.url, START, END, ["power"])
+    assert len(timestamps) == 1
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("fault", [http(503), RESET, HANG], ids=["503", "reset", "hang"])
+def test_what_does_not_pass_ends_after_five_attempts(fault, monkeypatch):
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
+    with answering(fault) as server, pytest.raises(FonteError, match="check FONTE_API_URL"):
+        fetch(server.url, START, END, ["power"])
+    assert len(server.requests) == 5
+
+
+def test_nobody_there_is_an_error(refused_port):
+    with pytest.raises(FonteError, match="does not answer"):
+        fetch(f"http://127.0.0.1:{refused_port}", START, END, ["power"])
+
+
+def test_a_password_in_the_url_is_not_repeated(refused_port):
+    with pytest.raises(FonteError) as failure:
+        fetch(f"http://user:secret@127.0.0.1:{refused_port}", START, END, ["power"])
+    assert "secret" not in str(failure.value)
+
+
+def test_more_than_the_limit_is_refused_even_when_it_was_small_on_the_wire(monkeypatch):
+    monkeypatch.setattr(client, "MAX_DECODED_BYTES", 2**20)
+    bomb = gzip.compress(b" " * (2**20 + 1))
+    with pytest.raises(FonteError, match="more than 1 MiB"):
+        fetch_answer(http(body=bomb, headers=["Content-Encoding: gzip"]))
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch, refused_port, shared_connector):
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{refused_port}")
+    timestamps, _ = fetch(shared_connector, START, END, ["power"])
+    assert len(timestamps) == 1440
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["timestamp", "power", "x"]), inner, max_size=3),
+)
+
+
+@given(body=st.binary(max_size=50) | JSON)
+def test_any_body_gives_arrays_or_the_one_error(body):
+    import json
+
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        records = client._records(raw)
+        timestamps, columns = client._checked(records, START.replace(tzinfo=None), END.replace(tzinfo=None), ["power"])
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert timestamps.shape == columns["power"].shape

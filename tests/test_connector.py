@@ -1,0 +1,209 @@
+import math
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from tests.conftest import connector_over
+
+DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
+
+
+@pytest.fixture(scope="module")
+def api(shared_connector):
+    with httpx.Client(base_url=shared_connector) as client:
+        yield client
+
+
+def test_the_request_that_existing_clients_send_is_served_as_they_expect(api):
+    answer = api.get(DAY)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    records = answer.json()
+    assert len(records) == 1440
+    assert all(list(record) == ["timestamp", "wind_speed", "power"] for record in records)
+    assert records[0]["timestamp"] == "2024-05-20T00:00:00Z"
+    assert records[-1]["timestamp"] == "2024-05-20T23:59:00Z"
+    assert [record["timestamp"] for record in records] == sorted(record["timestamp"] for record in records)
+
+
+@pytest.mark.parametrize(
+    ("query", "minutes"),
+    [
+        ("", 14400),
+        ("start_timestamp=2024-05-29T23:58:00Z", 2),
+        ("end_timestamp=2024-05-20T00:03:00Z", 3),
+        ("start_timestamp=2024-05-20T00:01:00Z&end_timestamp=2024-05-20T00:02:00Z", 1),
+        ("start_timestamp=2024-05-20T03:00:00%2B03:00&end_timestamp=2024-05-20T00:05:00", 5),
+        ("start_timestamp=2024-05-20&end_timestamp=2024-05-21", 1440),
+        ("start_timestamp=2030-01-01", 0),
+        ("start_timestamp=0001-01-01&end_timestamp=9999-12-31T23:59:59Z", 14400),
+    ],
+)
+def test_a_period_is_half_open_and_each_bound_optional(api, query, minutes):
+    assert len(api.get(f"/data?{query}").json()) == minutes
+
+
+def test_all_variables_come_where_none_is_named(api):
+    record = api.get("/data?end_timestamp=2024-05-20T00:01").json()[0]
+    assert list(record) == ["timestamp", "wind_speed", "power", "ambient_temperature"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/data?columns=wind", "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'"),
+        ("/data?columns=power&columns=power", "expected each column once"),
+        ("/data?columns=timestamp", "columns='timestamp'"),
+        ("/data?columns=", "columns=''"),
+        ("/data?columns=power%3BDROP%20TABLE%20data", "columns='power;DROP TABLE data'"),
+        ("/data?start_timestamp=yesterday", "start_timestamp='yesterday': expected a timestamp such as 2024-"),
+        ("/data?start_timestamp=1716163200", "start_timestamp='1716163200'"),
+        ("/data?start_timestamp=2024-05-20T00:00:00+00:00", "sent as %2B"),
+        ("/data?start_timestamp=", "start_timestamp=''"),
+        ("/data?end_timestamp=2024-02-30", "end_timestamp='2024-02-30'"),
+        ("/data?end_timestamp=infinity", "end_timestamp='infinity'"),
+        ("/data?start_timestamp=0001-01-01T00:00:00%2B10:00", "start_timestamp='0001"),
+        ("/data?start_timestamp=2024-05-21&end_timestamp=2024-05-20", "is not before end_timestamp 2024-05-20T00:00:00+00:00"),
+        ("/data?start_timestamp=2024-05-20&end_timestamp=2024-05-20", "is not before"),
+        ("/data?start=2024-05-20", "start: no such parameter"),
+    ],
+)
+def test_a_bad_request_is_a_422_that_names_the_value_and_what_is_allowed(api, path, said):
+    answer = api.get(path)
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+def test_what_is_no_finite_number_is_null(fonte_pool, connector):
+    with fonte_pool.begin() as connection:
+        connection.execute(
+            text("""INSERT INTO data VALUES ('2020-01-01 00:00Z', 'NaN', 'Infinity', NULL),
+                ('2020-01-01 00:00:00.5Z', 1e300, '-Infinity', 5e-324)""")
+        )
+    assert httpx.get(f"{connector}/data?end_timestamp=2021-01-01").json() == [
+        {"timestamp": "2020-01-01T00:00:00Z", "wind_speed": None, "power": None, "ambient_temperature": None},
+        {"timestamp": "2020-01-01T00:00:00.5Z", "wind_speed": 1e300, "power": None, "ambient_temperature": 5e-324},
+    ]
+
+
+def test_every_double_crosses_unchanged(fonte_pool, connector):
+    values = [0.1, 1 / 3, math.pi * 1e200, -2.2250738585072014e-308, 1.7976931348623157e308, 123456789.12345679]
+    with fonte_pool.begin() as connection:
+        for minute, value in enumerate(values):
+            connection.execute(
+                text("INSERT INTO data (timestamp, power) VALUES (:at, :value)"),
+                {"at": datetime(2020, 1, 1, 0, minute, tzinfo=UTC), "value": value},
+            )
+    records = httpx.get(f"{connector}/data?end_timestamp=2021-01-01&columns=power").json()
+    assert [record["power"] for record in records] == values
+
+
+def test_columns_have_units_and_descriptions(api):
+    assert [(c["name"], c["unit"]) for c in api.get("/columns").json()] == [
+        ("wind_speed", "m/s"),
+        ("power", "kW"),
+        ("ambient_temperature", "degC"),
+    ]
+    assert all(column["description"] for column in api.get("/columns").json())
+
+
+def test_the_period_is_what_the_table_holds(api, connector, fonte_pool):
+    assert api.get("/period").json() == {
+        "first_timestamp": "2024-05-20T00:00:00Z",
+        "last_timestamp": "2024-05-29T23:59:00Z",
+        "rows": 14400,
+    }
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data"))
+    assert httpx.get(f"{connector}/period").json() == {"first_timestamp": None, "last_timestamp": None, "rows": 0}
+    assert httpx.get(f"{connector}/data").json() == []
+
+
+def test_health_asks_the_database(api):
+    assert api.get("/health").json() == {"status": "ok"}
+
+
+def test_without_its_table_fonte_is_unavailable_and_says_so(make_database):
+    with connector_over(make_database()) as base_url:
+        for path in ("/data", "/period"):
+            answer = httpx.get(base_url + path)
+            assert answer.status_code == 503
+            assert "is not set up" in answer.json()["detail"]
+
+
+def test_a_database_that_is_away_is_a_503_and_is_found_again(administrator, fonte):
+    name = fonte.database
+    with connector_over(fonte) as base_url, administrator.connect() as connection:
+        assert httpx.get(base_url + DAY).status_code == 200
+        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+        connection.execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"), {"name": name})
+        for path in (DAY, "/health", "/period"):
+            answer = httpx.get(base_url + path)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert name not in answer.text
+        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        assert len(httpx.get(base_url + DAY).json()) == 1440
+
+
+def test_a_role_that_may_only_select_is_enough(administrator, fonte, fonte_pool):
+    role = f"reader_{fonte.database}"
+    with administrator.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'reader'"))
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"GRANT SELECT ON data TO {role}"))
+    try:
+        with connector_over(fonte.set(username=role, password="reader")) as base_url:
+            assert len(httpx.get(base_url + DAY).json()) == 1440
+            for path in ("/columns", "/period", "/health"):
+                assert httpx.get(base_url + path).status_code == 200
+    finally:
+        with fonte_pool.begin() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+        with administrator.connect() as connection:
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+def test_the_connector_could_not_write_if_it_tried(fonte):
+    from fonte.connector import _lifespan, app
+
+    async def statement():
+        async with _lifespan(app) as state:
+            with state["engine"].connect() as connection:
+                connection.execute(text("DELETE FROM data"))
+
+    import asyncio
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_DATABASE_URL", fonte.render_as_string(hide_password=False))
+        with pytest.raises(Exception, match="read-only transaction"):
+            asyncio.run(statement())
+
+
+def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, fonte):
+    with connector_over(fonte) as base_url, httpx.stream("GET", f"{base_url}/data") as answer:
+        chunks = answer.iter_raw(1000)
+        next(chunks)
+        with administrator.connect() as connection:
+            connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
+                {"name": fonte.database},
+            )
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in chunks:
+                pass
+
+
+def test_the_description_tells_units_bounds_and_answers(api):
+    description = api.get("/openapi.json").json()
+    operation = description["paths"]["/data"]["get"]
+    assert {p["name"] for p in operation["parameters"]} == {"start_timestamp", "end_timestamp", "columns"}
+    assert all(parameter["description"] for parameter in operation["parameters"])
+    assert operation["responses"].keys() == {"200", "422", "503"}
+    sample = description["components"]["schemas"]["Sample"]["properties"]
+    assert sample["wind_speed"]["description"] == "m/s"
+    assert all(route.get("get", {}).get("summary") for route in description["paths"].values())
+    assert all(list(route) == ["get"] for route in description["paths"].values())
+    assert api.get("/docs").status_code == 200

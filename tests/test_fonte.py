@@ -1,0 +1,206 @@
+"""Fonte's table and what fills it."""
+
+from datetime import date, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+import seed
+from fonte import seeding, synthetic
+from tests.conftest import ROOT
+
+START = date(2024, 5, 20)
+
+
+@pytest.fixture
+def empty_fonte(make_database, monkeypatch):
+    url = make_database()
+    monkeypatch.setenv("FONTE_DATABASE_URL", url.render_as_string(hide_password=False))
+    return url
+
+
+@pytest.fixture
+def rows(empty_fonte, make_pool):
+    pool = make_pool(empty_fonte)
+
+    def read(statement="SELECT * FROM data ORDER BY timestamp"):
+        with pool.connect() as connection:
+            return connection.execute(text(statement)).all()
+
+    return read
+
+
+@settings(max_examples=10, deadline=None)
+@given(profile=st.sampled_from(sorted(seeding.PROFILES)), seed=st.integers(0, 2**32), split=st.integers(1, 3))
+def test_days_seeded_apart_are_the_days_seeded_together(profile, seed, split):
+    make = seeding.PROFILES[profile]
+    together = make(START, 4, seed)
+    first, rest = make(START, split, seed), make(START + timedelta(days=split), 4 - split, seed)
+    for name, values in together.items():
+        np.testing.assert_array_equal(values, np.hstack([first[name], rest[name]]))
+
+
+def test_another_seed_or_another_day_gives_other_values():
+    for make in seeding.PROFILES.values():
+        columns = [make(START, 1, 1), make(START, 1, 2), make(START + timedelta(days=1), 1, 1)]
+        for name in columns[0]:
+            assert len({column[name].tobytes() for column in columns}) == 3
+
+
+def test_turbine_wind_is_weibull_and_autocorrelated():
+    wind = synthetic.turbine(START, 400, 1)["wind_speed"]
+    # Of a Weibull distribution with shape 2: mean 0.886, median 0.833 scales; a minute differs little from the next.
+    assert np.mean(wind) / synthetic.WEIBULL_SCALE_M_S == pytest.approx(0.886, abs=0.03)
+    assert np.median(wind) / synthetic.WEIBULL_SCALE_M_S == pytest.approx(0.833, abs=0.03)
+    assert np.corrcoef(wind[:-1], wind[1:])[0, 1] > 0.98
+    assert wind.min() >= 0
+
+
+def test_turbine_power_follows_the_curve_and_temperature_the_day():
+    columns = synthetic.turbine(START, 100, 1)
+    wind, power = columns["wind_speed"], columns["power"]
+    assert set(power[wind < 2.5]) == {-5.0}
+    assert (power[(wind >= 13) & (wind <= 25)] >= 1900).all()
+    assert set(power[wind > 25]) <= {-5.0}
+    hourly = columns["ambient_temperature"].reshape(100, 24, 60).mean(axis=(0, 2))
+    assert 15 <= int(np.argmax(hourly)) <= 19
+    assert 3 <= int(np.argmin(hourly)) <= 7
+
+
+def test_uniform_values_fill_their_ranges():
+    columns = synthetic.uniform(START, 10, 1)
+    for name, (low, high) in {"wind_speed": (0, 25), "power": (0, 1900), "ambient_temperature": (-10, 40)}.items():
+        assert low <= columns[name].min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < columns[name].max() < high
+
+
+def test_the_default_is_ten_days_and_says_so(rows, capsys):
+    assert seed.main([]) == 0
+    assert capsys.readouterr().out == (
+        "14,400 rows inserted, 0 were there already and keep their values\n"
+        "Fonte holds 14,400 rows from 2024-05-20 00:00 UTC to 2024-05-29 23:59 UTC\n"
+    )
+    expected = synthetic.turbine(START, 10, seeding.RANDOM_SEED)
+    held = rows()
+    for number, name in enumerate(expected, start=1):
+        assert [row[number] for row in held] == expected[name].tolist()
+
+
+def test_rows_that_are_there_keep_their_values(rows, capsys):
+    seed.main(["--days", "2"])
+    before = rows()
+    assert seed.main(["--days", "3", "--profile", "uniform", "--random-seed", "7"]) == 0
+    assert "1,440 rows inserted, 2,880 were there already" in capsys.readouterr().out
+    after = rows()
+    assert after[:2880] == before
+    assert [row[2] for row in after[2880:]] == synthetic.uniform(date(2024, 5, 22), 1, 7)["power"].tolist()
+
+
+def test_a_long_seed_goes_through_in_parts(rows):
+    assert seed.main(["--days", "61", "--start", "2023-01-01"]) == 0
+    assert rows("SELECT count(*), min(timestamp)::date, max(timestamp)::date FROM data") == [
+        (61 * 1440, date(2023, 1, 1), date(2023, 3, 2))
+    ]
+
+
+def test_a_csv_file_of_real_minutes_is_loaded(rows, capsys):
+    assert seed.main(["--csv", str(ROOT / "tests/data/arm_source.csv")]) == 0
+    assert "2,880 rows inserted" in capsys.readouterr().out
+    assert rows("SELECT wind_speed, power, ambient_temperature FROM data ORDER BY timestamp LIMIT 1") == [(11.08, 1894.1, 1.577)]
+
+
+def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_path):
+    file = tmp_path / "some.csv"
+    file.write_bytes(
+        b"\xef\xbb\xbfpower,timestamp\r\n1.5,2024-01-01T00:00:00\r\n,2024-01-01 01:00:00+01:00\r\nNaN,2024-01-01 00:01\r\n"
+        b",2024-01-01 00:00:00Z\r\n"
+    )
+    assert seed.main(["--csv", str(file)]) == 2
+    file.write_bytes(b"\xef\xbb\xbfpower,timestamp\r\n1.5,2024-01-01T00:00:00\r\n,2024-01-01 02:01:00+02:00\r\n1.5,2024-01-01 00:00Z\r\n")
+    assert seed.main(["--csv", str(file)]) == 0
+    assert rows("SELECT to_char(timestamp AT TIME ZONE 'UTC', 'HH24:MI'), wind_speed, power FROM data ORDER BY timestamp") == [
+        ("00:00", None, 1.5),
+        ("00:01", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("", "the header is empty"),
+        ("time,power\n", "the header is time, power; expected timestamp and some of wind_speed, power"),
+        ("timestamp,power,power\n", "each once"),
+        ("timestamp,power\n2024-01-01,1\n2024-01-02,much\n", 'invalid input syntax for type double precision: "much" (line 3, column power'),
+        ("timestamp,power\n2024-13-01,1\n", "2024-13-01"),
+        ("timestamp,power\n,1\n", "null value"),
+        ("timestamp,power\ninfinity,1\n", "infinity"),
+        ("timestamp,power\n2024-01-01,1,2\n", "extra data"),
+        ("timestamp,power\n2024-01-01,1\n2024-01-01,2\n", "different rows for the timestamp 2024-01-01 00:00:00+00:00"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, tmp_path, capsys, content, said):
+    seed.main(["--days", "1"])
+    before = rows("SELECT count(*) FROM data")
+    file = tmp_path / "bad.csv"
+    if content is not None:
+        file.write_text(content)
+    assert seed.main(["--csv", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert rows("SELECT count(*) FROM data") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--days", "0"], "'0' is not a whole number from 1 on"),
+        (["--days", "ten"], "'ten' is not a whole number"),
+        (["--start", "20.05.2024"], "'20.05.2024' is not a date: expected YYYY-MM-DD"),
+        (["--random-seed", "-1"], "--random-seed"),
+        (["--profile", "storm"], "'storm'"),
+        (["--start", "9999-12-31", "--days", "2"], "the last day"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, empty_fonte):
+    with pytest.raises(SystemExit) as stopped:
+        raise SystemExit(seed.main(arguments))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_database_that_is_away_is_exit_code_3_without_the_password(monkeypatch, capsys, refused_port):
+    monkeypatch.setenv("FONTE_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:{refused_port}/x")
+    assert seed.main([]) == 3
+    error = capsys.readouterr().err
+    assert "refused" in error
+    assert "secret" not in error
+    assert error.count("\n") == 1
+
+
+def test_seeding_once_leaves_an_existing_table_alone(rows, empty_fonte, make_pool):
+    pool = make_pool(empty_fonte)
+    seed.main(["--days", "1"])
+    seeding.seed_once(pool)
+    assert rows("SELECT count(*) FROM data") == [(1440,)]
+
+
+def test_the_table_refuses_a_moment_that_is_none(rows, empty_fonte, make_pool):
+    seed.main(["--days", "1"])
+    with make_pool(empty_fonte).begin() as connection, pytest.raises(DBAPIError, match="check constraint"):
+        connection.execute(text("INSERT INTO data (timestamp) VALUES ('infinity')"))
+
+
+def test_a_long_seed_shows_progress_on_a_terminal_only(rows, capsys, monkeypatch):
+    seed.main(["--days", "61"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    seed.main(["--days", "61"])
+    assert capsys.readouterr().err == "\r60 of 61 days\r61 of 61 days\n"

@@ -1,0 +1,68 @@
+import pytest
+
+import settings
+from postgres import engine
+
+URL_VARIABLES = {"FONTE_DATABASE_URL": settings.fonte_database_url, "ALVO_DATABASE_URL": settings.alvo_database_url}
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+@pytest.mark.parametrize("name", URL_VARIABLES)
+def test_every_spelling_of_a_postgresql_url_means_psycopg2(monkeypatch, name, scheme):
+    monkeypatch.setenv(name, f"{scheme}://user:p%40ss@host:1234/base")
+    url = URL_VARIABLES[name]()
+    assert url.drivername == "postgresql+psycopg2"
+    assert (url.username, url.password, url.host, url.port, url.database) == ("user", "p@ss", "host", 1234, "base")
+    assert "p@ss" not in str(url) + repr(url)
+
+
+@pytest.mark.parametrize("name", URL_VARIABLES)
+@pytest.mark.parametrize(
+    "value",
+    ["secret", "mysql://u:secret@h/d", "postgresql+psycopg://u:secret@h/d", "postgresql://u:sec/ret@h:x/d", "sqlite://", "://secret"],
+)
+def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(settings.SettingsError) as failure:
+        URL_VARIABLES[name]()
+    assert str(failure.value).startswith(f"{name} is not a URL of PostgreSQL: expected postgresql://")
+    assert "sec" not in str(failure.value)
+
+
+@pytest.mark.parametrize("value", ["http://localhost:8000", "https://user:pw@fonte.example/api/", "http://[::1]:8000"])
+def test_a_url_of_http_is_taken_as_it_is(monkeypatch, value):
+    monkeypatch.setenv("FONTE_API_URL", value)
+    assert settings.fonte_api_url() == value
+
+
+@pytest.mark.parametrize("value", ["localhost:8000", "ftp://host", "http://", "http://[::1", "http://host:port", "x"])
+def test_what_is_no_url_of_http_is_refused(monkeypatch, value):
+    monkeypatch.setenv("FONTE_API_URL", value)
+    with pytest.raises(settings.SettingsError, match="FONTE_API_URL is not a URL of HTTP"):
+        settings.fonte_api_url()
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, value):
+    if value is not None:
+        monkeypatch.setenv("FONTE_API_URL", value)
+        monkeypatch.setenv("FONTE_DATABASE_URL", value)
+    assert settings.fonte_api_url() is None
+    assert settings.fonte_database_is_embedded()
+
+
+def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
+    file = tmp_path / ".env"
+    file.write_text('FONTE_API_URL="http://from-file:1"\nALVO_DATABASE_URL=postgresql://u:p@from-file/d\n')
+    monkeypatch.setattr(settings, "_ENV_FILE", file)
+    assert settings.fonte_api_url() == "http://from-file:1"
+    monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://u:p@from-environment/d")
+    assert settings.alvo_database_url().host == "from-environment"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ValueError("two\n  lines\t here"), "two lines here"), (TimeoutError(), "TimeoutError")],
+)
+def test_a_reason_is_one_line_and_never_empty(error, said):
+    assert engine.reason(error) == said
