@@ -1,8 +1,14 @@
-"""What the commands share: arguments that fail on one line, with exit code 2."""
+"""What the commands share: arguments, failures on one line, and their exit codes."""
 
 import argparse
+import sys
+import traceback
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import NoReturn
+
+BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -10,7 +16,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def run(
+    program: str, action: Callable[[], int], exit_codes: Mapping[type[Exception], int], *, debug: bool = False
+) -> int:
+    """Return the action's exit code, or that of its failure, told on one line; the first type that fits counts."""
+    try:
+        return action()
+    except tuple(exit_codes) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{program}: {error}", file=sys.stderr)
+        return next(code for kind, code in exit_codes.items() if isinstance(error, kind))
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; what was in hand is done wholly or not at all", file=sys.stderr)
+        return INTERRUPTED
 
 
 def day(text: str) -> date:
@@ -28,11 +50,4 @@ def natural(text: str) -> int:
     """Read a whole number from 0 on. Raises argparse.ArgumentTypeError."""
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1 on. Raises argparse.ArgumentTypeError."""
-    if natural(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)

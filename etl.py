@@ -1,31 +1,5 @@
-"""A day from Fonte to Alvo: extract 1-minute samples, aggregate them to 10-minute statistics, replace the day."""
+"""A day from Fonte to Alvo: extract 1-minute samples, aggregate them to 10-minute statistics, replace the day.
 
-import argparse
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, date, datetime, time, timedelta
-from time import perf_counter
-from typing import NamedTuple
-from zoneinfo import ZoneInfo
-
-import numpy as np
-from psycopg2 import Error as PostgresError
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
-
-import command
-import settings
-from alvo.aggregation import aggregate
-from alvo.load import Report, replace_period
-from fonte.client import FonteError, RequestRefused, fetch
-from postgres import embedded, engine
-
-WINDOW = timedelta(minutes=10)
-SAMPLE_INTERVAL = timedelta(minutes=1)
-
-EPILOG = f"""\
 exit codes:
   0  done
   2  bad input: arguments, settings, or a request that Fonte refuses
@@ -38,9 +12,32 @@ environment (a file .env beside this one serves too):
   ALVO_DATABASE_URL  the target, postgresql://USER:PASSWORD@HOST:PORT/DATABASE; unset, the embedded PostgreSQL
 
 The embedded PostgreSQL runs while a command of this checkout uses it, and keeps its data in
-  {embedded.FOLDER}
+  {folder}
 To start anew, delete that folder while no command runs.
 """
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from sqlalchemy import Engine
+
+import command
+import settings
+from alvo.aggregation import aggregate
+from alvo.load import Report, replace_period
+from fonte.client import FonteError, RequestRefused, fetch
+from postgres import embedded, engine
+
+WINDOW = timedelta(minutes=10)
+SAMPLE_INTERVAL = timedelta(minutes=1)
 
 
 class BadPeriod(Exception):
@@ -52,7 +49,7 @@ class EmptyPeriod(Exception):
 
 
 class Period(NamedTuple):
-    """One day, as its title and its half-open period in UTC."""
+    """One day: its title, and its half-open period in UTC."""
 
     title: str
     start: datetime
@@ -60,7 +57,7 @@ class Period(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the run of a period did: finite samples and windows per variable, infinite results, seconds per phase."""
+    """What the run of a period did: finite samples and windows per variable, what was left out, seconds per phase."""
 
     samples: dict[str, int]
     windows: dict[str, int]
@@ -71,55 +68,40 @@ class Outcome(NamedTuple):
 
 
 # The first that fits counts: RequestRefused is a FonteError.
-EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (settings.SettingsError, 2),
-    (BadPeriod, 2),
-    (RequestRefused, 2),
-    (FonteError, 3),
-    (SQLAlchemyError, 4),
-    (PostgresError, 4),
-    (embedded.EmbeddedServerError, 4),
-)
+EXIT_CODES = {
+    settings.SettingsError: 2,
+    BadPeriod: 2,
+    RequestRefused: 2,
+    FonteError: 3,
+    engine.DatabaseError: 4,
+    EmptyPeriod: 5,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    exit_code = 0
-    try:
-        periods = list(_periods(options.date, options.last_date or options.date, options.timezone))
-        with _fonte() as base_url:
-            alvo = engine.create(settings.alvo_database_url(), "etl.py")
-            for period in periods:
-                try:
-                    print(_summary(period, run(base_url, alvo, period.start, period.end, options.columns)), flush=True)
-                except EmptyPeriod as empty:
-                    print(f"etl.py: {period.title}: {empty}", file=sys.stderr)
-                    exit_code = exit_code or 5
-    except tuple(kind for kind, _ in EXIT_CODES) as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"etl.py: {_explained(error)}", file=sys.stderr)
-        return exit_code or next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-    except KeyboardInterrupt:
-        print("etl.py: interrupted; the day in hand is the old one or the new one, whole", file=sys.stderr)
-        return 130
-    return exit_code
+    return command.run("etl.py", lambda: _run_days(options), EXIT_CODES, debug=options.debug)
 
 
 def run(base_url: str, alvo: Engine, start: datetime, end: datetime, columns: Sequence[str]) -> Outcome:
-    """Carry the period [start, end) of these columns from Fonte at base_url to Alvo. Raises EmptyPeriod."""
+    """Carry the period [start, end) of these columns from Fonte at base_url to Alvo.
+
+    Raises FonteError, DatabaseError, and EmptyPeriod; Alvo then holds the old period or the new one, whole.
+    """
     began = perf_counter()
     timestamps, samples = fetch(base_url, start, end, columns)
     extracted = perf_counter()
 
     window_starts, signals = aggregate(timestamps, samples, int(WINDOW.total_seconds()))
     if len(window_starts) == 0:
-        raise EmptyPeriod(f"Fonte holds no finite sample of {', '.join(columns)}; Alvo stays as it was")
+        raise EmptyPeriod(f"Fonte holds no finite sample of {', '.join(columns)} from {start} to {end}")
     aggregated = perf_counter()
 
-    report = replace_period(alvo, start, end, window_starts, signals)
+    with engine.failures("Alvo", "it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again"):
+        report = replace_period(alvo, start, end, window_starts, signals)
     loaded = perf_counter()
+
     finite = {name: int(np.isfinite(values).sum()) for name, values in samples.items()}
     return Outcome(
         samples=finite,
@@ -129,6 +111,27 @@ def run(base_url: str, alvo: Engine, start: datetime, end: datetime, columns: Se
         report=report,
         seconds={"extract": extracted - began, "aggregate": aggregated - extracted, "load": loaded - aggregated},
     )
+
+
+def _run_days(options: argparse.Namespace) -> int:
+    """Run day after day; an empty one does not stop the range, any other failure does. The first failure counts."""
+    periods = list(_periods(options.date, options.last_date or options.date, options.timezone))
+    exit_code = 0
+    with _fonte() as base_url:
+        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
+            alvo = engine.create(settings.alvo_database_url(), "etl.py")
+        for period in periods:
+            day = partial(_run_day, base_url, alvo, period, options.columns)
+            code = command.run("etl.py", day, EXIT_CODES, debug=options.debug)
+            exit_code = exit_code or code
+            if code not in (0, EXIT_CODES[EmptyPeriod]):
+                break
+    return exit_code
+
+
+def _run_day(base_url: str, alvo: Engine, period: Period, columns: Sequence[str]) -> int:
+    print(_summary(period, run(base_url, alvo, period.start, period.end, columns)), flush=True)
+    return 0
 
 
 def _fonte() -> AbstractContextManager[str]:
@@ -151,8 +154,11 @@ def _periods(first: date, last: date, zone: ZoneInfo) -> Iterator[Period]:
         day = date.fromordinal(number)
         bounds = [datetime.combine(midnight, time(), zone) for midnight in (day, day + timedelta(days=1))]
         if any((bound.utcoffset() or timedelta()) % WINDOW for bound in bounds):
-            raise BadPeriod(f"the days of {zone.key} do not begin on a 10-minute boundary of UTC: choose another zone")
-        start, end = (bound.astimezone(UTC) for bound in bounds)
+            raise BadPeriod(f"{day} in {zone.key} does not begin and end on a 10-minute boundary: choose another zone")
+        try:
+            start, end = (bound.astimezone(UTC) for bound in bounds)
+        except OverflowError:
+            raise BadPeriod(f"{day} in {zone.key} begins before the year 1 in UTC: choose a later day") from None
         yield Period(f"{day} {zone.key}" + (", not over yet" if day == today else ""), start, end)
 
 
@@ -174,37 +180,17 @@ def _summary(period: Period, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _explained(error: BaseException) -> str:
-    if isinstance(error, SQLAlchemyError | PostgresError):
-        return (
-            f"Alvo failed: {engine.reason(error)}; the day is the old one or the new one, whole: "
-            "check ALVO_DATABASE_URL and run the command again"
-        )
-    return str(error)
-
-
 def _parser() -> command.Parser:
+    description = (__doc__ or "").format(folder=embedded.FOLDER)
     parser = command.Parser(
-        prog="etl.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="etl.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("date", type=command.day, metavar="DATE", help="the day, YYYY-MM-DD")
-    parser.add_argument(
-        "last_date", type=command.day, metavar="LAST_DATE", nargs="?", help="last day of a range (default: DATE alone)"
-    )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        metavar="NAME",
-        default=["wind_speed", "power"],
-        help="variables of Fonte: wind_speed (m/s), power (kW), ambient_temperature (degC) (default: wind_speed power)",
-    )
-    parser.add_argument(
-        "--timezone",
-        type=_zone,
-        metavar="ZONE",
-        default=ZoneInfo("UTC"),
-        help="the zone whose days are meant, such as America/Sao_Paulo (default: UTC)",
-    )
+    parser.add_argument("last_date", type=command.day, metavar="LAST_DATE", nargs="?", help="last day of a range")
+    variables = "wind_speed (m/s), power (kW), ambient_temperature (degC); default: wind_speed power"
+    parser.add_argument("--columns", nargs="+", metavar="NAME", default=["wind_speed", "power"], help=variables)
+    zone = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
+    parser.add_argument("--timezone", type=_zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zone)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
@@ -213,7 +199,7 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, LookupError):
-        raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected a name such as Europe/Berlin") from None
+        raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected one such as Europe/Berlin") from None
 
 
 if __name__ == "__main__":

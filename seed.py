@@ -1,79 +1,70 @@
-"""Create Fonte, fill it, and print the period that it holds."""
+"""Create Fonte, fill it, and print the period that it holds. Rows that are there already keep their values.
+
+FONTE_DATABASE_URL names the database; unset, it is the embedded PostgreSQL's (see etl.py --help).
+Exit codes: 0 done, 2 bad input, 3 Fonte's database failed. Nothing is written unless all is.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
-
-from psycopg2 import Error as PostgresError
-from sqlalchemy.exc import SQLAlchemyError
 
 import command
 import settings
-from fonte import seeding
+from fonte import schema, seeding
 from postgres import engine
-from postgres.embedded import EmbeddedServerError
+
+EXIT_CODES = {settings.SettingsError: 2, seeding.CsvError: 2, engine.DatabaseError: 3}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.start.toordinal() + options.days - 1 > date.max.toordinal():
-        parser.error(f"{options.days} days from {options.start} on: the last day lies beyond {date.max}")
-    try:
-        filled, extent = _seed(options)
-    except (settings.SettingsError, seeding.CsvError) as error:
-        print(f"seed.py: {error}", file=sys.stderr)
-        return 2
-    except (SQLAlchemyError, PostgresError, EmbeddedServerError) as error:
-        print(
-            f"seed.py: Fonte's database failed: {engine.reason(error)}; nothing was written; check FONTE_DATABASE_URL",
-            file=sys.stderr,
-        )
-        return 3
+    most = date.max.toordinal() - options.start.toordinal() + 1
+    if not 1 <= options.days <= most:
+        parser.error(f"argument --days: {options.days} from {options.start} on: expected 1 to {most}")
+    return command.run("seed.py", lambda: _seed(options), EXIT_CODES)
+
+
+def _seed(options: argparse.Namespace) -> int:
+    with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL"):
+        pool = engine.create(settings.fonte_database_url(), "seed.py")
+        with pool.begin() as connection:
+            if options.csv:
+                filled = seeding.fill_from_csv(connection, options.csv)
+            else:
+                filled = seeding.fill_synthetic(
+                    connection, options.start, options.days, options.profile, options.random_seed, _show_progress
+                )
+        extent = schema.extent(pool)
     print(f"{filled.inserted:,} rows inserted, {filled.kept:,} were there already and keep their values")
-    print(f"Fonte holds {extent.rows:,} rows from {_shown(extent.first)} to {_shown(extent.last)}")
+    print(f"Fonte holds {extent.rows:,} rows from {_shown(extent.first_timestamp)} to {_shown(extent.last_timestamp)}")
     return 0
 
 
-def _seed(options: argparse.Namespace) -> tuple[seeding.Filled, seeding.Extent]:
-    pool = engine.create(settings.fonte_database_url(), "seed.py")
-    if options.csv:
-        filled = seeding.fill_from_csv(pool, options.csv)
-    else:
-        filled = seeding.fill_synthetic(
-            pool, options.start, options.days, options.profile, options.random_seed, lambda done: _progress(done, options.days)
-        )
-    return filled, seeding.extent(pool)
+def _show_progress(done: int, days: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done:,} of {days:,} days", end="\n" if done == days else "", file=sys.stderr, flush=True)
+
+
+def _shown(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "nothing"
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(
-        prog="seed.py",
-        description=__doc__ + " Rows that are there already keep their values.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="FONTE_DATABASE_URL names the database; unset, it is the embedded server's (see etl.py --help). "
-        "Exit codes: 0 done, 2 bad input, 3 Fonte's database failed.",
-    )
-    parser.add_argument("--start", type=command.day, default=seeding.START, metavar="DATE", help="first UTC day, YYYY-MM-DD")
-    parser.add_argument("--days", type=command.positive, default=seeding.DAYS, metavar="N", help="number of days")
-    parser.add_argument("--profile", choices=list(seeding.PROFILES), default="turbine", help="kind of synthetic values")
-    parser.add_argument("--random-seed", type=command.natural, default=seeding.RANDOM_SEED, metavar="N", help="same seed, same values")
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="load this file instead: header timestamp and some of the variables"
-    )
+    parser = command.Parser(prog="seed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    start = "first UTC day, YYYY-MM-DD (default: %(default)s)"
+    days = "number of days (default: %(default)s)"
+    profile = "plausible values of a turbine, or plain random ones (default: %(default)s)"
+    seed = "the same seed gives the same values (default: %(default)s)"
+    parser.add_argument("--start", type=command.day, metavar="DATE", default=seeding.START, help=start)
+    parser.add_argument("--days", type=command.natural, metavar="N", default=seeding.DAYS, help=days)
+    parser.add_argument("--profile", choices=list(seeding.PROFILES), default="turbine", help=profile)
+    parser.add_argument("--random-seed", type=command.natural, metavar="N", default=seeding.RANDOM_SEED, help=seed)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="load this file instead")
     return parser
-
-
-def _progress(done: int, days: int) -> None:
-    if sys.stderr.isatty() and days > seeding.DAYS_PER_COPY:
-        print(f"\r{done:,} of {days:,} days", end="\n" if done == days else "", file=sys.stderr)
-
-
-def _shown(moment: object) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "nothing"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the HTTP APIs share: how a period is asked for, and how they answer when something is wrong."""
 
+import logging
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy.exc import SQLAlchemyError
+
+from postgres import engine
 
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
 
@@ -42,9 +45,7 @@ class Period(BaseModel):
         examples=["2024-05-20T00:00:00Z"],
     )
     end_timestamp: Timestamp | None = Field(
-        None,
-        description="First moment after the period, in the same form.",
-        examples=["2024-05-21T00:00:00Z"],
+        None, description="First moment after the period, in the same form.", examples=["2024-05-21T00:00:00Z"]
     )
 
     @model_validator(mode="after")
@@ -82,10 +83,6 @@ def answer_problems(app: FastAPI, database: str) -> None:
         return JSONResponse({"detail": "; ".join(map(_described, error.errors()))}, status_code=422)
 
     def unavailable(request: Request, error: Exception) -> JSONResponse:
-        import logging
-
-        from postgres import engine
-
         logging.getLogger("uvicorn.error").error("%s: %s", database, engine.reason(error))
         detail = f"{database} does not answer, or is not set up; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})

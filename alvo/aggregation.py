@@ -172,7 +172,8 @@ def _root(squares: Values, rest: Values, divisor: int) -> Values:
     short = _rounded(root, np.ldexp(1.0, np.frexp(root)[1] - half))
     tail = root - short
     residual = (total - divisor * short * short) - divisor * short * 2 * tail - divisor * tail * tail + left
-    return root + residual / (2 * divisor * root)
+    root += residual / (2 * divisor * root)
+    return root
 
 
 def _sums_are_exact(x: Values, magnitude: Integers, headroom: int) -> npt.NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,8 @@ _REPLACE = text("""
         SELECT signal_id, timestamp, value FROM data
         WHERE signal_id = ANY(:signal_ids) AND timestamp >= :start AND timestamp < :end
     ), removed AS (
-        DELETE FROM data USING (SELECT signal_id, timestamp FROM old EXCEPT SELECT signal_id, timestamp FROM incoming) AS stale
+        DELETE FROM data
+        USING (SELECT signal_id, timestamp FROM old EXCEPT SELECT signal_id, timestamp FROM incoming) AS stale
         WHERE data.signal_id = stale.signal_id AND data.timestamp = stale.timestamp
         RETURNING 1
     ), written AS (
@@ -58,9 +59,10 @@ def replace_period(
 ) -> Report:
     """Make Alvo hold exactly these values of these signals in [start, end); other signals stay as they are.
 
-    start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64 (w,). What is not finite
-    gives no row. Absent tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the transaction is
-    then rolled back, unless only the answer to COMMIT was lost: the period is whole in both cases.
+    start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64
+    (w,). What is not finite gives no row. Absent tables and signals are created. Raises SQLAlchemyError or
+    psycopg2.Error; the transaction is then rolled back, unless only the answer to COMMIT was lost: the period is
+    whole in both cases.
     """
     inside = (window_starts >= _datetime64(start)) & (window_starts < _datetime64(end))
     if not inside.all():
@@ -99,7 +101,7 @@ def _signal_ids(connection: Connection, names: Collection[str]) -> dict[str, int
 
 def _rows(
     window_starts: npt.NDArray[np.datetime64], signals: Mapping[str, npt.NDArray[np.float64]], ids: Mapping[str, int]
-) -> dict[str, npt.NDArray[np.generic]]:
+) -> dict[str, npt.NDArray[Any]]:
     """Return the finite values as columns of rows ordered as the primary key."""
     ordered = sorted(signals, key=ids.__getitem__)
     values = np.concatenate([signals[name] for name in ordered])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +13,8 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 ATTEMPTS = 5
 RETRY_FOR_S = 60.0
+BACKOFF_S = 0.2
+MAX_BACKOFF_S = 5.0
 MAX_DECODED_BYTES = 512 * 2**20
 TRANSIENT_STATUSES = (502, 503, 504)
 
@@ -38,21 +40,11 @@ def fetch(
     is tried again with backoff and jitter. Raises RequestRefused for a 422 and FonteError for every other failure.
     """
     period = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
-    shown_url = httpx.URL(base_url).copy_with(userinfo=b"")
     try:
         body = _get(base_url, {**period, "columns": list(columns)})
         return _checked(_records(body), _utc(start), _utc(end), columns)
-    except httpx.HTTPStatusError as error:
-        _raise_for(error, shown_url)
-    except httpx.HTTPError as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise FonteError(
-            f"Fonte at {shown_url} does not answer: {said}; check FONTE_API_URL and that the connector runs"
-        ) from error
-    except ValueError as error:
-        raise FonteError(
-            f"Fonte at {shown_url} answered what cannot be used: {error}; check that FONTE_API_URL is a connector"
-        ) from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise _explained(error, httpx.URL(base_url).copy_with(userinfo=b"")) from error
 
 
 def _utc(moment: datetime) -> datetime:
@@ -74,17 +66,24 @@ def _get(base_url: str, parameters: dict[str, Any]) -> bytes:
 
 def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: httpx.HTTPError) -> bytes:
     # Loaded here, because a day that goes well does not need it.
-    import stamina
+    import tenacity
 
-    for attempt in stamina.retry_context(on=_is_transient, attempts=ATTEMPTS, timeout=RETRY_FOR_S):
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_transient),
+        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(RETRY_FOR_S),
+        wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=MAX_BACKOFF_S),
+        reraise=True,
+    )
+    for attempt in retrying:
         with attempt:
-            if attempt.num == 1:
+            # The first attempt is the one that failed already.
+            if attempt.retry_state.attempt_number == 1:
                 raise failure
             return _download(client, parameters)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _is_transient(error: Exception) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in TRANSIENT_STATUSES
     return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
@@ -106,28 +105,25 @@ def _download(client: httpx.Client, parameters: dict[str, Any]) -> bytes:
 def _detail(body: bytes | bytearray) -> str:
     """Return what an error's body says: the detail of a JSON body, or the beginning of any other."""
     try:
-        answer = json.loads(body)
-        said = str(answer["detail"])
+        return str(json.loads(body)["detail"])
     except (ValueError, KeyError, TypeError):
-        said = body[:200].decode(errors="replace")
-    return " ".join(said.split())
+        return body[:200].decode(errors="replace")
 
 
-def _raise_for(error: httpx.HTTPStatusError, shown_url: httpx.URL) -> NoReturn:
-    if error.response.status_code == 422:
-        raise RequestRefused(f"Fonte at {shown_url} refused the request: {error}") from error
-    raise FonteError(
-        f"Fonte at {shown_url} failed: {error}; check FONTE_API_URL and the connector's log"
-    ) from error
+def _explained(error: Exception, shown_url: httpx.URL) -> FonteError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
+        return RequestRefused(f"Fonte at {shown_url} refused the request: {said}")
+    return FonteError(f"Fonte at {shown_url} failed: {said}; check FONTE_API_URL and that a connector runs there")
 
 
 def _records(body: bytes) -> list[dict[str, Any]]:
     try:
         records = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON, but {' '.join(body[:80].decode(errors='replace').split())!r}") from error
+        raise ValueError(f"it answered no JSON, but {body[:80].decode(errors='replace')!r}") from error
     if not isinstance(records, list):
-        raise ValueError(f"a JSON {type(records).__name__} instead of a list of records")
+        raise ValueError(f"it answered a JSON {type(records).__name__} instead of a list of records")
     return records
 
 
@@ -137,13 +133,13 @@ def _checked(
     expected = {"timestamp", *columns}
     for record in records:
         if not isinstance(record, dict) or record.keys() != expected:
-            raise ValueError(f"the record {record!r:.200} instead of one with {', '.join(sorted(expected))}")
+            raise ValueError(f"it answered {record!r:.200} instead of a record with {', '.join(sorted(expected))}")
     moments = [_moment(record["timestamp"]) for record in records]
     timestamps = np.array(moments, dtype="datetime64[us]")
     values = {name: _floats(name, [record[name] for record in records]) for name in columns}
     for moment in moments[:1] + moments[-1:]:
         if not start <= moment < end:
-            raise ValueError(f"the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
+            raise ValueError(f"it answered the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
     return _each_once(timestamps, values)
 
 
@@ -151,7 +147,7 @@ def _moment(text: object) -> datetime:
     try:
         return _utc(datetime.fromisoformat(text))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"the timestamp {text!r:.80}, which is not one of RFC 3339") from None
+        raise ValueError(f"it answered the timestamp {text!r:.80}, which is not one of RFC 3339") from None
 
 
 def _floats(name: str, values: list[Any]) -> Values:
@@ -162,7 +158,7 @@ def _floats(name: str, values: list[Any]) -> Values:
     except OverflowError:
         wrong = {int}
     culprit = next(value for value in values if type(value) in wrong)
-    raise ValueError(f"{name} = {culprit!r:.80}, which is no number of double precision")
+    raise ValueError(f"it answered {name} = {culprit!r:.80}, which is no number of double precision")
 
 
 def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Timestamps, dict[str, Values]]:
@@ -171,7 +167,7 @@ def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Times
     zero = np.timedelta64(0, "us")
     if (step < zero).any():
         at = int(np.argmax(step < zero)) + 1
-        raise ValueError(f"the timestamp {timestamps[at]}Z after {timestamps[at - 1]}Z: the rows are out of order")
+        raise ValueError(f"it answered rows out of order: {timestamps[at]}Z after {timestamps[at - 1]}Z")
     if (step > zero).all():
         return timestamps, values
     repeated = np.append(False, step == zero)
@@ -179,5 +175,7 @@ def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Times
         same = (column[1:] == column[:-1]) | (np.isnan(column[1:]) & np.isnan(column[:-1]))
         if not same[repeated[1:]].all():
             at = int(np.argmax(repeated[1:] & ~same)) + 1
-            raise ValueError(f"two different values of {name} for {timestamps[at]}Z: {column[at - 1]} and {column[at]}")
+            raise ValueError(
+                f"it answered two values of {name} for {timestamps[at]}Z: {column[at - 1]} and {column[at]}"
+            )
     return timestamps[~repeated], {name: column[~repeated] for name, column in values.items()}

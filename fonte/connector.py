@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from enum import StrEnum
+from enum import StrEnum, auto
 from itertools import chain
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, select, text
 
 import settings
 from fonte import schema
@@ -22,7 +22,13 @@ from serving import PROBLEMS, Period, answer_problems
 POOL_SIZE = 40
 ROWS_PER_CHUNK = 2000
 
-ColumnName = StrEnum("ColumnName", [column.name for column in schema.variables])
+
+class ColumnName(StrEnum):
+    """The variables of the table, in its order."""
+
+    wind_speed = auto()
+    power = auto()
+    ambient_temperature = auto()
 
 
 class DataQuery(Period):
@@ -57,20 +63,6 @@ class Variable(BaseModel):
     name: str = Field(examples=["wind_speed"])
     unit: str = Field(examples=["m/s"])
     description: str = Field(examples=["Wind speed at the nacelle"])
-
-
-class Extent(BaseModel):
-    """What Fonte holds; the timestamps are null where it holds nothing."""
-
-    first_timestamp: datetime | None = Field(examples=["2024-05-20T00:00:00Z"])
-    last_timestamp: datetime | None = Field(examples=["2024-05-29T23:59:00Z"])
-    rows: int = Field(examples=[14400])
-
-
-class Health(BaseModel):
-    """The connector and its database both answer."""
-
-    status: Literal["ok"]
 
 
 @asynccontextmanager
@@ -111,20 +103,17 @@ def columns() -> list[Variable]:
 
 
 @app.get("/period", responses={503: PROBLEMS[503]}, summary="The period that Fonte holds")
-def period(request: Request) -> Extent:
-    """First and last timestamp, and the number of rows."""
-    timestamp = schema.data.c.timestamp
-    with request.state.engine.connect() as connection:
-        first, last, rows = connection.execute(select(func.min(timestamp), func.max(timestamp), func.count())).one()
-    return Extent(first_timestamp=first, last_timestamp=last, rows=rows)
+def period(request: Request) -> schema.Extent:
+    """First and last timestamp, null where there is none, and the number of rows."""
+    return schema.extent(request.state.engine)
 
 
 @app.get("/health", responses={503: PROBLEMS[503]}, summary="Whether the database answers")
-def health(request: Request) -> Health:
+def health(request: Request) -> dict[str, Literal["ok"]]:
     """Asks the database, not only this process."""
     with request.state.engine.connect() as connection:
         connection.execute(select(1))
-    return Health(status="ok")
+    return {"status": "ok"}
 
 
 def _json_chunks(pool: Engine, query: DataQuery) -> Iterator[str]:

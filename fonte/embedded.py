@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from psycopg2 import Error as PostgresError
-from sqlalchemy.exc import SQLAlchemyError
 
 import settings
 from fonte import connector, seeding
 from fonte.client import FonteError
 from postgres import engine
-from postgres.embedded import EmbeddedServerError
 
 
 @contextmanager
@@ -26,11 +23,13 @@ def served() -> Iterator[str]:
     The embedded database is created and seeded the first time; a database of one's own is left as it is.
     """
     try:
-        url = settings.fonte_database_url()
-        if settings.fonte_database_is_embedded():
-            seeding.seed_once(engine.create(url, "fonte seed"))
-    except (SQLAlchemyError, PostgresError, EmbeddedServerError) as error:
-        raise FonteError(f"Fonte's database failed: {engine.reason(error)}") from error
+        with engine.failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says"):
+            url = settings.fonte_database_url()
+            if settings.fonte_database_is_embedded():
+                with engine.create(url, "fonte seed").begin() as connection:
+                    seeding.seed_once(connection)
+    except engine.DatabaseError as error:
+        raise FonteError(str(error)) from error
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.

@@ -1,6 +1,9 @@
 """Fonte's table: one row a minute, named as the brief names it (its ambient_temprature is spelled out)."""
 
-from sqlalchemy import CheckConstraint, Column, Connection, DateTime, Double, MetaData, Table, func, select
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, Column, Connection, DateTime, Double, Engine, MetaData, Table, func, select
 
 # PostgreSQL's timestamps reach further than anybody's who reads them, and to infinity.
 _YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
@@ -18,6 +21,22 @@ data = Table(
 )
 
 variables = tuple(column for column in data.columns if not column.primary_key)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What the table holds; the timestamps are None where it holds nothing."""
+
+    first_timestamp: datetime | None
+    last_timestamp: datetime | None
+    rows: int
+
+
+def extent(pool: Engine) -> Extent:
+    """Return the first and last timestamp and the number of rows."""
+    timestamp = data.c.timestamp
+    with pool.connect() as connection:
+        return Extent(*connection.execute(select(func.min(timestamp), func.max(timestamp), func.count())).one())
 
 
 def create_absent(connection: Connection) -> bool:

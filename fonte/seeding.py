@@ -1,14 +1,14 @@
-"""Fills Fonte's table through COPY. What is there already keeps its values."""
+"""Fills Fonte's table through COPY, in the caller's transaction. What is there already keeps its values."""
 
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from psycopg2 import DataError, IntegrityError
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, text
 
 from fonte import schema, synthetic
 from postgres import copy
@@ -32,60 +32,17 @@ class Filled(NamedTuple):
     kept: int
 
 
-class Extent(NamedTuple):
-    """What the table holds; the timestamps are None where it holds nothing."""
-
-    first: datetime | None
-    last: datetime | None
-    rows: int
-
-
-def seed_once(pool: Engine) -> None:
+def seed_once(connection: Connection) -> None:
     """Create the table and fill it with the default days; do nothing where the table exists."""
-    with pool.begin() as connection:
-        if schema.create_absent(connection):
-            _fill_synthetic(connection, START, DAYS, "turbine", RANDOM_SEED)
+    if schema.create_absent(connection):
+        fill_synthetic(connection, START, DAYS, "turbine", RANDOM_SEED, lambda done, days: None)
 
 
 def fill_synthetic(
-    pool: Engine, start: date, days: int, profile: str, random_seed: int, progress: Callable[[int], None]
+    connection: Connection, start: date, days: int, profile: str, random_seed: int, progress: Callable[[int, int], None]
 ) -> Filled:
-    """Fill whole UTC days with synthetic samples, in one transaction; progress is called with the days done."""
-    with pool.begin() as connection:
-        schema.create_absent(connection)
-        return _fill_synthetic(connection, start, days, profile, random_seed, progress)
-
-
-def fill_from_csv(pool: Engine, file: Path) -> Filled:
-    """Fill from a CSV file whose header names `timestamp` and some of the variables, in one transaction.
-
-    Naive timestamps mean UTC; an empty field is no value. Raises CsvError.
-    """
-    names = _csv_columns(file)
-    with pool.begin() as connection, file.open("rb") as stream:
-        schema.create_absent(connection)
-        connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
-        with _incoming(connection):
-            _copy_csv(connection, file, stream, names)
-            _refuse_contradictions(connection, file)
-            return _merge(connection)
-
-
-def extent(pool: Engine) -> Extent:
-    """Return the first and last timestamp and the number of rows."""
-    timestamp = schema.data.c.timestamp
-    with pool.connect() as connection:
-        return Extent(*connection.execute(select(func.min(timestamp), func.max(timestamp), func.count())).one())
-
-
-def _fill_synthetic(
-    connection: Connection,
-    start: date,
-    days: int,
-    profile: str,
-    random_seed: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Filled:
+    """Fill whole UTC days with synthetic samples; progress is told days done and in all."""
+    schema.create_absent(connection)
     inserted = kept = 0
     for done in range(0, days, DAYS_PER_COPY):
         first, count = start + timedelta(days=done), min(DAYS_PER_COPY, days - done)
@@ -94,8 +51,26 @@ def _fill_synthetic(
             copy.copy_in(connection, "incoming", columns)
             filled = _merge(connection)
         inserted, kept = inserted + filled.inserted, kept + filled.kept
-        progress(done + count)
+        progress(done + count, days)
     return Filled(inserted, kept)
+
+
+def fill_from_csv(connection: Connection, file: Path) -> Filled:
+    """Fill from a CSV file whose header names `timestamp` and some of the variables.
+
+    Naive timestamps mean UTC; an empty field is no value. Raises CsvError.
+    """
+    names = _csv_columns(file)
+    schema.create_absent(connection)
+    connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
+    with file.open("rb") as stream, _incoming(connection):
+        _copy_csv(connection, file, stream, names)
+        contradiction = connection.scalar(
+            text("SELECT timestamp FROM (SELECT DISTINCT * FROM incoming) AS d GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
+        )
+        if contradiction is not None:
+            raise CsvError(f"{file}: different rows for the timestamp {contradiction}: keep one of them")
+        return _merge(connection)
 
 
 @contextmanager
@@ -105,29 +80,11 @@ def _incoming(connection: Connection) -> Iterator[None]:
     connection.execute(text("DROP TABLE incoming"))
 
 
-def _copy_csv(connection: Connection, file: Path, stream: BinaryIO, names: list[str]) -> None:
-    command = f"COPY incoming ({', '.join(names)}) FROM STDIN (FORMAT csv, HEADER)"
-    try:
-        connection.connection.cursor().copy_expert(command, stream)
-    except (DataError, IntegrityError) as error:
-        where = (error.diag.context or "").removeprefix("COPY incoming, ")
-        raise CsvError(f"{file}: {error.diag.message_primary} ({' '.join(where.split())})") from error
-
-
 def _merge(connection: Connection) -> Filled:
-    inserted = connection.execute(
-        text("INSERT INTO data SELECT * FROM incoming ON CONFLICT (timestamp) DO NOTHING")
-    ).rowcount
-    offered = connection.scalar(text("SELECT count(DISTINCT timestamp) FROM incoming"))
-    return Filled(inserted, int(offered or 0) - inserted)
-
-
-def _refuse_contradictions(connection: Connection, file: Path) -> None:
-    timestamp = connection.scalar(
-        text("SELECT timestamp FROM (SELECT DISTINCT * FROM incoming) AS d GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
-    )
-    if timestamp is not None:
-        raise CsvError(f"{file}: different rows for the timestamp {timestamp}: keep one of them")
+    merge = text("INSERT INTO data SELECT * FROM incoming ON CONFLICT (timestamp) DO NOTHING")
+    inserted = connection.execute(merge).rowcount
+    offered = connection.execute(text("SELECT count(DISTINCT timestamp) FROM incoming")).scalar_one()
+    return Filled(inserted, offered - inserted)
 
 
 def _csv_columns(file: Path) -> list[str]:
@@ -143,3 +100,12 @@ def _csv_columns(file: Path) -> list[str]:
             f"expected timestamp and some of {', '.join(known[1:])}, each once"
         )
     return names
+
+
+def _copy_csv(connection: Connection, file: Path, stream: BinaryIO, names: list[str]) -> None:
+    command = f"COPY incoming ({', '.join(names)}) FROM STDIN (FORMAT csv, HEADER)"
+    try:
+        connection.connection.cursor().copy_expert(command, stream)
+    except (DataError, IntegrityError) as error:
+        where = (error.diag.context or "").removeprefix("COPY incoming, ")
+        raise CsvError(f"{file}: {error.diag.message_primary} ({' '.join(where.split())})") from error

@@ -68,7 +68,8 @@ def _noise(start: date, days: int, random_seed: int) -> Values:
     before = -(-memory // MINUTES_PER_DAY)
     generators = [np.random.default_rng([random_seed, max(day, 0), 1]) for day in _day_numbers(start, days, before)]
     noise = np.hstack([rng.standard_normal((3, MINUTES_PER_DAY)) for rng in generators])
-    return noise[:, before * MINUTES_PER_DAY - memory :]
+    memorable: Values = noise[:, before * MINUTES_PER_DAY - memory :]
+    return memorable
 
 
 def _correlated(white: Values, correlation_minutes: float) -> Values:
@@ -77,7 +78,7 @@ def _correlated(white: Values, correlation_minutes: float) -> Values:
     Doubling the reach of the filter in each step, y[t] += phi**reach * y[t - reach], replaces a loop over time.
     """
     phi = np.exp(-1 / correlation_minutes)
-    series = white * np.sqrt(1 - phi**2)
+    series: Values = white * np.sqrt(1 - phi**2)
     for doubling in range(MEMORY_DOUBLINGS):
         reach = 2**doubling
         series[reach:] += phi**reach * series[:-reach].copy()

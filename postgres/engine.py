@@ -1,10 +1,20 @@
 """A SQLAlchemy engine from a URL, and the one line that tells why a database failed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from psycopg2 import Error as PostgresError
 from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from postgres.embedded import EmbeddedServerError
 
 CONNECT_TIMEOUT_S = 5
 DRIVER = "postgresql+psycopg2"
+
+
+class DatabaseError(Exception):
+    """A database failed; the message names it, the cause and the remedy."""
 
 
 def parse(url: str) -> URL:
@@ -40,6 +50,15 @@ def create(url: URL, application_name: str, *, pool_size: int = 2, check_pooled:
         isolation_level="READ COMMITTED",
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": application_name},
     )
+
+
+@contextmanager
+def failures(database: str, remedy: str) -> Iterator[None]:
+    """Raise what fails inside as a DatabaseError that names the database and the remedy."""
+    try:
+        yield
+    except (SQLAlchemyError, PostgresError, EmbeddedServerError) as error:
+        raise DatabaseError(f"{database} failed: {reason(error)}; {remedy}") from error
 
 
 def reason(error: BaseException) -> str:

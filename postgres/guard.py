@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 DATABASES = ("fonte", "alvo")
-NOBODY = 65534
+NOBODY = "65534"
 FAST_SHUTDOWN_S = 1.5
-START_ATTEMPTS_S = 10.0
+START_ATTEMPTS = 10
+START_PAUSE_S = 0.2
 
 
 def main() -> None:
@@ -80,9 +81,8 @@ def run_as_owner() -> list[str]:
         return [setpriv, "--pdeathsig", "INT"] if setpriv else []
     if not setpriv:
         sys.exit("running as root needs the command setpriv (util-linux): install it, or run as a normal user")
-    identity = ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-    capability = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
-    return [setpriv, *identity, *capability, "--pdeathsig", "INT"]
+    nobody = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
+    return [setpriv, *nobody, "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--pdeathsig", "INT"]
 
 
 def initialise(binaries: Path, folder: Path, log: BinaryIO) -> None:
@@ -90,32 +90,34 @@ def initialise(binaries: Path, folder: Path, log: BinaryIO) -> None:
     unfinished, password_file = folder / "data.new", folder / "password"
     shutil.rmtree(unfinished, ignore_errors=True)
     password_file.unlink(missing_ok=True)
-    with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_urlsafe(24))
+    password_file.touch(0o600)
+    password_file.write_text(secrets.token_urlsafe(24))
     locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     access = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={password_file}"]
-    initdb = [*run_as_owner(), binaries / "initdb", "-D", unfinished, *locale, *access]
-    single_user = [*run_as_owner(), binaries / "postgres", "--single", "-D", unfinished, "postgres"]
+    initdb: list[str | Path] = [*run_as_owner(), binaries / "initdb", "-D", unfinished, *locale, *access]
+    single_user: list[str | Path] = [*run_as_owner(), binaries / "postgres", "--single", "-D", unfinished, "postgres"]
     statements = "".join(f"CREATE DATABASE {name};\n" for name in DATABASES).encode()
     for command, given in ((initdb, b""), (single_user, statements)):
         if subprocess.run(command, input=given, stdout=log, stderr=log).returncode != 0:
-            sys.exit(f"{command[-1] if command is initdb else 'postgres --single'} failed: see {log.name}")
+            sys.exit(last_words(log))
     unfinished.rename(folder / "data")
 
 
 def start(binaries: Path, folder: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the server on a free port of 127.0.0.1; again where another process was faster to take the port."""
-    give_up = time.monotonic() + START_ATTEMPTS_S
-    while True:
-        port = free_port()
+    """Start the server on a port of 127.0.0.1 that was free a moment ago.
+
+    Tried again where another process was faster to take the port, or an orphaned server is still stopping.
+    """
+    for _ in range(START_ATTEMPTS):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
         settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "unix_socket_directories="]
-        command = [*run_as_owner(), binaries / "postgres", "-D", folder / "data", *settings]
+        command: list[str | Path] = [*run_as_owner(), binaries / "postgres", "-D", folder / "data", *settings]
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if became_ready(server, folder / "data" / "postmaster.pid"):
             return server, port
-        if time.monotonic() > give_up:
-            sys.exit(f"postgres does not start: see {log.name}")
-        time.sleep(0.1)
+        time.sleep(START_PAUSE_S)
+    sys.exit(last_words(log))
 
 
 def became_ready(server: subprocess.Popen[bytes], pid_file: Path) -> bool:
@@ -128,12 +130,11 @@ def became_ready(server: subprocess.Popen[bytes], pid_file: Path) -> bool:
     return False
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def last_words(log: BinaryIO) -> str:
+    """Return the last error in the log, and where the rest stands."""
+    lines = Path(log.name).read_text(errors="replace").splitlines()
+    errors = [line for line in lines if "error:" in line or "FATAL:" in line]
+    return f"{(errors or lines or ['it ended'])[-1]} (see {log.name})"
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import stamina
 from sqlalchemy import URL, create_engine, make_url, text
 
 import settings
+from fonte import client, seeding
 from fonte import embedded as fonte_embedded
-from fonte import seeding
 from postgres import embedded, engine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +105,8 @@ def seeded_template(make_database) -> str:
     """The name of a database that holds the ten default days."""
     url = make_database()
     pool = engine.create(url, "test")
-    seeding.seed_once(pool)
+    with pool.begin() as connection:
+        seeding.seed_once(connection)
     pool.dispose()
     assert url.database
     return url.database
@@ -174,9 +174,7 @@ def _isolated(monkeypatch, tmp_path):
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(settings, "_ENV_FILE", tmp_path / "no.env")
-    stamina.set_testing(True, attempts=5)
-    yield
-    stamina.set_testing(False)
+    monkeypatch.setattr(client, "BACKOFF_S", 0.0)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ WINDOW = 10 * MINUTE
 STATISTICS = ("mean", "min", "max", "std")
 
 
-
 def minutes(count):
     return START + np.arange(count) * MINUTE
 
@@ -145,7 +144,9 @@ def test_scaling_by_a_power_of_two_scales_exactly(case, exponent):
 def test_two_half_days_make_the_day(case):
     timestamps, columns = case
     morning = timestamps < START + 72 * WINDOW
-    halves = [aggregate(timestamps[half], {name: v[half] for name, v in columns.items()}) for half in (morning, ~morning)]
+    halves = [
+        aggregate(timestamps[half], {name: v[half] for name, v in columns.items()}) for half in (morning, ~morning)
+    ]
     assert as_dict(*halves[0]) | as_dict(*halves[1]) == as_dict(*aggregate(timestamps, columns))
 
 
@@ -157,9 +158,7 @@ def test_what_is_missing_in_one_column_does_not_touch_another(case):
     assert together == {key: value for results in alone for key, value in results.items()}
 
 
-@pytest.mark.parametrize(
-    ("window_s", "count"), [(1, 600), (7, 86), (60, 10), (600, 1), (86_400, 1)]
-)
+@pytest.mark.parametrize(("window_s", "count"), [(1, 600), (7, 86), (60, 10), (600, 1), (86_400, 1)])
 def test_windows_of_any_whole_number_of_seconds_are_aligned_to_the_epoch(window_s, count):
     timestamps = START + np.arange(600) * np.timedelta64(1, "s")
     window_starts, signals = aggregate(timestamps, {"v": np.arange(600.0)}, window_s)

@@ -55,8 +55,9 @@ def test_an_empty_answer_is_an_empty_day():
 
 
 def test_null_nan_and_infinity_are_no_error():
-    body = b"""[{"timestamp": "2024-05-20T00:00:00Z", "power": null}, {"timestamp": "2024-05-20T00:01:00Z", "power": NaN},
-                {"timestamp": "2024-05-20T00:02:00Z", "power": -Infinity}, {"timestamp": "2024-05-20T00:03:00Z", "power": 7}]"""
+    literals = ["null", "NaN", "-Infinity", "7"]
+    rows = (f'{{"timestamp": "2024-05-20T00:0{minute}:00Z", "power": {literals[minute]}}}' for minute in range(4))
+    body = f"[{', '.join(rows)}]".encode()
     _, columns = fetch_answer(http(body=body))
     np.testing.assert_array_equal(columns["power"], [math.nan, math.nan, -math.inf, 7.0])
 
@@ -82,27 +83,30 @@ def test_a_row_sent_twice_counts_once():
         (http(body=b"[" * 100_000), "no JSON"),
         (http(body=b"\xff\xfe\xfd"), "no JSON"),
         (http(body={"data": []}), "a JSON dict instead of a list"),
-        (http(body=[1]), "the record 1 instead"),
-        (http(body=[row(0, wind=1)]), "instead of one with power, timestamp"),
-        (http(body=[row(0, power=1, extra=1)]), "instead of one with power, timestamp"),
-        (http(body=[{"timestamp": "2024-05-20T00:00:00Z"}]), "instead of one with power, timestamp"),
+        (http(body=[1]), "answered 1 instead"),
+        (http(body=[row(0, wind=1)]), "instead of a record with power, timestamp"),
+        (http(body=[row(0, power=1, extra=1)]), "instead of a record with power, timestamp"),
+        (http(body=[{"timestamp": "2024-05-20T00:00:00Z"}]), "instead of a record with power, timestamp"),
         (http(body=[row(0), row(1, power="2.5")]), "power = '2.5', which is no number"),
         (http(body=[row(0, power=True)]), "power = True, which is no number"),
         (http(body=[row(0, power=10**400)]), "which is no number of double precision"),
         (http(body=[{"timestamp": 1716163200, "power": 1}]), "the timestamp 1716163200"),
         (http(body=[{"timestamp": "yesterday", "power": 1}]), "the timestamp 'yesterday'"),
         (http(body=[{"timestamp": "0001-01-01T00:00:00+10:00", "power": 1}]), "the timestamp '0001-01-01"),
-        (http(body=[row(1), row(0)]), "2024-05-20T00:00:00.000000Z after 2024-05-20T00:01:00.000000Z: the rows are out of order"),
+        (
+            http(body=[row(1), row(0)]),
+            "rows out of order: 2024-05-20T00:00:00.000000Z after 2024-05-20T00:01:00.000000Z",
+        ),
         (http(body=[row(0), {"timestamp": "2024-05-21T00:00:00Z", "power": 1}]), "outside the period"),
         (http(body=[{"timestamp": "2024-05-19T23:59:59Z", "power": 1}, row(0)]), "outside the period"),
-        (http(body=[row(0), row(1, power=1), row(1, power=2)]), "two different values of power for 2024-05-20T00:01"),
-        (http(body=[row(1, power=1), row(1, power=None)]), "two different values of power"),
+        (http(body=[row(0), row(1, power=1), row(1, power=2)]), "two values of power for 2024-05-20T00:01"),
+        (http(body=[row(1, power=1), row(1, power=None)]), "two values of power"),
         (http(301, headers=["Location: /elsewhere"]), "HTTP 301"),
         (http(404, body={"detail": "Not Found"}), "HTTP 404 x: Not Found"),
         (http(401, body=b"who are you?"), "HTTP 401 x: who are you?"),
         (http(500, body=b""), "HTTP 500"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer"),
-        (http(headers=["Content-Encoding: gzip"]), "does not answer"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "check FONTE_API_URL and that a connector runs there"),
+        (http(headers=["Content-Encoding: gzip"]), "check FONTE_API_URL and that a connector runs there"),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_refused_and_not_asked_for_again(answer, message):
@@ -150,7 +154,7 @@ def test_what_does_not_pass_ends_after_five_attempts(fault, monkeypatch):
 
 
 def test_nobody_there_is_an_error(refused_port):
-    with pytest.raises(FonteError, match="does not answer"):
+    with pytest.raises(FonteError, match="check FONTE_API_URL and that a connector runs there"):
         fetch(f"http://127.0.0.1:{refused_port}", START, END, ["power"])
 
 
@@ -175,7 +179,9 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch, refus
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["timestamp", "power", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["timestamp", "power", "x"]), inner, max_size=3)
+    ),
 )
 
 

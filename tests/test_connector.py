@@ -65,7 +65,10 @@ def test_all_variables_come_where_none_is_named(api):
         ("/data?end_timestamp=2024-02-30", "end_timestamp='2024-02-30'"),
         ("/data?end_timestamp=infinity", "end_timestamp='infinity'"),
         ("/data?start_timestamp=0001-01-01T00:00:00%2B10:00", "start_timestamp='0001"),
-        ("/data?start_timestamp=2024-05-21&end_timestamp=2024-05-20", "is not before end_timestamp 2024-05-20T00:00:00+00:00"),
+        (
+            "/data?start_timestamp=2024-05-21&end_timestamp=2024-05-20",
+            "is not before end_timestamp 2024-05-20T00:00:00+00:00",
+        ),
         ("/data?start_timestamp=2024-05-20&end_timestamp=2024-05-20", "is not before"),
         ("/data?start=2024-05-20", "start: no such parameter"),
     ],
@@ -138,7 +141,9 @@ def test_a_database_that_is_away_is_a_503_and_is_found_again(administrator, font
     with connector_over(fonte) as base_url, administrator.connect() as connection:
         assert httpx.get(base_url + DAY).status_code == 200
         connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
-        connection.execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"), {"name": name})
+        connection.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"), {"name": name}
+        )
         for path in (DAY, "/health", "/period"):
             answer = httpx.get(base_url + path)
             assert answer.status_code == 503
@@ -182,7 +187,11 @@ def test_the_connector_could_not_write_if_it_tried(fonte):
             asyncio.run(statement())
 
 
-def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, fonte):
+def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, fonte, fonte_pool):
+    # More than all the buffers between here and there hold.
+    many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2000-07-01Z'::timestamptz, '1 minute') moment"
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"INSERT INTO data {many}"))
     with connector_over(fonte) as base_url, httpx.stream("GET", f"{base_url}/data") as answer:
         chunks = answer.iter_raw(1000)
         next(chunks)

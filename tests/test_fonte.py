@@ -110,22 +110,21 @@ def test_a_long_seed_goes_through_in_parts(rows):
 def test_a_csv_file_of_real_minutes_is_loaded(rows, capsys):
     assert seed.main(["--csv", str(ROOT / "tests/data/arm_source.csv")]) == 0
     assert "2,880 rows inserted" in capsys.readouterr().out
-    assert rows("SELECT wind_speed, power, ambient_temperature FROM data ORDER BY timestamp LIMIT 1") == [(11.08, 1894.1, 1.577)]
+    assert rows("SELECT wind_speed, power, ambient_temperature FROM data ORDER BY timestamp LIMIT 1") == [
+        (11.08, 1894.1, 1.577)
+    ]
 
 
 def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_path):
     file = tmp_path / "some.csv"
-    file.write_bytes(
-        b"\xef\xbb\xbfpower,timestamp\r\n1.5,2024-01-01T00:00:00\r\n,2024-01-01 01:00:00+01:00\r\nNaN,2024-01-01 00:01\r\n"
-        b",2024-01-01 00:00:00Z\r\n"
-    )
+    head = b"\xef\xbb\xbfpower,timestamp\r\n1.5,2024-01-01T00:00:00\r\n,2024-01-01 02:01:00+02:00\r\n"
+    file.write_bytes(head + b"NaN,2024-01-01 00:00Z\r\n")
     assert seed.main(["--csv", str(file)]) == 2
-    file.write_bytes(b"\xef\xbb\xbfpower,timestamp\r\n1.5,2024-01-01T00:00:00\r\n,2024-01-01 02:01:00+02:00\r\n1.5,2024-01-01 00:00Z\r\n")
+    file.write_bytes(head + b"1.5,2024-01-01 00:00Z\r\n")
     assert seed.main(["--csv", str(file)]) == 0
-    assert rows("SELECT to_char(timestamp AT TIME ZONE 'UTC', 'HH24:MI'), wind_speed, power FROM data ORDER BY timestamp") == [
-        ("00:00", None, 1.5),
-        ("00:01", None, None),
-    ]
+    assert rows(
+        "SELECT to_char(timestamp AT TIME ZONE 'UTC', 'HH24:MI'), wind_speed, power FROM data ORDER BY timestamp"
+    ) == [("00:00", None, 1.5), ("00:01", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,10 @@ def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_p
         ("", "the header is empty"),
         ("time,power\n", "the header is time, power; expected timestamp and some of wind_speed, power"),
         ("timestamp,power,power\n", "each once"),
-        ("timestamp,power\n2024-01-01,1\n2024-01-02,much\n", 'invalid input syntax for type double precision: "much" (line 3, column power'),
+        (
+            "timestamp,power\n2024-01-01,1\n2024-01-02,much\n",
+            'invalid input syntax for type double precision: "much" (line 3, column power',
+        ),
         ("timestamp,power\n2024-13-01,1\n", "2024-13-01"),
         ("timestamp,power\n,1\n", "null value"),
         ("timestamp,power\ninfinity,1\n", "infinity"),
@@ -159,12 +161,12 @@ def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, t
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--days", "0"], "'0' is not a whole number from 1 on"),
+        (["--days", "0"], "argument --days: 0 from 2024-05-20 on: expected 1 to "),
         (["--days", "ten"], "'ten' is not a whole number"),
         (["--start", "20.05.2024"], "'20.05.2024' is not a date: expected YYYY-MM-DD"),
         (["--random-seed", "-1"], "--random-seed"),
         (["--profile", "storm"], "'storm'"),
-        (["--start", "9999-12-31", "--days", "2"], "the last day"),
+        (["--start", "9999-12-31", "--days", "2"], "expected 1 to 1;"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, empty_fonte):
@@ -186,9 +188,9 @@ def test_a_database_that_is_away_is_exit_code_3_without_the_password(monkeypatch
 
 
 def test_seeding_once_leaves_an_existing_table_alone(rows, empty_fonte, make_pool):
-    pool = make_pool(empty_fonte)
     seed.main(["--days", "1"])
-    seeding.seed_once(pool)
+    with make_pool(empty_fonte).begin() as connection:
+        seeding.seed_once(connection)
     assert rows("SELECT count(*) FROM data") == [(1440,)]
 
 

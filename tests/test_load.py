@@ -24,7 +24,9 @@ def values(pool):
 
 
 def load(pool, first=0, last=144, **signals):
-    return replace_period(pool, START, END, WINDOWS[first:last], {name: np.asarray(v, float) for name, v in signals.items()})
+    return replace_period(
+        pool, START, END, WINDOWS[first:last], {name: np.asarray(v, float) for name, v in signals.items()}
+    )
 
 
 def expected(signals):
@@ -59,7 +61,9 @@ def test_an_unchanged_row_is_not_even_touched(alvo_pool):
 
 def test_stale_rows_go_and_other_signals_and_days_stay(alvo_pool):
     load(alvo_pool, power_mean=np.ones(144), wind_speed_mean=np.ones(144))
-    replace_period(alvo_pool, END, END + timedelta(days=1), WINDOWS + np.timedelta64(1, "D"), {"power_mean": np.ones(144)})
+    replace_period(
+        alvo_pool, END, END + timedelta(days=1), WINDOWS + np.timedelta64(1, "D"), {"power_mean": np.ones(144)}
+    )
     assert load(alvo_pool, last=140, power_mean=np.r_[np.full(100, 1.0), np.full(40, 2.0)]) == Report(40, 100, 4)
     held = values(alvo_pool)
     assert sum(name == "wind_speed_mean" for _, name in held) == 144
@@ -83,7 +87,11 @@ def test_a_window_outside_the_period_is_refused(alvo_pool, moment):
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(days=st.lists(st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=6, max_size=6), max_size=5))
+@given(
+    days=st.lists(
+        st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=6, max_size=6), max_size=5
+    )
+)
 def test_any_sequence_of_loads_leaves_what_the_last_one_gave(alvo_pool, days):
     held = values(alvo_pool) if days and _tables_exist(alvo_pool) else {}
     for day in days:
@@ -138,8 +146,12 @@ def test_a_load_of_the_same_day_waits_and_one_of_another_day_does_not(administra
     first, second = make_pool(alvo), make_pool(alvo)
     load(first, power_mean=np.ones(144))
     with first.begin() as holder:
-        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": int(START.timestamp()) // 86400})
-        replace_period(second, END, END + timedelta(days=1), WINDOWS + np.timedelta64(1, "D"), {"power_mean": np.ones(144)})
+        holder.execute(
+            text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": int(START.timestamp()) // 86400}
+        )
+        replace_period(
+            second, END, END + timedelta(days=1), WINDOWS + np.timedelta64(1, "D"), {"power_mean": np.ones(144)}
+        )
         # The site's local day shares hours with the UTC day that is held.
         for shift in (timedelta(), timedelta(hours=3), timedelta(hours=-3)):
             with pytest.raises(DBAPIError, match="lock timeout"):
@@ -170,7 +182,13 @@ def test_a_load_that_fails_leaves_the_old_day(alvo_pool):
     before = values(alvo_pool)
     misaligned = WINDOWS + np.timedelta64(1, "s")
     with pytest.raises(DBAPIError, match="data_timestamp_on_window"):
-        replace_period(alvo_pool, START, END + timedelta(seconds=1), misaligned, {"power_mean": np.zeros(144), "new_mean": np.zeros(144)})
+        replace_period(
+            alvo_pool,
+            START,
+            END + timedelta(seconds=1),
+            misaligned,
+            {"power_mean": np.zeros(144), "new_mean": np.zeros(144)},
+        )
     assert values(alvo_pool) == before
     with alvo_pool.connect() as connection:
         assert connection.scalars(text("SELECT name FROM signal")).all() == ["power_mean"]
@@ -186,7 +204,9 @@ def test_a_connection_killed_in_the_middle_leaves_the_old_day(alvo, make_pool, a
 
     def kill():
         with administrator.connect() as connection:
-            connection.execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :d"), {"d": alvo.database})
+            connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :d"), {"d": alvo.database}
+            )
 
     original = module.copy.copy_in
 
@@ -235,7 +255,12 @@ def test_the_tables_hold_exactly_the_columns_of_the_brief_and_their_checks(alvo_
             ("signal", "id", "integer", "NO"),
             ("signal", "name", "text", "NO"),
         ]
-    for row in ("'2024-05-20 00:01Z', 1, 1", "'2024-05-20 00:10Z', 1, 'NaN'", "'2024-05-20 00:10Z', 99, 1", "'2024-05-20 00:00Z', 1, 1"):
+    for row in (
+        "'2024-05-20 00:01Z', 1, 1",
+        "'2024-05-20 00:10Z', 1, 'NaN'",
+        "'2024-05-20 00:10Z', 99, 1",
+        "'2024-05-20 00:00Z', 1, 1",
+    ):
         with alvo_pool.begin() as connection, pytest.raises(DBAPIError, match="constraint"):
             connection.execute(text(f"INSERT INTO data VALUES ({row})"))
 

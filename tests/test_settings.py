@@ -19,7 +19,14 @@ def test_every_spelling_of_a_postgresql_url_means_psycopg2(monkeypatch, name, sc
 @pytest.mark.parametrize("name", URL_VARIABLES)
 @pytest.mark.parametrize(
     "value",
-    ["secret", "mysql://u:secret@h/d", "postgresql+psycopg://u:secret@h/d", "postgresql://u:sec/ret@h:x/d", "sqlite://", "://secret"],
+    [
+        "secret",
+        "mysql://u:secret@h/d",
+        "postgresql+psycopg://u:secret@h/d",
+        "postgresql://u:sec/ret@h:x/d",
+        "sqlite://",
+        "://secret",
+    ],
 )
 def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
@@ -61,8 +68,7 @@ def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [(ValueError("two\n  lines\t here"), "two lines here"), (TimeoutError(), "TimeoutError")],
+    ("error", "said"), [(ValueError("two\n  lines\t here"), "two lines here"), (TimeoutError(), "TimeoutError")]
 )
 def test_a_reason_is_one_line_and_never_empty(error, said):
     assert engine.reason(error) == said

@@ -1,0 +1,486 @@
+"""The command etl.py: what it does, what it says, and the exit code of every failure."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+import etl
+import seed
+from fonte import client
+from postgres import embedded
+from tests import reference
+from tests.conftest import ROOT
+from tests.faulty import HANG, RESET, answering, http
+
+STATISTICS = ("mean", "min", "max", "std")
+
+
+def alvo_values(url_or_pool):
+    """What a connection of its own reads in Alvo: {(timestamp, name): value}; None where there are no tables."""
+    pool = create_engine(url_or_pool) if not hasattr(url_or_pool, "connect") else url_or_pool
+    with pool.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('data')")) is None:
+            return None
+        rows = connection.execute(text("SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id"))
+        values = {(timestamp, name): value for timestamp, name, value in rows}
+    pool.dispose()
+    return values
+
+
+def exact_values(pool, start, end, columns):
+    """What Alvo must hold: the correctly rounded statistics of Fonte's rows, computed as fractions."""
+    windows = {}
+    with pool.connect() as connection:
+        rows = connection.execute(
+            text(f"SELECT timestamp, {', '.join(columns)} FROM data WHERE timestamp >= :start AND timestamp < :end"),
+            {"start": start, "end": end},
+        )
+        for timestamp, *values in rows:
+            window = timestamp.astimezone(UTC).replace(minute=timestamp.minute // 10 * 10, second=0)
+            for column, value in zip(columns, values, strict=True):
+                windows.setdefault((window, column), []).append(value)
+    expected = {}
+    for (window, column), values in windows.items():
+        exact = (reference.mean(values), min(values), max(values), reference.std(values))
+        expected |= {(window, f"{column}_{s}"): reference.as_double(e) for s, e in zip(STATISTICS, exact, strict=True)}
+    return expected
+
+
+def run_failing(capsys, *arguments):
+    """Run etl.py in this process; gives the exit code and the one line on standard error."""
+    try:
+        code = etl.main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("etl.py: ")
+    assert output.err.count("\n") == 1
+    return code, output.err
+
+
+def test_a_day_goes_from_fonte_to_alvo_and_a_rerun_changes_nothing(
+    fonte_api, alvo_pool, make_pool, seeded_template, server, capsys
+):
+    start = datetime(2024, 5, 20, tzinfo=UTC)
+    assert etl.main(["2024-05-20"]) == 0
+    first = capsys.readouterr()
+    assert first.err == ""
+    assert re.sub(r"\d\.\d\d", "0.00", first.out) == (
+        "2024-05-20 UTC\n"
+        "  wind_speed  1,440 of 1,440 samples (100.0%), 144 windows\n"
+        "  power       1,440 of 1,440 samples (100.0%), 144 windows\n"
+        "  Alvo: 1,152 values written, 0 unchanged, 0 removed\n"
+        "  0.00 s: extract 0.00, aggregate 0.00, load 0.00\n"
+    )
+    expected = exact_values(
+        make_pool(server.set(database=seeded_template)), start, start + timedelta(days=1), ("wind_speed", "power")
+    )
+    assert len(expected) == 1152
+    assert alvo_values(alvo_pool) == expected
+    assert etl.main(["2024-05-20"]) == 0
+    assert "Alvo: 0 values written, 1,152 unchanged, 0 removed" in capsys.readouterr().out
+    assert alvo_values(alvo_pool) == expected
+
+
+def test_the_asked_variables_are_replaced_and_the_others_left_alone(
+    connector, fonte_pool, alvo_pool, monkeypatch, capsys
+):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    assert etl.main(["2024-05-20", "--columns", "power", "wind_speed", "ambient_temperature"]) == 0
+    before = alvo_values(alvo_pool)
+    assert len(before) == 1728
+    assert len({name for _, name in before}) == 12
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = power + 1, wind_speed = wind_speed + 1"))
+    assert etl.main(["2024-05-20", "--columns", "power"]) == 0
+    # The standard deviation of shifted values is the same, but for the rounding of the shift.
+    changed = {key for key, value in alvo_values(alvo_pool).items() if value != before[key]}
+    assert {name for _, name in changed} <= {"power_mean", "power_min", "power_max", "power_std"}
+    assert len([name for _, name in changed if name == "power_mean"]) == 144
+
+
+def test_what_is_missing_is_counted_and_never_filled(connector, fonte_pool, alvo_pool, monkeypatch, capsys):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    etl.main(["2024-05-20"])
+    capsys.readouterr()
+    with fonte_pool.begin() as connection:
+        for statement in (
+            "DELETE FROM data WHERE timestamp >= '2024-05-20 01:00Z' AND timestamp < '2024-05-20 01:30Z'",
+            "UPDATE data SET power = NULL WHERE timestamp < '2024-05-20 00:05Z'",
+            "UPDATE data SET power = 'NaN' WHERE timestamp >= '2024-05-20 00:10Z' AND timestamp < '2024-05-20 00:19Z'",
+            "UPDATE data SET wind_speed = 'Infinity' WHERE timestamp = '2024-05-20 00:20Z'",
+        ):
+            connection.execute(text(statement))
+    assert etl.main(["2024-05-20"]) == 0
+    report = capsys.readouterr().out
+    assert "wind_speed  1,409 of 1,440 samples (97.8%), 141 windows" in report
+    assert "power       1,396 of 1,440 samples (96.9%), 141 windows" in report
+    assert "left out: 15 values that are NULL, NaN or infinite" in report
+    # Three windows of eight signals are gone, and the deviation of the window that is left with one sample.
+    assert "25 removed" in report
+    names = {name for moment, name in alvo_values(alvo_pool) if moment == datetime(2024, 5, 20, 0, 10, tzinfo=UTC)}
+    assert "power_mean" in names
+    assert "power_std" not in names
+
+
+def test_a_variable_without_samples_loses_its_rows(connector, fonte_pool, alvo_pool, monkeypatch, capsys):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    etl.main(["2024-05-20"])
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = NULL"))
+    assert etl.main(["2024-05-20"]) == 0
+    assert "power       0 of 1,440 samples (0.0%), 0 windows" in capsys.readouterr().out
+    assert {name for _, name in alvo_values(alvo_pool)} == {f"wind_speed_{s}" for s in STATISTICS}
+
+
+def test_a_result_beyond_the_largest_double_gives_no_row_and_is_counted(
+    connector, fonte_pool, alvo_pool, monkeypatch, capsys
+):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data"))
+        connection.execute(
+            text(
+                "INSERT INTO data (timestamp, power) "
+                "VALUES ('2024-05-20 00:00Z', 1.7e308), ('2024-05-20 00:01Z', -1.7e308)"
+            )
+        )
+    assert etl.main(["2024-05-20", "--columns", "power"]) == 0
+    report = capsys.readouterr().out
+    assert "left out: 1 results beyond the largest double" in report
+    assert "3 values written" in report
+    assert alvo_values(alvo_pool)[datetime(2024, 5, 20, tzinfo=UTC), "power_mean"] == 0
+
+
+def test_real_minutes_become_the_published_statistics(make_database, alvo_pool, monkeypatch, capsys):
+    fonte = make_database()
+    monkeypatch.setenv("FONTE_DATABASE_URL", fonte.render_as_string(hide_password=False))
+    assert seed.main(["--csv", str(ROOT / "tests/data/arm_source.csv")]) == 0
+    for day in ("2019-01-01", "2019-01-02"):
+        assert etl.main([day, "--columns", "wind_speed", "ambient_temperature"]) == 0
+    held = alvo_values(alvo_pool)
+    with Path(ROOT / "tests/data/arm_expected.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(held) == 4 * len(rows) == 2304
+    for row in rows:
+        for column, statistic in (("mean", "mean"), ("min", "min"), ("max", "max"), ("std_sample", "std")):
+            value = held[datetime.fromisoformat(row["timestamp"]), f"{row['signal']}_{statistic}"]
+            # The file has ten significant digits.
+            assert f"{value:.10g}" == f"{float(row[column]):.10g}", (row, statistic)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "first", "windows"),
+    [
+        ("America/Sao_Paulo", "2024-05-21", datetime(2024, 5, 21, 3, tzinfo=UTC), 144),
+        ("Asia/Kolkata", "2024-05-21", datetime(2024, 5, 20, 18, 30, tzinfo=UTC), 144),
+        ("Europe/Berlin", "2024-03-31", datetime(2024, 3, 30, 23, tzinfo=UTC), 138),
+        ("Europe/Berlin", "2024-10-27", datetime(2024, 10, 26, 22, tzinfo=UTC), 150),
+    ],
+)
+def test_a_day_of_the_site_has_as_many_windows_as_its_clock_makes_it(
+    make_database, alvo_pool, monkeypatch, zone, day, first, windows
+):
+    fonte = make_database()
+    monkeypatch.setenv("FONTE_DATABASE_URL", fonte.render_as_string(hide_password=False))
+    before = date.fromisoformat(day) - timedelta(days=1)
+    seed.main(["--start", str(before), "--days", "3"])
+    assert etl.main([day, "--timezone", zone, "--columns", "power"]) == 0
+    moments = sorted({moment for moment, _ in alvo_values(alvo_pool)})
+    assert moments == [first + number * timedelta(minutes=10) for number in range(windows)]
+
+
+def test_a_range_runs_day_by_day_and_an_empty_day_does_not_stop_it(fonte_api, alvo_pool, capsys):
+    assert etl.main(["2024-05-18", "2024-05-21"]) == 5
+    output = capsys.readouterr()
+    assert [line for line in output.out.split("\n") if line.startswith("2024")] == ["2024-05-20 UTC", "2024-05-21 UTC"]
+    assert output.err.count("Fonte holds no finite sample of wind_speed, power from") == 2
+    assert len(alvo_values(alvo_pool)) == 2304
+
+
+def test_the_days_before_a_failure_are_done_and_its_code_counts(shared_connector, alvo_pool, monkeypatch, capsys):
+    import httpx
+
+    good = httpx.get(
+        f"{shared_connector}/data?start_timestamp=2024-05-20&end_timestamp=2024-05-21&columns=power"
+    ).content
+    with answering(http(body=good), http(500)) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main(["2024-05-20", "2024-05-22", "--columns", "power"]) == 3
+    assert len(server.requests) == 2
+    assert len(alvo_values(alvo_pool)) == 576
+
+
+def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monkeypatch, capsys):
+    now = datetime.now(UTC)
+    with answering(http(body=[{"timestamp": f"{now:%Y-%m-%d}T00:00:00Z", "power": 1}])) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main([f"{now:%Y-%m-%d}", "--columns", "power"]) == 0
+    assert f"{now:%Y-%m-%d} UTC, not over yet\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "DATE"),
+        (["yesterday"], "'yesterday' is not a date: expected YYYY-MM-DD"),
+        (["20240520"], "'20240520' is not a date"),
+        (["2024-02-30"], "'2024-02-30' is not a date"),
+        (["2999-01-01"], "2999-01-01 is in the future: the last day that can be run is today"),
+        (["9999-12-31"], "9999-12-31 is in the future"),
+        (["2024-05-20", "2999-01-01"], "2999-01-01 is in the future"),
+        (["2024-05-21", "2024-05-20"], "the range ends on 2024-05-20, before it begins on 2024-05-21"),
+        (["0001-01-01", "--timezone", "Etc/GMT-9"], "0001-01-01 in Etc/GMT-9 begins before the year 1"),
+        (["2024-05-20", "--timezone", "Europe/Atlantis"], "'Europe/Atlantis' is not a time zone"),
+        (["2024-05-20", "--timezone", "../etc/passwd"], "'../etc/passwd' is not a time zone"),
+        (
+            ["2024-05-20", "--timezone", "Asia/Kathmandu"],
+            "2024-05-20 in Asia/Kathmandu does not begin and end on a 10-minute boundary",
+        ),
+        (["2024-05-20", "--columns"], "--columns"),
+        (
+            ["2024-05-20", "--columns", "wind"],
+            "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'",
+        ),
+        (["2024-05-20", "--columns", "power", "power"], "expected each column once"),
+        (["2024-05-20", "--speed", "9"], "--speed"),
+    ],
+)
+def test_bad_input_is_exit_code_2(fonte_api, alvo_pool, capsys, arguments, said):
+    code, message = run_failing(capsys, *arguments)
+    assert code == 2
+    assert said in message
+    assert alvo_values(alvo_pool) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FONTE_API_URL", "localhost:8000"),
+        ("ALVO_DATABASE_URL", "mysql://u:secret@localhost/alvo"),
+        ("ALVO_DATABASE_URL", "postgresql://u:sec/ret@localhost:port/alvo"),
+    ],
+)
+def test_a_setting_that_is_no_url_is_exit_code_2_and_not_repeated(fonte_api, alvo, capsys, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    code, message = run_failing(capsys, "2024-05-20")
+    assert code == 2
+    assert name in message
+    assert "sec" not in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (http(404, body={"detail": "Not Found"}), "HTTP 404"),
+        (http(500, body=b"<h1>oops</h1>", content_type="text/html"), "HTTP 500"),
+        (http(body=b"<html></html>", content_type="text/html"), "no JSON"),
+        (http(body=b'[{"timestamp"', length=2000), "peer closed connection"),
+        (http(503), "HTTP 503"),
+        (RESET, "reset by peer"),
+        (HANG, "timed out"),
+    ],
+    ids=["404", "500", "HTML", "half a body", "503", "reset", "hanging"],
+)
+def test_a_failing_fonte_is_exit_code_3_and_alvo_stays_as_it_was(
+    fonte_api, alvo_pool, capsys, monkeypatch, fault, said
+):
+    etl.main(["2024-05-20"])
+    before = alvo_values(alvo_pool)
+    capsys.readouterr()
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
+    with answering(fault) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        code, message = run_failing(capsys, "2024-05-20")
+    assert code == 3
+    assert said in message
+    assert "FONTE_API_URL" in message
+    assert alvo_values(alvo_pool) == before
+
+
+def test_a_fonte_that_is_not_there_is_exit_code_3(alvo, capsys, monkeypatch, refused_port):
+    monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
+    assert run_failing(capsys, "2024-05-20")[0] == 3
+
+
+def test_a_422_of_fonte_is_exit_code_2_and_its_detail_repeated(alvo, capsys, monkeypatch):
+    with answering(http(422, body={"detail": "columns='power': not sold here"})) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        code, message = run_failing(capsys, "2024-05-20")
+    assert code == 2
+    assert "columns='power': not sold here" in message
+
+
+def test_a_fonte_database_that_is_away_is_exit_code_3(alvo, capsys, monkeypatch, refused_port):
+    monkeypatch.setenv("FONTE_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:{refused_port}/x")
+    code, message = run_failing(capsys, "2024-05-20")
+    assert code == 3
+    assert "Fonte's database does not answer" in message
+
+
+def test_an_embedded_server_that_does_not_start_is_a_failure_of_its_side(fonte_api, capsys, monkeypatch):
+    def broken(database):
+        raise embedded.EmbeddedServerError("the embedded PostgreSQL failed: no disk")
+
+    monkeypatch.setattr(embedded, "url", broken)
+    assert run_failing(capsys, "2024-05-20")[0] == 4
+    monkeypatch.delenv("FONTE_API_URL")
+    assert run_failing(capsys, "2024-05-20")[0] == 3
+
+
+def test_an_alvo_that_is_away_is_exit_code_4(fonte_api, capsys, monkeypatch, refused_port):
+    monkeypatch.setenv("ALVO_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:{refused_port}/alvo")
+    code, message = run_failing(capsys, "2024-05-20")
+    assert code == 4
+    assert "refused" in message
+    assert "check ALVO_DATABASE_URL" in message
+    assert "secret" not in message
+
+
+def test_a_wrong_password_is_exit_code_4_and_never_printed(fonte_api, alvo, capsys, monkeypatch):
+    url = alvo.set(password="not-the-secret").render_as_string(hide_password=False)
+    monkeypatch.setenv("ALVO_DATABASE_URL", url)
+    code, message = run_failing(capsys, "2024-05-20")
+    assert code == 4
+    assert "password authentication failed" in message
+    assert "not-the-secret" not in message
+
+
+def test_a_connection_killed_in_mid_load_is_exit_code_4_and_leaves_the_old_day(
+    connector, fonte_pool, alvo, alvo_pool, administrator, capsys, monkeypatch
+):
+    from alvo import load
+
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    etl.main(["2024-05-20"])
+    before = alvo_values(alvo_pool)
+    capsys.readouterr()
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = 7"))
+    original = load.copy.copy_in
+
+    def copy_and_kill(*arguments):
+        original(*arguments)
+        with administrator.connect() as connection:
+            connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :d"), {"d": alvo.database}
+            )
+
+    monkeypatch.setattr(load.copy, "copy_in", copy_and_kill)
+    assert run_failing(capsys, "2024-05-20")[0] == 4
+    monkeypatch.undo()
+    assert alvo_values(create_engine(alvo)) == before
+
+
+def test_an_empty_day_is_exit_code_5_and_wipes_nothing(connector, fonte_pool, alvo_pool, capsys, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    etl.main(["2024-05-20"])
+    before = alvo_values(alvo_pool)
+    capsys.readouterr()
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = NULL, wind_speed = 'NaN'"))
+    code, message = run_failing(capsys, "2024-05-20")
+    assert code == 5
+    assert "Fonte holds no finite sample of wind_speed, power from 2024-05-20 00:00:00+00:00 to 2024-05-21" in message
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data"))
+    assert run_failing(capsys, "2024-05-20")[0] == 5
+    assert alvo_values(alvo_pool) == before
+
+
+def test_a_traceback_is_shown_with_debug_only(alvo, capsys, monkeypatch, refused_port):
+    monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
+    etl.main(["2024-05-20"])
+    assert "Traceback" not in capsys.readouterr().err
+    etl.main(["2024-05-20", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failure_is_one_line_of_the_whole_process_too(run_command, refused_port):
+    run = run_command("etl.py", "2024-05-20", FONTE_API_URL=f"http://127.0.0.1:{refused_port}")
+    assert run.returncode == 3
+    assert run.stdout == ""
+    assert run.stderr.count("\n") == 1
+
+
+def test_an_interrupted_run_says_so_without_a_traceback(fonte_api, alvo, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(etl, "fetch", interrupted)
+    assert run_failing(capsys, "2024-05-20") == (
+        130,
+        "etl.py: interrupted; what was in hand is done wholly or not at all\n",
+    )
+
+
+def test_a_fresh_checkout_needs_nothing_but_python(run_command, checkout):
+    first = run_command("etl.py", "2024-05-20")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "1,152 values written" in first.stdout
+    second = run_command("etl.py", "2024-05-20", "--columns", "power", "wind_speed", "ambient_temperature")
+    assert "576 values written, 1,152 unchanged" in second.stdout
+    seeded = run_command("seed.py", "--days", "11")
+    assert "1,440 rows inserted, 14,400 were there already" in seeded.stdout
+    held = run_command(
+        "-c",
+        "from postgres import embedded; import sys; sys.path.insert(0, '.');"
+        "from sqlalchemy import create_engine, text; c = create_engine(embedded.url('alvo')).connect();"
+        "print(c.scalar(text('SELECT count(*) FROM data')), c.scalar(text('SELECT count(*) FROM signal')))",
+    )
+    assert held.stdout.split() == ["1728", "12"]
+
+
+def test_two_first_runs_at_once_share_the_embedded_server(checkout):
+    command = [sys.executable, "etl.py", "2024-05-20"]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+    runs = [
+        subprocess.Popen(
+            command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert sorted(re.search(r"([\d,]+) values written", out).group(1) for out, _ in outputs) == ["0", "1,152"]
+
+
+def test_the_tables_can_be_made_beforehand(run_command, alvo, alvo_pool):
+    url = alvo.render_as_string(hide_password=False)
+    for _ in range(2):
+        made = run_command("-m", "alvo.schema", ALVO_DATABASE_URL=url)
+        assert (made.returncode, made.stdout) == (0, "Alvo has the tables signal and data\n")
+    assert alvo_values(alvo_pool) == {}
+    assert run_command("-m", "alvo.schema", ALVO_DATABASE_URL="nonsense").returncode == 2
+    assert run_command("-m", "alvo.schema", ALVO_DATABASE_URL="postgresql://127.0.0.1:1/x").returncode == 4
+
+
+def test_help_tells_options_units_exit_codes_and_where_the_data_lie(run_command, checkout):
+    for command, words in (
+        (
+            "etl.py",
+            [
+                "--columns",
+                "m/s",
+                "kW",
+                "degC",
+                "--timezone",
+                "exit codes",
+                "FONTE_API_URL",
+                "ALVO_DATABASE_URL",
+                f"{checkout}/.embedded",
+                "delete that folder",
+            ],
+        ),
+        ("seed.py", ["--start", "2024-05-20", "--days", "--profile", "--csv", "--random-seed", "Exit codes"]),
+    ):
+        said = run_command(command, "--help").stdout
+        assert [word for word in words if word not in said] == []

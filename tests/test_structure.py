@@ -1,0 +1,70 @@
+"""The house: what may import what beyond import-linter's contracts, and how large things may be."""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ("alvo", "fonte", "postgres")
+SOURCES = sorted([*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).glob("*.py"))])
+
+
+def imported(source):
+    """The modules that a file imports anywhere, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def code_lines(source):
+    """The numbers of lines that hold code: no blank line, comment or docstring."""
+    docstrings = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in layout:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return lines - docstrings
+
+
+def test_the_aggregation_imports_only_numpy():
+    source = (ROOT / "alvo/aggregation.py").read_text()
+    foreign = {name.split(".")[0] for name in imported(source)} - sys.stdlib_module_names
+    assert foreign == {"numpy"}
+
+
+def test_only_the_settings_read_the_environment():
+    readers = [file.name for file in SOURCES if re.search(r"\benviron\b|getenv", file.read_text())]
+    assert readers == ["settings.py"]
+
+
+def test_the_command_reaches_fonte_through_its_client_alone():
+    reached = {name for name in imported((ROOT / "etl.py").read_text()) if name.startswith("fonte")}
+    assert {".".join(name.split(".")[:2]) for name in reached} == {"fonte.client", "fonte.embedded"}
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_function_is_long(file):
+    source = file.read_text()
+    lines = code_lines(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert len(lines & set(range(node.lineno, node.end_lineno + 1))) < 40, node.name
+
+
+def test_the_pipeline_is_small():
+    assert sum(len(code_lines(file.read_text())) for file in SOURCES) < 1200
