@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from typing import NoReturn
 
-BAD_INPUT = 2
-INTERRUPTED = 130
-
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, without the usage in front."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def run(
@@ -32,7 +29,7 @@ def run(
         return next(code for kind, code in exit_codes.items() if isinstance(error, kind))
     except KeyboardInterrupt:
         print(f"{program}: interrupted; what was in hand is done wholly or not at all", file=sys.stderr)
-        return INTERRUPTED
+        return 130  # 128 + SIGINT, as a shell reports it
 
 
 def day(text: str) -> date:

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -92,7 +91,7 @@ def answer_problems(app: FastAPI, database: str) -> None:
 
 
 def _described(error: dict[str, Any]) -> str:
-    location: Sequence[object] = error["loc"][1:]
+    location = error["loc"][1:]
     message = str(error["msg"]).removeprefix("Input should be ")
     if not location:
         return message

@@ -1,10 +1,11 @@
 """The aggregation beside pandas' resample, on the same samples in the same run."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from alvo.aggregation import aggregate
+
+pandas = pytest.importorskip("pandas", reason="the benchmarks need pip install '.[bench]'")
 
 SIZES = {"a day": 1440, "a year": 525_600}
 STATISTICS = ["mean", "min", "max", "std"]
@@ -31,7 +32,7 @@ def test_aggregation(benchmark, samples, gaps, candidate):
     size, timestamps, columns = samples
     benchmark.group = f"aggregation of {size}, {gaps}"
     if candidate == "pandas":
-        frame = pd.DataFrame(columns, index=timestamps)
+        frame = pandas.DataFrame(columns, index=timestamps)
         benchmark(lambda: frame.resample("10min").agg(STATISTICS))
     else:
         benchmark(aggregate, timestamps, columns)
