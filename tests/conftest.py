@@ -55,7 +55,7 @@ def server(pytestconfig, tmp_path_factory) -> Iterator[URL]:
     elif kind == "embedded":
         yield embedded.url("postgres", tmp_path_factory.mktemp("postgres") / "embedded")
     else:
-        from testcontainers.postgres import PostgresContainer
+        from testcontainers.community.postgres import PostgresContainer
 
         with PostgresContainer("postgres:18", driver="psycopg2") as container:
             yield make_url(container.get_connection_url()).set(host="127.0.0.1")
