@@ -73,15 +73,16 @@ def end_with(server: subprocess.Popen[bytes]) -> NoReturn:
 def run_as_owner() -> list[str]:
     """Return the command prefix under which PostgreSQL starts: never as root, and never longer than this process.
 
-    For root the server becomes nobody, who keeps one capability: reading a checkout that lies below a folder closed
-    to others, such as root's home. Opening that folder to everybody would be the alternative.
+    For root the server becomes nobody, who keeps one capability: to reach a checkout or an environment that lies below
+    a folder closed to others, such as root's home. Opening that folder to everybody would be the alternative. Without
+    the secure bit, access(2), by which PostgreSQL looks for its own files, would not see the capability.
     """
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0:
         return [setpriv, "--pdeathsig", "INT"] if setpriv else []
     if not setpriv:
         sys.exit("running as root needs the command setpriv (util-linux): install it, or run as a normal user")
-    nobody = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
+    nobody = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--securebits=+no_setuid_fixup"]
     return [setpriv, *nobody, "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--pdeathsig", "INT"]
 
 

