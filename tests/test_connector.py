@@ -1,4 +1,5 @@
 import math
+import socket
 from datetime import UTC, datetime
 
 import httpx
@@ -188,21 +189,20 @@ def test_the_connector_could_not_write_if_it_tried(fonte):
 
 
 def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, fonte, fonte_pool):
-    # More than all the buffers between here and there hold.
+    # More than all the buffers between here and there hold, the largest of which is made small.
     many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2000-07-01Z'::timestamptz, '1 minute') moment"
     with fonte_pool.begin() as connection:
         connection.execute(text(f"INSERT INTO data {many}"))
-    with connector_over(fonte) as base_url, httpx.stream("GET", f"{base_url}/data") as answer:
-        chunks = answer.iter_raw(1000)
-        next(chunks)
-        with administrator.connect() as connection:
-            connection.execute(
-                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
-                {"name": fonte.database},
-            )
-        with pytest.raises(httpx.RemoteProtocolError):
-            for _ in chunks:
-                pass
+    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
+    with connector_over(fonte) as base_url, httpx.Client(transport=transport) as client:
+        with client.stream("GET", f"{base_url}/data") as answer, administrator.connect() as connection:
+            chunks = answer.iter_raw(1000)
+            next(chunks)
+            killed = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            connection.execute(text(killed), {"name": fonte.database})
+            with pytest.raises(httpx.RemoteProtocolError):
+                for _ in chunks:
+                    pass
 
 
 def test_the_description_tells_units_bounds_and_answers(api):

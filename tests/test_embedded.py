@@ -119,6 +119,7 @@ def test_a_normal_user_can_start_it(tmp_path):
         "--clear-groups",
         "--inh-caps=+dac_read_search",
         "--ambient-caps=+dac_read_search",
+        "--securebits=+no_setuid_fixup",
     ]
     with user(home / "embedded", become=become) as (_, _, answer):
         assert answer == "alvo"

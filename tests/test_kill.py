@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 from sqlalchemy import text
@@ -40,13 +41,15 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one(connector, fonte_pool, a
         "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False),
     }
     moments = random.Random(2024)
+    began = time.perf_counter()
     subprocess.run(COMMAND, cwd=ROOT, env=environment, check=True, capture_output=True)
+    usual_s = time.perf_counter() - began
     outcomes = set()
     previous = powers(alvo_pool)[0]
     for number in range(pytestconfig.getoption("kills")):
         with fonte_pool.begin() as connection:
             connection.execute(text("UPDATE data SET power = :power"), {"power": number})
-        code, error = run_and_kill(ROOT, environment, moments.uniform(0.3, 0.9))
+        code, error = run_and_kill(ROOT, environment, moments.uniform(0, 1.1 * usual_s))
         assert code in (0, -signal.SIGKILL), error
         found, rows = powers(alvo_pool)
         assert rows == 1152
