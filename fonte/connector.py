@@ -123,7 +123,7 @@ def _json_chunks(pool: Engine, query: DataQuery) -> Iterator[str]:
         bounds = {"start": query.start_timestamp, "end": query.end_timestamp}
         records = streaming.execute(text(_records_sql(query)), bounds).scalars()
         separator = "["
-        for partition in records.partitions():
+        for partition in records.partitions(ROWS_PER_CHUNK):
             yield separator + ",".join(partition)
             separator = ","
     yield "[]" if separator == "[" else "]"

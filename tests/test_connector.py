@@ -6,6 +6,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from fonte.connector import DataQuery, _json_chunks
 from tests.conftest import connector_over
 
 DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
@@ -102,6 +103,11 @@ def test_every_double_crosses_unchanged(fonte_pool, connector):
             )
     records = httpx.get(f"{connector}/data?end_timestamp=2021-01-01&columns=power").json()
     assert [record["power"] for record in records] == values
+
+
+def test_rows_leave_in_chunks_and_are_never_held_all_at_once(fonte_pool):
+    chunks = [chunk.count("timestamp") for chunk in _json_chunks(fonte_pool, DataQuery())]
+    assert chunks == [2000] * 7 + [400, 0]
 
 
 def test_columns_have_units_and_descriptions(api):
