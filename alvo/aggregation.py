@@ -1,26 +1,28 @@
 """Samples to windows: mean, minimum, maximum and standard deviation, right to the last bit. Pure NumPy, no I/O.
 
-Windows of equal size form a matrix x (n, w), a sample a row and a window a column, and every step is one operation on
-the whole matrix. The method, for one window:
+Windows of equal size form a matrix x (n, w), a sample a row and a window a column; every step is one operation on the
+whole matrix. The method, for one window:
 
-1. Split. With sigma a power of two at least n + 2 times the largest magnitude, q = (sigma + x) - sigma is x rounded
-   to a multiple of grid = 2**-53 sigma, and r = x - q is exact. All q are multiples of grid and their sum is below
-   sigma, so it is exact in any order; the sum of the r, each at most grid, is exact or tiny in error.
-   (Rump, Ogita, Oishi: Accurate floating-point summation, part I, 2008, section 3: error-free vector transformation.)
-2. Mean. sum(q) is divided on the grid: coarse is a multiple of grid, and fine = (what is left + sum(r)) / n.
-   The mean is the unevaluated pair coarse + fine; its sum is the correctly rounded mean. Where the error bound of
-   fine cannot exclude another rounding, the window is summed as fractions.
-3. Variance. The deviation of a sample from the pair is (q - coarse) + (r - fine), whose terms are exact, so no offset
-   of the data costs a digit. Its square is split again, d = a + b with n * a**2 exact: sum(a*a) + sum(b*(a + d)).
-   What the mean was shortened by is corrected as in the two-pass formula.
+1. Split. `unit` is a power of two chosen so that q, each x rounded to a multiple of unit, has few digits left once the
+   mean is subtracted, and so that q and r = x - q are exact. Adding and subtracting 1.5 * 2**52 units rounds to them.
+   All q are multiples of unit below 2**53 / n units: their sum is exact in any order. The r are at most half a unit:
+   their sum is exact, or its error is far below the last digit of the mean.
+   (Rump, Ogita, Oishi: Accurate floating-point summation, part I, 2008, section 3: error-free extraction.)
+2. Mean. `coarse` is the mean rounded to a multiple of unit, `fine` what is left of the sums, divided by n. The pair
+   coarse + fine is the mean to about 100 bits, its rounded sum the mean that is returned.
+3. Variance. With d = q - coarse, n * d**2 is below 2**53 units**2, so sum(d * d) is exact. With the sums of d * r and
+   r * r, which are smaller by 2**24, it makes the sum of (d + r - short)**2, where `short` is fine rounded to so few
+   digits that its products are exact. What short leaves of fine is corrected as in the corrected two-pass algorithm.
+   No offset of the data costs a digit, because nothing is squared before the mean is subtracted.
    (Chan, Golub, LeVeque: Algorithms for computing the sample variance, 1983; Higham: Accuracy and Stability of
    Numerical Algorithms, 2002, section 1.9.)
-4. Root. The square root is corrected by one Newton step with an exact residual.
+4. Root. One Newton step with an exact residual corrects the square root of the rounded quotient.
 
-Windows whose squares would over- or underflow are scaled by a power of two first.
+Every step's error is bounded; a window whose bound is not good enough (say 1e300, 1, -1e300, or the squares of 1e-170)
+is computed once more as fractions, exactly and slowly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +30,17 @@ import numpy.typing as npt
 Timestamps = npt.NDArray[np.datetime64]
 Values = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 
+# What can be computed of a window; the first four are the default.
+STATISTICS = ("mean", "min", "max", "std", "count")
 # Half the distance from 1.0 to the next double.
 UNIT_ROUNDOFF = 2.0**-53
-# Binary exponents of magnitudes and deviations whose squares, times any count, are normal doubles.
-SAFE_EXPONENT = 400
-# A matrix of so many values and its temporaries stay in the processor's cache.
+# The bits of a double that hold its exponent; alone they are the largest power of two that is not above it.
+EXPONENT_BITS = np.int64(0x7FF0_0000_0000_0000)
+# Windows whose unit lies between these have squares that neither overflow nor lose digits.
+SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350
+# A matrix of so many values and its temporaries stay in a core's cache.
 CHUNK_VALUES = 2**15
 
 
@@ -41,151 +48,176 @@ def aggregate(
     timestamps: Timestamps,
     columns: Mapping[str, Values],
     window_s: int = 600,
-    statistics: Sequence[str] = ("mean", "min", "max", "std"),
+    statistics: Sequence[str] = STATISTICS[:4],
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Compute statistics per window [t, t + window_s), aligned to the epoch and labelled at its start.
 
     timestamps: `datetime64[us]` (n,), UTC, in any order; columns: name to float64 (n,), whose NaN and infinities are
-    no samples. Returns window_starts `datetime64[us]` (w,), ascending, of the windows with at least one sample of some
-    column, and `{column}_{statistic}` to float64 (w,). NaN stands where there is no value: no sample, or for std (the
-    sample standard deviation, n - 1) fewer than two. An infinite std is one beyond the largest double.
+    no samples; statistics: some of STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of the windows
+    with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). NaN stands where there is no
+    value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is one beyond
+    the largest double.
     """
-    moments = timestamps.astype("datetime64[us]").astype(np.int64)
+    moments = timestamps.astype("datetime64[us]", copy=False).view(np.int64)
     if (moments[1:] < moments[:-1]).any():
         order = np.argsort(moments, kind="stable")
         moments, columns = moments[order], {name: values[order] for name, values in columns.items()}
-    window_us = window_s * 1_000_000
+    window_starts, sizes = _windows(moments, window_s * 1_000_000)
+
+    found = [_samples(values, sizes) for values in columns.values()]
+    results = _per_window(found)
+    occupied = ~np.isnan(results["count"]).all(axis=0)
+    return window_starts[occupied].astype("datetime64[us]"), {
+        f"{name}_{statistic}": results[statistic][column][occupied]
+        for column, name in enumerate(columns)
+        for statistic in statistics
+    }
+
+
+def _windows(moments: Integers, window_us: int) -> tuple[Integers, Integers]:
+    """Return the starts of the windows that hold rows, and how many each holds; moments (n,) ascend."""
+    if len(moments) == 0:
+        return moments, moments
+    first = moments[0] // window_us * window_us
+    size = int(np.searchsorted(moments, first + window_us))
+    if len(moments) % size == 0:
+        # In ascending order, the first and the last of every so many rows vouch for those between them.
+        starts = np.arange(first, first + len(moments) // size * window_us, window_us)
+        if (moments[::size] >= starts).all() and (moments[size - 1 :: size] < starts + window_us).all():
+            return starts, np.full(len(starts), size)
     windows = moments // window_us
-    edges = np.flatnonzero(np.diff(windows, prepend=windows[:1] - 1))
-
-    signals: dict[str, Values] = {}
-    occupied = np.zeros(len(edges), dtype=bool)
-    for name, values in columns.items():
-        found, counts = _samples(values, edges)
-        occupied |= counts > 0
-        results = _per_window(found, counts)
-        signals |= {f"{name}_{statistic}": results[statistic] for statistic in statistics}
-    window_starts = (windows[edges] * window_us).astype("datetime64[us]")
-    return window_starts[occupied], {name: values[occupied] for name, values in signals.items()}
+    edges = np.flatnonzero(np.diff(windows, prepend=windows[0] - 1))
+    return windows[edges] * window_us, np.diff(edges, append=len(moments))
 
 
-def _samples(values: Values, edges: Integers) -> tuple[Values, Integers]:
+def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
     """Return the finite values and how many of them each window holds."""
     finite = np.isfinite(values)
     if finite.all():
-        return values, np.diff(edges, append=len(values))
-    return values[finite], np.add.reduceat(finite.astype(np.int64), edges)
+        return values, sizes
+    return values[finite], np.add.reduceat(finite, np.cumsum(sizes) - sizes, dtype=np.int64)
 
 
-def _per_window(values: Values, counts: Integers) -> dict[str, Values]:
-    """Compute all statistics of consecutive runs of values; counts (w,) are the lengths of the runs."""
-    results = {statistic: np.full(len(counts), np.nan) for statistic in ("mean", "min", "max", "std")}
-    starts = np.cumsum(counts) - counts
-    for count in np.unique(counts[counts > 0]).tolist():
-        same_size = np.flatnonzero(counts == count)
-        step = max(1, CHUNK_VALUES // count)
-        for first in range(0, len(same_size), step):
-            chunk = same_size[first : first + step]
-            matrix = values[starts[chunk] + np.arange(count)[:, None]]
-            for statistic, result in _statistics(matrix).items():
-                results[statistic][chunk] = result
+def _per_window(found: Sequence[tuple[Values, Integers]]) -> dict[str, Values]:
+    """Compute all statistics (columns, w) of consecutive runs of values, given for each column with their lengths."""
+    shape = len(found), len(found[0][1])
+    results = {statistic: np.full(shape, np.nan) for statistic in STATISTICS}
+    for runs, matrix in _matrices(found):
+        for statistic, result in _statistics(matrix).items():
+            results[statistic].reshape(-1)[runs] = result
     return results
 
 
-def _statistics(x: Values) -> dict[str, Values]:
+def _matrices(found: Sequence[tuple[Values, Integers]]) -> Iterator[tuple[Integers, Values]]:
+    """Yield matrices (n, m), a column for each run of n values, with the runs' numbers, column after column."""
+    width = len(found[0][1])
+    sizes = np.concatenate([counts for _, counts in found])
+    if (sizes == sizes[:1]).all() and sizes[:1].any():
+        size = int(sizes[0])
+        step = max(1, CHUNK_VALUES // (size * len(found)))
+        for first in range(0, width, step):
+            last = min(first + step, width)
+            matrix = np.empty((size, len(found), last - first))
+            for column, (values, _) in enumerate(found):
+                matrix[:, column] = values[first * size : last * size].reshape(-1, size).T
+            yield np.add.outer(np.arange(len(found)) * width, np.arange(first, last)).ravel(), matrix.reshape(size, -1)
+        return
+    for column, (values, counts) in enumerate(found):
+        starts = np.cumsum(counts) - counts
+        for size in np.unique(counts[counts > 0]).tolist():
+            same = np.flatnonzero(counts == size)
+            for chunk in np.split(same, range(0, len(same), max(1, CHUNK_VALUES // size))[1:]):
+                yield column * width + chunk, values.take(starts[chunk] + np.arange(size)[:, None])
+
+
+def _statistics(x: Values) -> dict[str, Values | int]:
     """Compute the statistics of the columns of x (n, w), all finite."""
-    low, high = x.min(axis=0), x.max(axis=0)
-    if len(x) == 1:
-        return {"mean": low, "min": low, "max": high, "std": np.full(len(low), np.nan)}
-    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        magnitude = np.frexp(np.maximum(-low, high))[1]
-        mean, std = _mean_and_std(x, low, high, magnitude)
-        width = np.frexp(high - low)[1]
-        awkward = (magnitude > SAFE_EXPONENT) | ((width < -SAFE_EXPONENT) & (low < high))
-        if awkward.any():
-            mean[awkward], std[awkward] = _scaled(x[:, awkward], magnitude[awkward], mean[awkward])
-    std[low == high] = 0.0
-    return {"mean": mean, "min": low, "max": high, "std": std}
+    size = len(x)
+    low, high = np.minimum.reduce(x), np.maximum.reduce(x)
+    if size == 1:
+        return {"mean": low, "min": low, "max": high, "count": 1}
+    headroom = (size + 1).bit_length()
+    with np.errstate(all="ignore"):
+        width = high - low
+        # Few enough digits for exact sums of squared deviations, and enough for an exact sum of the values.
+        unit = _power_of_two(width) * 2.0 ** (1 - (53 - headroom) // 2)
+        np.maximum(unit, _power_of_two(np.maximum(-low, high)) * 2.0 ** (headroom - 52), out=unit)
+        mean, std, doubtful = _mean_and_std(x, unit, width)
+    for window in np.flatnonzero(doubtful).tolist():
+        mean[window], std[window] = _exact(x[:, window].tolist())
+    np.copyto(std, 0.0, where=low == high)
+    return {"mean": mean, "min": low, "max": high, "std": std, "count": size}
 
 
-def _scaled(x: Values, magnitude: Integers, mean: Values) -> tuple[Values, Values]:
-    """Recompute windows after scaling each to a magnitude of about one; a small window keeps its own mean."""
-    scaled = np.ldexp(x, -magnitude)
-    low, high = scaled.min(axis=0), scaled.max(axis=0)
-    scaled_mean, std = _mean_and_std(scaled, low, high, np.frexp(np.maximum(-low, high))[1])
-    mean = np.where(magnitude > SAFE_EXPONENT, np.ldexp(scaled_mean, magnitude), mean)
-    # Bits lost by scaling down, or so near the smallest double that step 2 would round twice.
-    lost = (np.ldexp(scaled, magnitude) != x).any(axis=0) | (magnitude < -2 * SAFE_EXPONENT)
-    mean[lost] = _exact_means(x[:, lost])
-    return mean, np.ldexp(std, magnitude)
+def _power_of_two(values: Values) -> Values:
+    """Return the largest power of two that is not above each value; 0 for 0 and for subnormal values."""
+    return (values.view(np.int64) & EXPONENT_BITS).view(np.float64)
 
 
-def _mean_and_std(x: Values, low: Values, high: Values, magnitude: Integers) -> tuple[Values, Values]:
-    """Compute mean and std of the columns of x (n, w), n > 1, all |x| < 2**magnitude; steps 1 to 4 above."""
-    n = len(x)
-    headroom = (n + 1).bit_length()
-    sigma = np.ldexp(1.0, magnitude + headroom)
-    grid = sigma * UNIT_ROUNDOFF
-    q = x + sigma
-    q -= sigma
-    r = x - q
-    total, rest = q.sum(axis=0), r.sum(axis=0)
-    coarse = (sigma + (total + rest) / n) - sigma
-    fine = ((total - n * coarse) + rest) / n
-    mean = coarse + fine
-    error = (n + 4) * 2 * UNIT_ROUNDOFF * grid
-    doubtful = np.flatnonzero(coarse + (fine - error) != coarse + (fine + error))
-    if doubtful.size:
-        # fine is one exact sum, rounded once; its rounding is harmless where it is all of the mean, or well below it.
-        safe = (coarse == 0) | (np.abs(mean) > np.ldexp(1.0, magnitude + 2 * headroom - 50))
-        exact = safe[doubtful] & _sums_are_exact(x[:, doubtful], magnitude[doubtful], headroom)
-        mean[doubtful[~exact]] = _exact_means(x[:, doubtful[~exact]])
-
-    # Short enough that r - short is exact where that matters: deviations not much larger than the grid.
-    short = _rounded(fine, grid * 2.0**-40)
-    q -= coarse
-    r -= short
-    d = q + r
-    half = (53 - headroom) // 2
-    a = _rounded(d, np.ldexp(1.0, np.frexp(np.maximum(high - mean, mean - low))[1] - half))
-    q -= a
-    q += r
-    squares = (a * a).sum(axis=0)
-    a += d
-    a *= q
-    return mean, _root(squares, a.sum(axis=0) - n * (fine - short) ** 2, n - 1)
-
-
-def _rounded(values: Values, unit: Values) -> Values:
-    """Round to multiples of a power of two, for |values| below 2**51 units."""
+def _mean_and_std(x: Values, unit: Values, width: Values) -> tuple[Values, Values, Booleans]:
+    """Compute mean and std of the columns of x (n, w), n > 1, and which of them are not good enough; steps 1 to 4."""
+    size = len(x)
+    headroom = (size + 1).bit_length()
     shift = unit * (1.5 * 2.0**52)
-    return (values + shift) - shift
+    q = x + shift
+    q -= shift
+    r = x - q
+    total, rest = np.add.reduce(q), np.add.reduce(r)
+    coarse = ((total + rest) / size + shift) - shift
+    drift = total - size * coarse
+    fine = (drift + rest) / size
+    mean = coarse + fine
+    error = unit * ((size + 4) * UNIT_ROUNDOFF)
+    doubtful = coarse + (fine - error) != coarse + (fine + error)
+    if doubtful.any():
+        doubtful[doubtful] = ~_mean_is_exact(x[:, doubtful], unit[doubtful], mean[doubtful], coarse[doubtful])
+
+    q -= coarse
+    digits = (48 - headroom) // 2
+    shift *= 2.0**-digits
+    short = (fine + shift) - shift
+    cross = np.einsum("ij,ij->j", q, r) - short * drift
+    own = np.einsum("ij,ij->j", r, r) - short * (2 * rest - size * short)
+    lost = size * (fine - short) ** 2
+    std = _root(np.einsum("ij,ij->j", q, q), 2 * cross + own, lost, size - 1)
+
+    # Large windows of neighbouring doubles, where what short loses is not small beside the variance itself.
+    doubtful |= (width < unit * (size * 2.0 ** (5 - digits)) ** 0.5) & (width > 0)
+    if not (unit.min() > SMALLEST_UNIT and unit.max() < LARGEST_UNIT):
+        doubtful |= ((unit <= SMALLEST_UNIT) | (unit >= LARGEST_UNIT)) & (width > 0)
+    return mean, std, doubtful
 
 
-def _root(squares: Values, rest: Values, divisor: int) -> Values:
-    """Return sqrt((squares + rest) / divisor), |rest| well below squares, within little more than half an ulp."""
+def _mean_is_exact(x: Values, unit: Values, mean: Values, coarse: Values) -> Booleans:
+    """Tell for which columns sum(r) was exact and its quotient, rounded once more in the mean, cannot have misled."""
+    headroom = (len(x) + 1).bit_length()
+    size = np.abs(x)
+    smallest = np.min(size, axis=0, where=size > 0, initial=np.inf)
+    exact = _power_of_two(smallest) >= unit * 2.0**headroom
+    harmless = (coarse == 0) | (np.abs(mean) > unit * 2.0 ** (headroom + 2))
+    both: Booleans = exact & harmless
+    return both
+
+
+def _root(squares: Values, rest: Values, lost: Values, divisor: int) -> Values:
+    """Return sqrt((squares + rest - lost) / divisor), within little more than half an ulp; squares are exact."""
     total = squares + rest
-    left = rest - (total - squares)
+    left = (rest - (total - squares)) - lost
     root = np.sqrt(total / divisor)
-    # divisor * short**2 is exact.
-    half = (53 - divisor.bit_length()) // 2
-    short = _rounded(root, np.ldexp(1.0, np.frexp(root)[1] - half))
+    # So few digits that divisor * short**2 is exact.
+    short = (root.view(np.int64) & np.int64(-1 << (53 - (53 - divisor.bit_length()) // 2))).view(np.float64)
     tail = root - short
-    residual = (total - divisor * short * short) - divisor * short * 2 * tail - divisor * tail * tail + left
+    scaled = divisor * short
+    residual = (total - scaled * short) - tail * (2 * scaled + divisor * tail) + left
     root += residual / (2 * divisor * root)
     return root
 
 
-def _sums_are_exact(x: Values, magnitude: Integers, headroom: int) -> npt.NDArray[np.bool_]:
-    """Tell for which columns sum(r) was exact: all values are multiples of a unit that is not too small for it."""
-    size = np.abs(x)
-    smallest = np.min(size, axis=0, where=size > 0, initial=np.inf)
-    exact: npt.NDArray[np.bool_] = magnitude - np.frexp(smallest)[1] < 52 - 2 * headroom
-    return exact
+def _exact(window: list[float]) -> tuple[float, float]:
+    """Return mean and std of a window, computed as fractions and rounded once: slow, and right for any doubles."""
+    import statistics
 
-
-def _exact_means(x: Values) -> Values:
-    """Return the correctly rounded means of the columns, computed as fractions: slow, and right for any doubles."""
-    from fractions import Fraction
-
-    return np.array([float(sum(map(Fraction, window)) / len(window)) for window in x.T.tolist()])
+    try:
+        return statistics.mean(window), statistics.stdev(window)
+    except OverflowError:
+        return statistics.mean(window), np.inf
