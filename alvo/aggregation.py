@@ -23,6 +23,7 @@ is computed once more as fractions, exactly and slowly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,10 +66,16 @@ def aggregate(
     window_starts, sizes = _windows(moments, window_s * 1_000_000)
 
     found = [_samples(values, sizes) for values in columns.values()]
-    results = _per_window(found)
-    occupied = ~np.isnan(results["count"]).all(axis=0)
-    return window_starts[occupied].astype("datetime64[us]"), {
-        f"{name}_{statistic}": results[statistic][column][occupied]
+    counts = np.array([sizes for _, sizes in found])
+    results = {**_per_window([values for values, _ in found], counts), "count": counts}
+    occupied = counts.any(axis=0)
+    if not occupied.all():
+        window_starts = window_starts[occupied]
+        results = {statistic: result[:, occupied] for statistic, result in results.items()}
+    if "count" in statistics:
+        results["count"] = np.where(results["count"], results["count"], np.nan)
+    return window_starts.astype("datetime64[us]"), {
+        f"{name}_{statistic}": results[statistic][column]
         for column, name in enumerate(columns)
         for statistic in statistics
     }
@@ -98,55 +105,87 @@ def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
     return values[finite], np.add.reduceat(finite, np.cumsum(sizes) - sizes, dtype=np.int64)
 
 
-def _per_window(found: Sequence[tuple[Values, Integers]]) -> dict[str, Values]:
-    """Compute all statistics (columns, w) of consecutive runs of values, given for each column with their lengths."""
-    shape = len(found), len(found[0][1])
-    results = {statistic: np.full(shape, np.nan) for statistic in STATISTICS}
-    for runs, matrix in _matrices(found):
-        for statistic, result in _statistics(matrix).items():
-            results[statistic].reshape(-1)[runs] = result
+def _per_window(columns: Sequence[Values], counts: Integers) -> dict[str, Values]:
+    """Compute mean, min, max and std (columns, w) of consecutive runs of values, whose lengths are counts."""
+    results = {statistic: np.full(counts.shape, np.nan) for statistic in ("mean", "min", "max", "std")}
+    for place, matrix in _matrices(columns, counts):
+        for result, computed in zip(results.values(), _statistics(matrix.reshape(len(matrix), -1)), strict=True):
+            result[place] = computed.reshape(matrix.shape[1:])
     return results
 
 
-def _matrices(found: Sequence[tuple[Values, Integers]]) -> Iterator[tuple[Integers, Values]]:
-    """Yield matrices (n, m), a column for each run of n values, with the runs' numbers, column after column."""
-    width = len(found[0][1])
-    sizes = np.concatenate([counts for _, counts in found])
-    if (sizes == sizes[:1]).all() and sizes[:1].any():
-        size = int(sizes[0])
-        step = max(1, CHUNK_VALUES // (size * len(found)))
-        for first in range(0, width, step):
-            last = min(first + step, width)
-            matrix = np.empty((size, len(found), last - first))
-            for column, (values, _) in enumerate(found):
-                matrix[:, column] = values[first * size : last * size].reshape(-1, size).T
-            yield np.add.outer(np.arange(len(found)) * width, np.arange(first, last)).ravel(), matrix.reshape(size, -1)
+def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[tuple[Any, Any], Values]]:
+    """Yield matrices (n, ...), a run of n values in each column, and the places of the runs among the results."""
+    size = int(counts.flat[0]) if counts.size else 0
+    if size and (counts == size).all():
+        step = max(1, CHUNK_VALUES // (size * len(columns)))
+        for first in range(0, counts.shape[1], step):
+            windows = slice(first, min(first + step, counts.shape[1]))
+            matrix = np.empty((size, len(columns), windows.stop - first))
+            for column, values in enumerate(columns):
+                matrix[:, column] = values[first * size : windows.stop * size].reshape(-1, size).T
+            yield (slice(None), windows), matrix
         return
-    for column, (values, counts) in enumerate(found):
-        starts = np.cumsum(counts) - counts
-        for size in np.unique(counts[counts > 0]).tolist():
-            same = np.flatnonzero(counts == size)
-            for chunk in np.split(same, range(0, len(same), max(1, CHUNK_VALUES // size))[1:]):
-                yield column * width + chunk, values.take(starts[chunk] + np.arange(size)[:, None])
+    for column, values in enumerate(columns):
+        starts = np.cumsum(counts[column]) - counts[column]
+        for size in np.unique(counts[column][counts[column] > 0]).tolist():
+            same = np.flatnonzero(counts[column] == size)
+            step = max(1, CHUNK_VALUES // size)
+            for chunk in np.split(same, range(step, len(same), step)):
+                yield (column, chunk), values.take(starts[chunk] + np.arange(size)[:, None])
 
 
-def _statistics(x: Values) -> dict[str, Values | int]:
-    """Compute the statistics of the columns of x (n, w), all finite."""
-    size = len(x)
+def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
+    """Return mean, min, max and std of the columns of x (n, w), all finite."""
     low, high = np.minimum.reduce(x), np.maximum.reduce(x)
-    if size == 1:
-        return {"mean": low, "min": low, "max": high, "count": 1}
-    headroom = (size + 1).bit_length()
+    if len(x) == 1:
+        return low, low, high, np.full_like(low, np.nan)
     with np.errstate(all="ignore"):
-        width = high - low
-        # Few enough digits for exact sums of squared deviations, and enough for an exact sum of the values.
-        unit = _power_of_two(width) * 2.0 ** (1 - (53 - headroom) // 2)
-        np.maximum(unit, _power_of_two(np.maximum(-low, high)) * 2.0 ** (headroom - 52), out=unit)
-        mean, std, doubtful = _mean_and_std(x, unit, width)
+        mean, std, doubtful = _mean_and_std(x, low, high)
     for window in np.flatnonzero(doubtful).tolist():
         mean[window], std[window] = _exact(x[:, window].tolist())
-    np.copyto(std, 0.0, where=low == high)
-    return {"mean": mean, "min": low, "max": high, "std": std, "count": size}
+    constant = low == high
+    np.copyto(mean, low, where=constant)
+    np.copyto(std, 0.0, where=constant)
+    return mean, low, high, std
+
+
+def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values, Booleans]:
+    """Compute mean and std of the columns of x (n, w), n > 1, and which of them are not good enough; steps 1 to 4."""
+    size = len(x)
+    headroom = (size + 1).bit_length()
+    digits = (53 - headroom) // 2
+    width = high - low
+    unit = _power_of_two(width) * 2.0 ** (1 - digits)
+    np.maximum(unit, _power_of_two(np.maximum(-low, high)) * 2.0 ** (headroom - 52), out=unit)
+    shift = unit * (1.5 * 2.0**52)
+
+    q = x + shift
+    q -= shift
+    r = x - q
+    total, rest = np.add.reduce(q), np.add.reduce(r)
+    coarse = (total + rest) * (1 / size) + shift
+    coarse -= shift
+    left = (total - size * coarse) + rest
+    fine = left / size
+    mean = coarse + fine
+    doubtful = ~(low > unit * 2.0 ** (headroom + 4))
+    if doubtful.any():
+        doubtful[doubtful] = ~_mean_is_safe(x[:, doubtful], unit[doubtful], coarse[doubtful], fine[doubtful])
+
+    q -= coarse
+    squares = np.einsum("ij,ij->j", q, q)
+    tail = 2 * np.einsum("ij,ij->j", q, r) + np.einsum("ij,ij->j", r, r) - fine * left
+    std = _root(squares, tail, size - 1)
+
+    narrow = width < unit * 2.0**8
+    if narrow.any():
+        narrow &= width > 0
+        shifted = x[:, narrow] - low[narrow]
+        std[narrow] = _mean_and_std(shifted, 0 * low[narrow], width[narrow])[1] if narrow.any() else 0
+    if not (unit.min() > SMALLEST_UNIT and unit.max() < LARGEST_UNIT):
+        doubtful |= ((unit <= SMALLEST_UNIT) | (unit >= LARGEST_UNIT)) & (width > 0)
+    return mean, std, doubtful
 
 
 def _power_of_two(values: Values) -> Values:
@@ -154,55 +193,24 @@ def _power_of_two(values: Values) -> Values:
     return (values.view(np.int64) & EXPONENT_BITS).view(np.float64)
 
 
-def _mean_and_std(x: Values, unit: Values, width: Values) -> tuple[Values, Values, Booleans]:
-    """Compute mean and std of the columns of x (n, w), n > 1, and which of them are not good enough; steps 1 to 4."""
+def _mean_is_safe(x: Values, unit: Values, coarse: Values, fine: Values) -> Booleans:
+    """Tell for which columns the mean, coarse + fine, is correctly rounded although fine is not exact."""
     size = len(x)
     headroom = (size + 1).bit_length()
-    shift = unit * (1.5 * 2.0**52)
-    q = x + shift
-    q -= shift
-    r = x - q
-    total, rest = np.add.reduce(q), np.add.reduce(r)
-    coarse = ((total + rest) / size + shift) - shift
-    drift = total - size * coarse
-    fine = (drift + rest) / size
-    mean = coarse + fine
     error = unit * ((size + 4) * UNIT_ROUNDOFF)
-    doubtful = coarse + (fine - error) != coarse + (fine + error)
-    if doubtful.any():
-        doubtful[doubtful] = ~_mean_is_exact(x[:, doubtful], unit[doubtful], mean[doubtful], coarse[doubtful])
-
-    q -= coarse
-    digits = (48 - headroom) // 2
-    shift *= 2.0**-digits
-    short = (fine + shift) - shift
-    cross = np.einsum("ij,ij->j", q, r) - short * drift
-    own = np.einsum("ij,ij->j", r, r) - short * (2 * rest - size * short)
-    lost = size * (fine - short) ** 2
-    std = _root(np.einsum("ij,ij->j", q, q), 2 * cross + own, lost, size - 1)
-
-    # Large windows of neighbouring doubles, where what short loses is not small beside the variance itself.
-    doubtful |= (width < unit * (size * 2.0 ** (5 - digits)) ** 0.5) & (width > 0)
-    if not (unit.min() > SMALLEST_UNIT and unit.max() < LARGEST_UNIT):
-        doubtful |= ((unit <= SMALLEST_UNIT) | (unit >= LARGEST_UNIT)) & (width > 0)
-    return mean, std, doubtful
+    far_from_a_tie = coarse + (fine - error) == coarse + (fine + error)
+    magnitude = np.abs(x)
+    smallest = np.min(magnitude, axis=0, where=magnitude > 0, initial=np.inf)
+    sums_are_exact = _power_of_two(smallest) >= unit * 2.0**headroom
+    rounded_once = (coarse == 0) | (np.abs(coarse + fine) > unit * 2.0 ** (headroom + 2))
+    safe: Booleans = far_from_a_tie | (sums_are_exact & rounded_once)
+    return safe
 
 
-def _mean_is_exact(x: Values, unit: Values, mean: Values, coarse: Values) -> Booleans:
-    """Tell for which columns sum(r) was exact and its quotient, rounded once more in the mean, cannot have misled."""
-    headroom = (len(x) + 1).bit_length()
-    size = np.abs(x)
-    smallest = np.min(size, axis=0, where=size > 0, initial=np.inf)
-    exact = _power_of_two(smallest) >= unit * 2.0**headroom
-    harmless = (coarse == 0) | (np.abs(mean) > unit * 2.0 ** (headroom + 2))
-    both: Booleans = exact & harmless
-    return both
-
-
-def _root(squares: Values, rest: Values, lost: Values, divisor: int) -> Values:
-    """Return sqrt((squares + rest - lost) / divisor), within little more than half an ulp; squares are exact."""
+def _root(squares: Values, rest: Values, divisor: int) -> Values:
+    """Return sqrt((squares + rest) / divisor), |rest| well below squares, within little more than half an ulp."""
     total = squares + rest
-    left = (rest - (total - squares)) - lost
+    left = rest - (total - squares)
     root = np.sqrt(total / divisor)
     # So few digits that divisor * short**2 is exact.
     short = (root.view(np.int64) & np.int64(-1 << (53 - (53 - divisor.bit_length()) // 2))).view(np.float64)
