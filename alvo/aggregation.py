@@ -42,7 +42,7 @@ EXPONENT_BITS = np.int64(0x7FF0_0000_0000_0000)
 # Windows whose unit lies between these have squares that neither overflow nor lose digits.
 SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350
 # A matrix of so many values and its temporaries stay in a core's cache.
-CHUNK_VALUES = 2**15
+CHUNK_VALUES = 2**16
 
 
 def aggregate(
@@ -93,8 +93,8 @@ def _windows(moments: Integers, window_us: int) -> tuple[Integers, Integers]:
         if (moments[::size] >= starts).all() and (moments[size - 1 :: size] < starts + window_us).all():
             return starts, np.full(len(starts), size)
     windows = moments // window_us
-    edges = np.flatnonzero(np.diff(windows, prepend=windows[0] - 1))
-    return windows[edges] * window_us, np.diff(edges, append=len(moments))
+    edges = np.concatenate([[0], np.flatnonzero(windows[1:] != windows[:-1]) + 1, [len(moments)]])
+    return windows[edges[:-1]] * window_us, edges[1:] - edges[:-1]
 
 
 def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
@@ -128,7 +128,7 @@ def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[tup
         return
     for column, values in enumerate(columns):
         starts = np.cumsum(counts[column]) - counts[column]
-        for size in np.unique(counts[column][counts[column] > 0]).tolist():
+        for size in (np.flatnonzero(np.bincount(counts[column])[1:]) + 1).tolist():
             same = np.flatnonzero(counts[column] == size)
             step = max(1, CHUNK_VALUES // size)
             for chunk in np.split(same, range(step, len(same), step)):
