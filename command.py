@@ -41,10 +41,3 @@ def day(text: str) -> date:
     if parsed is None or parsed.isoformat() != text:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date: expected YYYY-MM-DD")
     return parsed
-
-
-def natural(text: str) -> int:
-    """Read a whole number from 0 on. Raises argparse.ArgumentTypeError."""
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)

@@ -35,6 +35,8 @@ from alvo.aggregation import aggregate
 from alvo.load import Report, replace_period
 from fonte.client import FonteError, RequestRefused, fetch
 from postgres import embedded, engine
+from postgres.engine import DatabaseError
+from settings import SettingsError
 
 WINDOW = timedelta(minutes=10)
 SAMPLE_INTERVAL = timedelta(minutes=1)
@@ -68,14 +70,7 @@ class Outcome(NamedTuple):
 
 
 # The first that fits counts: RequestRefused is a FonteError.
-EXIT_CODES = {
-    settings.SettingsError: 2,
-    BadPeriod: 2,
-    RequestRefused: 2,
-    FonteError: 3,
-    engine.DatabaseError: 4,
-    EmptyPeriod: 5,
-}
+EXIT_CODES = {SettingsError: 2, BadPeriod: 2, RequestRefused: 2, FonteError: 3, DatabaseError: 4, EmptyPeriod: 5}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

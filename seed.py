@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     most = date.max.toordinal() - options.start.toordinal() + 1
     if not 1 <= options.days <= most:
         parser.error(f"argument --days: {options.days} from {options.start} on: expected 1 to {most}")
+    if options.random_seed < 0:
+        parser.error(f"argument --random-seed: {options.random_seed}: expected 0 or more")
     return command.run("seed.py", lambda: _seed(options), EXIT_CODES)
 
 
@@ -60,9 +62,9 @@ def _parser() -> command.Parser:
     profile = "plausible values of a turbine, or plain random ones (default: %(default)s)"
     seed = "the same seed gives the same values (default: %(default)s)"
     parser.add_argument("--start", type=command.day, metavar="DATE", default=seeding.START, help=start)
-    parser.add_argument("--days", type=command.natural, metavar="N", default=seeding.DAYS, help=days)
+    parser.add_argument("--days", type=int, metavar="N", default=seeding.DAYS, help=days)
     parser.add_argument("--profile", choices=list(seeding.PROFILES), default="turbine", help=profile)
-    parser.add_argument("--random-seed", type=command.natural, metavar="N", default=seeding.RANDOM_SEED, help=seed)
+    parser.add_argument("--random-seed", type=int, metavar="N", default=seeding.RANDOM_SEED, help=seed)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="load this file instead")
     return parser
 

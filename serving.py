@@ -14,6 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from postgres import engine
 
+FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
+LAST = "First moment after the period, in the same form."
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
 
 
@@ -38,24 +40,14 @@ class Period(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    start_timestamp: Timestamp | None = Field(
-        None,
-        description="First moment of the period, RFC 3339; without an offset it means UTC.",
-        examples=["2024-05-20T00:00:00Z"],
-    )
-    end_timestamp: Timestamp | None = Field(
-        None, description="First moment after the period, in the same form.", examples=["2024-05-21T00:00:00Z"]
-    )
+    start_timestamp: Timestamp | None = Field(None, description=FIRST, examples=["2024-05-20T00:00:00Z"])
+    end_timestamp: Timestamp | None = Field(None, description=LAST, examples=["2024-05-21T00:00:00Z"])
 
     @model_validator(mode="after")
     def _start_is_before_end(self) -> "Period":
         start, end = self.start_timestamp, self.end_timestamp
         if start is not None and end is not None and start >= end:
-            raise PydanticCustomError(
-                "period",
-                "start_timestamp {start} is not before end_timestamp {end}",
-                {"start": start.isoformat(), "end": end.isoformat()},
-            )
+            raise PydanticCustomError("period", f"start_timestamp {start} is not before end_timestamp {end}")
         return self
 
 

@@ -10,10 +10,10 @@ whole matrix. The method, for one window:
    (Rump, Ogita, Oishi: Accurate floating-point summation, part I, 2008, section 3: error-free extraction.)
 2. Mean. `coarse` is the mean rounded to a multiple of unit, `fine` what is left of the sums, divided by n. The pair
    coarse + fine is the mean to about 100 bits, its rounded sum the mean that is returned.
-3. Variance. With d = q - coarse, n * d**2 is below 2**53 units**2, so sum(d * d) is exact. With the sums of d * r and
-   r * r, which are smaller by 2**24, it makes the sum of (d + r - short)**2, where `short` is fine rounded to so few
-   digits that its products are exact. What short leaves of fine is corrected as in the corrected two-pass algorithm.
-   No offset of the data costs a digit, because nothing is squared before the mean is subtracted.
+3. Variance. With d = q - coarse, n * d**2 is below 2**53 units**2, so sum(d * d) is exact. The sums of 2 * d * r and
+   r * r, smaller by 2**24, complete the squares of d + r, the deviations from coarse; what coarse lacks of the mean is
+   corrected by fine * sum(d + r), as in the corrected two-pass algorithm. No offset of the data costs a digit, because
+   nothing is squared before the mean is subtracted.
    (Chan, Golub, LeVeque: Algorithms for computing the sample variance, 1983; Higham: Accuracy and Stability of
    Numerical Algorithms, 2002, section 1.9.)
 4. Root. One Newton step with an exact residual corrects the square root of the rounded quotient.
@@ -33,8 +33,8 @@ Values = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-# What can be computed of a window; the first four are the default.
-STATISTICS = ("mean", "min", "max", "std", "count")
+# The default; "count" can be had too.
+STATISTICS = ("mean", "min", "max", "std")
 # Half the distance from 1.0 to the next double.
 UNIT_ROUNDOFF = 2.0**-53
 # The bits of a double that hold its exponent; alone they are the largest power of two that is not above it.
@@ -46,18 +46,15 @@ CHUNK_VALUES = 2**16
 
 
 def aggregate(
-    timestamps: Timestamps,
-    columns: Mapping[str, Values],
-    window_s: int = 600,
-    statistics: Sequence[str] = STATISTICS[:4],
+    timestamps: Timestamps, columns: Mapping[str, Values], window_s: int = 600, statistics: Sequence[str] = STATISTICS
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Compute statistics per window [t, t + window_s), aligned to the epoch and labelled at its start.
 
     timestamps: `datetime64[us]` (n,), UTC, in any order; columns: name to float64 (n,), whose NaN and infinities are
-    no samples; statistics: some of STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of the windows
-    with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). NaN stands where there is no
-    value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is one beyond
-    the largest double.
+    no samples; statistics: some of STATISTICS, and "count". Returns window_starts `datetime64[us]` (w,), ascending, of
+    the windows with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). NaN stands where
+    there is no value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is
+    one beyond the largest double.
     """
     moments = timestamps.astype("datetime64[us]", copy=False).view(np.int64)
     if (moments[1:] < moments[:-1]).any():
@@ -107,7 +104,7 @@ def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
 
 def _per_window(columns: Sequence[Values], counts: Integers) -> dict[str, Values]:
     """Compute mean, min, max and std (columns, w) of consecutive runs of values, whose lengths are counts."""
-    results = {statistic: np.full(counts.shape, np.nan) for statistic in ("mean", "min", "max", "std")}
+    results = {statistic: np.full(counts.shape, np.nan) for statistic in STATISTICS}
     for place, matrix in _matrices(columns, counts):
         for result, computed in zip(results.values(), _statistics(matrix.reshape(len(matrix), -1)), strict=True):
             result[place] = computed.reshape(matrix.shape[1:])
@@ -169,7 +166,8 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
     left = (total - size * coarse) + rest
     fine = left / size
     mean = coarse + fine
-    doubtful = ~(low > unit * 2.0 ** (headroom + 4))
+    # Values all on one side of zero, and not too near it, have exact sums.
+    doubtful = np.maximum(low, -high) <= unit * 2.0 ** (headroom + 4)
     if doubtful.any():
         doubtful[doubtful] = ~_mean_is_safe(x[:, doubtful], unit[doubtful], coarse[doubtful], fine[doubtful])
 
@@ -178,11 +176,10 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
     tail = 2 * np.einsum("ij,ij->j", q, r) + np.einsum("ij,ij->j", r, r) - fine * left
     std = _root(squares, tail, size - 1)
 
-    narrow = width < unit * 2.0**8
+    # Where an offset leaves the deviations too few digits, it is so large that subtracting it is exact.
+    narrow = (width < unit * 2.0**8) & (width > 0)
     if narrow.any():
-        narrow &= width > 0
-        shifted = x[:, narrow] - low[narrow]
-        std[narrow] = _mean_and_std(shifted, 0 * low[narrow], width[narrow])[1] if narrow.any() else 0
+        std[narrow] = _mean_and_std(x[:, narrow] - low[narrow], 0 * low[narrow], width[narrow])[1]
     if not (unit.min() > SMALLEST_UNIT and unit.max() < LARGEST_UNIT):
         doubtful |= ((unit <= SMALLEST_UNIT) | (unit >= LARGEST_UNIT)) & (width > 0)
     return mean, std, doubtful

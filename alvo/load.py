@@ -12,6 +12,9 @@ from sqlalchemy.dialects.postgresql import insert
 from alvo import schema
 from postgres import copy
 
+Timestamps = npt.NDArray[np.datetime64]
+Values = npt.NDArray[np.float64]
+
 
 class Report(NamedTuple):
     """What a load did to Alvo's values: rows inserted or changed, left untouched, deleted."""
@@ -51,11 +54,7 @@ _REPLACE = text("""
 
 
 def replace_period(
-    engine: Engine,
-    start: datetime,
-    end: datetime,
-    window_starts: npt.NDArray[np.datetime64],
-    signals: Mapping[str, npt.NDArray[np.float64]],
+    engine: Engine, start: datetime, end: datetime, window_starts: Timestamps, signals: Mapping[str, Values]
 ) -> Report:
     """Make Alvo hold exactly these values of these signals in [start, end); other signals stay as they are.
 
@@ -100,7 +99,7 @@ def _signal_ids(connection: Connection, names: Collection[str]) -> dict[str, int
 
 
 def _rows(
-    window_starts: npt.NDArray[np.datetime64], signals: Mapping[str, npt.NDArray[np.float64]], ids: Mapping[str, int]
+    window_starts: Timestamps, signals: Mapping[str, Values], ids: Mapping[str, int]
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the finite values as columns of rows ordered as the primary key."""
     ordered = sorted(signals, key=ids.__getitem__)

@@ -16,7 +16,6 @@ RETRY_FOR_S = 60.0
 BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
 MAX_DECODED_BYTES = 512 * 2**20
-TRANSIENT_STATUSES = (502, 503, 504)
 
 Timestamps = npt.NDArray[np.datetime64]
 Values = npt.NDArray[np.float64]
@@ -44,7 +43,11 @@ def fetch(
         body = _get(base_url, {**period, "columns": list(columns)})
         return _checked(_records(body), _utc(start), _utc(end), columns)
     except (httpx.HTTPError, ValueError) as error:
-        raise _explained(error, httpx.URL(base_url).copy_with(userinfo=b"")) from error
+        fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'')}"
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
+            raise RequestRefused(f"{fonte} refused the request: {said}") from error
+        raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
 
 
 def _utc(moment: datetime) -> datetime:
@@ -85,7 +88,7 @@ def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: h
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in TRANSIENT_STATUSES
+        return error.response.status_code in (502, 503, 504)
     return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
 
 
@@ -108,13 +111,6 @@ def _detail(body: bytes | bytearray) -> str:
         return str(json.loads(body)["detail"])
     except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace")
-
-
-def _explained(error: Exception, shown_url: httpx.URL) -> FonteError:
-    said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
-        return RequestRefused(f"Fonte at {shown_url} refused the request: {said}")
-    return FonteError(f"Fonte at {shown_url} failed: {said}; check FONTE_API_URL and that a connector runs there")
 
 
 def _records(body: bytes) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from serving import PROBLEMS, Period, answer_problems
 # FastAPI answers in 40 threads; each holds a connection while it streams.
 POOL_SIZE = 40
 ROWS_PER_CHUNK = 2000
+COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 
 
 class ColumnName(StrEnum):
@@ -34,11 +35,7 @@ class ColumnName(StrEnum):
 class DataQuery(Period):
     """What GET /data can be asked."""
 
-    columns: list[ColumnName] = Field(
-        list(ColumnName),
-        description="The variables wanted, one parameter each; all of them where it is left out.",
-        examples=[["wind_speed", "power"]],
-    )
+    columns: list[ColumnName] = Field(list(ColumnName), description=COLUMNS, examples=[["wind_speed", "power"]])
 
     @field_validator("columns")
     @classmethod

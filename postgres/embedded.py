@@ -8,9 +8,9 @@ import fcntl
 import functools
 import importlib.metadata
 import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, run
 
 from sqlalchemy import URL
 
@@ -66,15 +66,7 @@ def _start_guard(folder: Path) -> int:
     if not (folder / "data").exists() and sys.stderr.isatty():
         print(f"Creating the embedded PostgreSQL in {folder} (once) ...", file=sys.stderr)
     command: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
-    guard = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        start_new_session=True,
-    )
+    guard = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True)
     answer = guard.stdout.strip()
     if not answer.isdecimal():
         raise EmbeddedServerError(f"the embedded PostgreSQL failed: {answer or f'see {folder}/server.log'}")

@@ -162,9 +162,9 @@ def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, t
     ("arguments", "said"),
     [
         (["--days", "0"], "argument --days: 0 from 2024-05-20 on: expected 1 to "),
-        (["--days", "ten"], "'ten' is not a whole number"),
+        (["--days", "ten"], "argument --days: invalid int value: 'ten'"),
         (["--start", "20.05.2024"], "'20.05.2024' is not a date: expected YYYY-MM-DD"),
-        (["--random-seed", "-1"], "--random-seed"),
+        (["--random-seed", "-1"], "argument --random-seed: -1: expected 0 or more"),
         (["--profile", "storm"], "'storm'"),
         (["--start", "9999-12-31", "--days", "2"], "expected 1 to 1;"),
     ],
