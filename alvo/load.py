@@ -1,6 +1,6 @@
 """Replaces a period of Alvo in one transaction: readers see the old period or the new one, never a mixture."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -88,11 +88,12 @@ def _wait_for_turn(connection: Connection, start: datetime, end: datetime) -> No
         schema.create_absent(connection)
 
 
-def _signal_ids(connection: Connection, names: Collection[str]) -> dict[str, int]:
-    """Return the ids of signals, creating those that are absent."""
-    query = select(schema.signal.c.name, schema.signal.c.id).where(schema.signal.c.name.in_(names))
+def _signal_ids(connection: Connection, signals: Mapping[str, Values]) -> dict[str, int]:
+    """Return the ids of signals; those that are absent are created where they have a value, and left out elsewhere."""
+    query = select(schema.signal.c.name, schema.signal.c.id).where(schema.signal.c.name.in_(signals))
     ids = {name: signal_id for name, signal_id in connection.execute(query)}
-    if absent := [{"name": name} for name in sorted(names) if name not in ids]:
+    valued = sorted(name for name, values in signals.items() if np.isfinite(values).any())
+    if absent := [{"name": name} for name in valued if name not in ids]:
         connection.execute(insert(schema.signal).values(absent).on_conflict_do_nothing())
         ids = {name: signal_id for name, signal_id in connection.execute(query)}
     return ids
@@ -102,8 +103,8 @@ def _rows(
     window_starts: Timestamps, signals: Mapping[str, Values], ids: Mapping[str, int]
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the finite values as columns of rows ordered as the primary key."""
-    ordered = sorted(signals, key=ids.__getitem__)
-    values = np.concatenate([signals[name] for name in ordered])
+    ordered = sorted(ids, key=ids.__getitem__)
+    values = np.concatenate([signals[name] for name in ordered] or [np.empty(0)])
     finite = np.isfinite(values)
     timestamp = np.tile(window_starts, len(ordered))[finite]
     signal_id = np.repeat(np.array([ids[name] for name in ordered], dtype=np.int32), len(window_starts))[finite]

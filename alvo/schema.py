@@ -21,11 +21,8 @@ data = sa.Table(
     sa.Column("value", sa.Double, nullable=False),
     # Signal first: a day's replace and a reader's period of one signal are both one range of this index.
     sa.PrimaryKeyConstraint("signal_id", "timestamp"),
-    sa.CheckConstraint(
-        "timestamp = date_bin('10 minutes', timestamp, TIMESTAMPTZ '2000-01-01 00:00:00Z')",
-        name="data_timestamp_on_window",
-    ),
-    sa.CheckConstraint("value <> 'NaN'", name="data_value_not_nan"),
+    sa.CheckConstraint("timestamp = date_bin('10 minutes', timestamp, TIMESTAMPTZ 'epoch')", name="data_on_window"),
+    sa.CheckConstraint("value <> 'NaN'", name="data_not_nan"),
 )
 
 

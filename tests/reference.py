@@ -29,6 +29,6 @@ def as_double(exact: Fraction) -> float:
 def error_ulp(computed: float, exact: Fraction) -> float:
     """Return how far a computed double is from the exact value, in units of the last place of the exact value."""
     nearest = as_double(exact)
-    if math.isinf(nearest) or math.isinf(computed):
+    if not (math.isfinite(nearest) and math.isfinite(computed)):
         return 0.0 if computed == nearest else math.inf
-    return float(abs(Fraction(computed) - exact) / Fraction(math.ulp(nearest)))
+    return as_double(abs(Fraction(computed) - exact) / Fraction(math.ulp(nearest)))

@@ -107,6 +107,18 @@ def test_the_asked_variables_are_replaced_and_the_others_left_alone(
     assert len([name for _, name in changed if name == "power_mean"]) == 144
 
 
+def test_the_asked_statistics_are_held_and_no_others_of_the_variable(fonte_api, alvo_pool, capsys):
+    asked = ["2024-05-20", "--columns", "power", "--statistics", "mean", "min", "max", "std", "count"]
+    assert etl.main(asked) == 0
+    assert "720 values written" in capsys.readouterr().out
+    held = alvo_values(alvo_pool)
+    assert {value for (_, name), value in held.items() if name == "power_count"} == {10}
+    assert etl.main(asked[:3]) == 0
+    assert "0 values written, 576 unchanged, 144 removed" in capsys.readouterr().out
+    assert etl.main(["2024-05-20", "--statistics", "count", "--columns", "wind_speed"]) == 0
+    assert {name for _, name in alvo_values(alvo_pool)} == {*(f"power_{s}" for s in STATISTICS), "wind_speed_count"}
+
+
 def test_what_is_missing_is_counted_and_never_filled(connector, fonte_pool, alvo_pool, monkeypatch, capsys):
     monkeypatch.setenv("FONTE_API_URL", connector)
     etl.main(["2024-05-20"])
@@ -251,6 +263,7 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
             "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'",
         ),
         (["2024-05-20", "--columns", "power", "power"], "expected each column once"),
+        (["2024-05-20", "--statistics", "median"], "'median'"),
         (["2024-05-20", "--speed", "9"], "--speed"),
     ],
 )

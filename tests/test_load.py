@@ -181,7 +181,7 @@ def test_a_load_that_fails_leaves_the_old_day(alvo_pool):
     load(alvo_pool, power_mean=np.ones(144))
     before = values(alvo_pool)
     misaligned = WINDOWS + np.timedelta64(1, "s")
-    with pytest.raises(DBAPIError, match="data_timestamp_on_window"):
+    with pytest.raises(DBAPIError, match="data_on_window"):
         replace_period(
             alvo_pool,
             START,
