@@ -174,9 +174,8 @@ def _summary(period: Period, outcome: Outcome) -> str:
         lines.append(f"  left out: {outcome.not_finite:,} values that are NULL, NaN or infinite")
     if outcome.overflowed:
         lines.append(f"  left out: {outcome.overflowed:,} results beyond the largest double")
-    written, unchanged, removed = outcome.report
     phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in outcome.seconds.items())
-    lines.append(f"  Alvo: {written:,} values written, {unchanged:,} unchanged, {removed:,} removed")
+    lines.append("  Alvo: {:,} values written, {:,} unchanged, {:,} removed".format(*outcome.report))
     lines.append(f"  {sum(outcome.seconds.values()):.2f} s: {phases}")
     return "\n".join(lines)
 

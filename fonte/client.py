@@ -14,7 +14,6 @@ READ_TIMEOUT_S = 20.0
 ATTEMPTS = 5
 RETRY_FOR_S = 60.0
 BACKOFF_S = 0.2
-MAX_BACKOFF_S = 5.0
 MAX_DECODED_BYTES = 512 * 2**20
 
 Timestamps = npt.NDArray[np.datetime64]
@@ -74,7 +73,7 @@ def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: h
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_transient),
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(RETRY_FOR_S),
-        wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=MAX_BACKOFF_S),
+        wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=READ_TIMEOUT_S),
         reraise=True,
     )
     for attempt in retrying:
