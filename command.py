@@ -1,6 +1,7 @@
 """What the commands share: arguments, failures on one line, and their exit codes."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -27,6 +28,9 @@ def run(
             traceback.print_exc()
         print(f"{program}: {error}", file=sys.stderr)
         return next(code for kind, code in exit_codes.items() if isinstance(error, kind))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         print(f"{program}: interrupted; what was in hand is done wholly or not at all", file=sys.stderr)
         return 130  # 128 + SIGINT, as a shell reports it

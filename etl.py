@@ -31,7 +31,7 @@ from sqlalchemy import Engine
 
 import command
 import settings
-from alvo.aggregation import ALL_STATISTICS, STATISTICS, aggregate
+from alvo.aggregation import aggregate
 from alvo.load import Report, replace_period
 from fonte.client import FonteError, RequestRefused, fetch
 from postgres import embedded, engine
@@ -79,34 +79,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run("etl.py", lambda: _run_days(options), EXIT_CODES, debug=options.debug)
 
 
-def run(
-    base_url: str, alvo: Engine, start: datetime, end: datetime, columns: Sequence[str], statistics: Sequence[str]
-) -> Outcome:
+def run(base_url: str, alvo: Engine, start: datetime, end: datetime, columns: Sequence[str]) -> Outcome:
     """Carry the period [start, end) of these columns from Fonte at base_url to Alvo.
 
-    statistics: those that Alvo shall hold; it loses the others of these columns. Raises FonteError, DatabaseError and
-    EmptyPeriod; Alvo then holds the old period or the new one, whole.
+    Raises FonteError, DatabaseError, and EmptyPeriod; Alvo then holds the old period or the new one, whole.
     """
     began = perf_counter()
     timestamps, samples = fetch(base_url, start, end, columns)
     extracted = perf_counter()
 
-    window_starts, signals = aggregate(timestamps, samples, int(WINDOW.total_seconds()), ALL_STATISTICS)
+    window_starts, signals = aggregate(timestamps, samples, int(WINDOW.total_seconds()))
     if len(window_starts) == 0:
         raise EmptyPeriod(f"Fonte holds no finite sample of {', '.join(columns)} from {start} to {end}")
-    counts = {name: signals[f"{name}_count"] for name in samples}
-    for name in (f"{column}_{other}" for column in samples for other in ALL_STATISTICS if other not in statistics):
-        signals[name] = np.full(len(window_starts), np.nan)
     aggregated = perf_counter()
 
     with engine.failures("Alvo", "it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again"):
         report = replace_period(alvo, start, end, window_starts, signals)
     loaded = perf_counter()
 
+    found = {name: int(np.isfinite(values).sum()) for name, values in samples.items()}
     return Outcome(
-        samples={name: int(np.nansum(count)) for name, count in counts.items()},
-        windows={name: int(np.isfinite(count).sum()) for name, count in counts.items()},
-        not_finite=len(timestamps) * len(samples) - int(sum(np.nansum(count) for count in counts.values())),
+        samples=found,
+        windows={name: int(np.isfinite(signals[f"{name}_mean"]).sum()) for name in samples},
+        not_finite=len(timestamps) * len(samples) - sum(found.values()),
         overflowed=sum(int(np.isinf(values).sum()) for values in signals.values()),
         report=report,
         seconds={"extract": extracted - began, "aggregate": aggregated - extracted, "load": loaded - aggregated},
@@ -121,7 +116,7 @@ def _run_days(options: argparse.Namespace) -> int:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
             alvo = engine.create(settings.alvo_database_url(), "etl.py")
         for period in periods:
-            day = partial(_run_day, base_url, alvo, period, options)
+            day = partial(_run_day, base_url, alvo, period, options.columns)
             code = command.run("etl.py", day, EXIT_CODES, debug=options.debug)
             exit_code = exit_code or code
             if code not in (0, EXIT_CODES[EmptyPeriod]):
@@ -129,9 +124,8 @@ def _run_days(options: argparse.Namespace) -> int:
     return exit_code
 
 
-def _run_day(base_url: str, alvo: Engine, period: Period, options: argparse.Namespace) -> int:
-    outcome = run(base_url, alvo, period.start, period.end, options.columns, options.statistics)
-    print(_summary(period, outcome), flush=True)
+def _run_day(base_url: str, alvo: Engine, period: Period, columns: Sequence[str]) -> int:
+    print(_summary(period, run(base_url, alvo, period.start, period.end, columns)), flush=True)
     return 0
 
 
@@ -160,6 +154,8 @@ def _periods(first: date, last: date, zone: ZoneInfo) -> Iterator[Period]:
             start, end = (bound.astimezone(UTC) for bound in bounds)
         except OverflowError:
             raise BadPeriod(f"{day} in {zone.key} begins before the year 1 in UTC: choose a later day") from None
+        if start == end:
+            raise BadPeriod(f"{day} does not exist in {zone.key}: leave it out")
         yield Period(f"{day} {zone.key}" + (", not over yet" if day == today else ""), start, end)
 
 
@@ -189,8 +185,6 @@ def _parser() -> command.Parser:
     parser.add_argument("last_date", type=command.day, metavar="LAST_DATE", nargs="?", help="last day of a range")
     variables = "wind_speed (m/s), power (kW), ambient_temperature (degC); default: wind_speed power"
     parser.add_argument("--columns", nargs="+", metavar="NAME", default=["wind_speed", "power"], help=variables)
-    kinds = "of a window; default: mean min max std"
-    parser.add_argument("--statistics", nargs="+", choices=ALL_STATISTICS, default=STATISTICS, help=kinds)
     zone = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
     parser.add_argument("--timezone", type=_zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zone)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")

@@ -47,7 +47,7 @@ def _seed(options: argparse.Namespace) -> int:
 
 
 def _show_progress(done: int, days: int) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         print(f"\r{done:,} of {days:,} days", end="\n" if done == days else "", file=sys.stderr, flush=True)
 
 

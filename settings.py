@@ -1,5 +1,6 @@
 """The only reader of the environment. A file `.env` beside this one serves too; the environment wins."""
 
+import io
 import os
 from pathlib import Path
 
@@ -23,9 +24,10 @@ def fonte_api_url() -> str | None:
 
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+        usable = parsed.scheme in ("http", "https") and parsed.host
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable:
         raise SettingsError("FONTE_API_URL is not a URL of HTTP: expected something like http://localhost:8000")
     return url
 
@@ -58,9 +60,14 @@ def _database_url(name: str, embedded_database: str) -> URL:
 
 
 def _read(name: str) -> str | None:
-    value = os.environ.get(name)
-    if value is None and _ENV_FILE.exists():
-        from dotenv import dotenv_values
+    if name in os.environ or not _ENV_FILE.exists():
+        return os.environ.get(name) or None
+    from dotenv.parser import parse_stream
 
-        value = dotenv_values(_ENV_FILE).get(name)
-    return value or None
+    try:
+        bindings = list(parse_stream(io.StringIO(_ENV_FILE.read_text())))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{_ENV_FILE} cannot be read: {error}") from error
+    if wrong := [binding.original.line for binding in bindings if binding.error]:
+        raise SettingsError(f"{_ENV_FILE} line {wrong[0]}: expected NAME=value")
+    return {binding.key: binding.value for binding in bindings}.get(name) or None

@@ -33,9 +33,7 @@ Values = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-# The default, and what can be had.
 STATISTICS = ("mean", "min", "max", "std")
-ALL_STATISTICS = (*STATISTICS, "count")
 # Half the distance from 1.0 to the next double.
 UNIT_ROUNDOFF = 2.0**-53
 # The bits of a double that hold its exponent; alone they are the largest power of two that is not above it.
@@ -52,7 +50,7 @@ def aggregate(
     """Compute statistics per window [t, t + window_s), aligned to the epoch and labelled at its start.
 
     timestamps: `datetime64[us]` (n,), UTC, in any order; columns: name to float64 (n,), whose NaN and infinities are
-    no samples; statistics: some of ALL_STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of
+    no samples; statistics: some of STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of
     the windows with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). NaN stands where
     there is no value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is
     one beyond the largest double.
@@ -65,13 +63,11 @@ def aggregate(
 
     found = [_samples(values, sizes) for values in columns.values()]
     counts = np.array([sizes for _, sizes in found])
-    results = {**_per_window([values for values, _ in found], counts), "count": counts}
+    results = _per_window([values for values, _ in found], counts)
     occupied = counts.any(axis=0)
     if not occupied.all():
         window_starts = window_starts[occupied]
         results = {statistic: result[:, occupied] for statistic, result in results.items()}
-    if "count" in statistics:
-        results["count"] = np.where(results["count"], results["count"], np.nan)
     return window_starts.astype("datetime64[us]"), {
         f"{name}_{statistic}": results[statistic][column]
         for column, name in enumerate(columns)

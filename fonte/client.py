@@ -41,8 +41,8 @@ def fetch(
     try:
         body = _get(base_url, {**period, "columns": list(columns)})
         return _checked(_records(body), _utc(start), _utc(end), columns)
-    except (httpx.HTTPError, ValueError) as error:
-        fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'')}"
+    except (httpx.HTTPError, ValueError, ImportError, OSError) as error:
+        fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'', query=None, fragment=None)}"
         said = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
             raise RequestRefused(f"{fonte} refused the request: {said}") from error
@@ -108,7 +108,7 @@ def _detail(body: bytes | bytearray) -> str:
     """Return what an error's body says: the detail of a JSON body, or the beginning of any other."""
     try:
         return str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body[:200].decode(errors="replace")
 
 

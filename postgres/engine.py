@@ -10,7 +10,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from postgres.embedded import EmbeddedServerError
 
 CONNECT_TIMEOUT_S = 5
-DRIVER = "postgresql+psycopg2"
+DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")
+# Times and numbers are read as they are, whatever the server, the role or the environment prefer.
+SESSION = "-c timezone=UTC -c datestyle=ISO,YMD -c extra_float_digits=1"
 
 
 class DatabaseError(Exception):
@@ -27,12 +29,13 @@ def parse(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         parsed = None
-    if parsed is None or parsed.drivername not in ("postgres", "postgresql", DRIVER):
+    # An @ that was not encoded ends the password early: its rest would be taken for a host, and repeated.
+    if not parsed or parsed.drivername not in DRIVERS or "@" in f"{parsed.host}{parsed.database}":
         raise ValueError(
             "is not a URL of PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
             "with special characters percent-encoded"
         ) from None
-    return parsed.set(drivername=DRIVER)
+    return parsed.set(drivername=DRIVERS[-1])
 
 
 def create(url: URL, application_name: str, *, pool_size: int = 2, check_pooled: bool = False) -> Engine:
@@ -41,24 +44,25 @@ def create(url: URL, application_name: str, *, pool_size: int = 2, check_pooled:
     pool_size: connections at most. check_pooled: test a pooled connection before each use, so that a server which
     was away is found again; for processes that live long.
     """
+    options = f"{url.query.get('options', '')} {SESSION}"
     return create_engine(
-        url,
+        url.update_query_dict({"options": options, "connect_timeout": str(CONNECT_TIMEOUT_S)}),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_pre_ping=check_pooled,
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": application_name},
+        connect_args={"application_name": application_name},
     )
 
 
 @contextmanager
-def failures(database: str, remedy: str) -> Iterator[None]:
-    """Raise what fails inside as a DatabaseError that names the database and the remedy."""
+def failures(database: str, remedy: str, kind: type[Exception] = DatabaseError) -> Iterator[None]:
+    """Raise what fails inside as an exception of this kind that names the database, the cause and the remedy."""
     try:
         yield
     except (SQLAlchemyError, PostgresError, EmbeddedServerError) as error:
-        raise DatabaseError(f"{database} failed: {reason(error)}; {remedy}") from error
+        raise kind(f"{database} failed: {reason(error)}; {remedy}") from error
 
 
 def reason(error: BaseException) -> str:

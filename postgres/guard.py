@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 DATABASES = ("fonte", "alvo")
 NOBODY = "65534"
@@ -29,21 +29,22 @@ START_PAUSE_S = 0.2
 
 
 def main() -> None:
-    """Serve the folder argv[2] with the binaries in argv[1]; print the port, then wait for the last user's end."""
+    """Serve the folder argv[2] with the binaries in argv[1] until its last user has ended."""
     binaries, folder = Path(sys.argv[1]), Path(sys.argv[2])
     if os.fork():
-        # The starter waits for the other one's port, not for its end.
+        # The starter waits until the other one serves, not for its end.
         os._exit(0)
     guard_lock = locked(folder / "guard.lock")
     log = (folder / "server.log").open("wb")
     if not (folder / "data").exists():
         initialise(binaries, folder, log)
     server, port = start(binaries, folder, log)
-    print(port, flush=True)
+    (folder / "port").write_text(f"{port}\n")
     # The starter reads until nobody can write any more.
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
-    threading.Thread(target=end_with, args=(server,), daemon=True).start()
+    # A server that ends by itself ends this process too: the next user then finds no guard, and starts anew.
+    threading.Thread(target=lambda: (server.wait(), os._exit(0)), daemon=True).start()
 
     users_lock = locked(folder / "users.lock")
     # From here a new user waits for users.lock, which this process keeps to its end: it then has to find no guard.
@@ -62,12 +63,6 @@ def locked(path: Path) -> BinaryIO:
     file = path.open("ab")
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
-
-
-def end_with(server: subprocess.Popen[bytes]) -> NoReturn:
-    """End this process when the server ends, so that the next user finds no guard and starts anew."""
-    server.wait()
-    os._exit(0)
 
 
 def run_as_owner() -> list[str]:

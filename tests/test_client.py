@@ -105,6 +105,7 @@ def test_a_row_sent_twice_counts_once():
         (http(404, body={"detail": "Not Found"}), "HTTP 404 x: Not Found"),
         (http(401, body=b"who are you?"), "HTTP 401 x: who are you?"),
         (http(500, body=b""), "HTTP 500"),
+        (http(400, body=b"[" * 100_000), "HTTP 400"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "check FONTE_API_URL and that a connector runs there"),
         (http(headers=["Content-Encoding: gzip"]), "check FONTE_API_URL and that a connector runs there"),
     ],
@@ -160,7 +161,7 @@ def test_nobody_there_is_an_error(refused_port):
 
 def test_a_password_in_the_url_is_not_repeated(refused_port):
     with pytest.raises(FonteError) as failure:
-        fetch(f"http://user:secret@127.0.0.1:{refused_port}", START, END, ["power"])
+        fetch(f"http://user:secret@127.0.0.1:{refused_port}/?token=secret#secret", START, END, ["power"])
     assert "secret" not in str(failure.value)
 
 

@@ -110,6 +110,28 @@ def test_rows_leave_in_chunks_and_are_never_held_all_at_once(fonte_pool):
     assert chunks == [2000] * 7 + [400, 0]
 
 
+def test_the_settings_of_server_and_environment_do_not_change_an_answer(administrator, fonte, fonte_pool, monkeypatch):
+    third = 1 / 3
+    with fonte_pool.begin() as connection:
+        connection.execute(
+            text("INSERT INTO data (timestamp, power) VALUES ('2020-01-01 00:00Z', :third)"), {"third": third}
+        )
+    with administrator.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {fonte.database} SET extra_float_digits = -5"))
+        connection.execute(text(f"ALTER DATABASE {fonte.database} SET timezone = 'America/Sao_Paulo'"))
+    monkeypatch.setenv("PGOPTIONS", "-c extra_float_digits=-5")
+    with connector_over(fonte) as base_url:
+        assert httpx.get(f"{base_url}/data?end_timestamp=2021-01-01&columns=power").json()[0]["power"] == third
+        assert httpx.get(f"{base_url}/period").json()["first_timestamp"] == "2020-01-01T00:00:00Z"
+
+
+def test_a_foreign_table_with_years_beyond_9999_is_no_error(fonte_pool, connector):
+    with fonte_pool.begin() as connection:
+        connection.execute(text("ALTER TABLE data DROP CONSTRAINT data_timestamp_has_four_digit_year"))
+        connection.execute(text("INSERT INTO data VALUES ('10500-01-01 00:00Z', 1, 1, 1), ('infinity', 1, 1, 1)"))
+    assert httpx.get(f"{connector}/period").json()["last_timestamp"] == "2024-05-29T23:59:00Z"
+
+
 def test_columns_have_units_and_descriptions(api):
     assert [(c["name"], c["unit"]) for c in api.get("/columns").json()] == [
         ("wind_speed", "m/s"),

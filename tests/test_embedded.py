@@ -4,6 +4,7 @@ import fcntl
 import importlib.metadata
 import os
 import pwd
+import shutil
 import signal
 import stat
 import subprocess
@@ -137,7 +138,8 @@ def test_it_starts_from_a_folder_that_is_closed_to_others(tmp_path):
     command = [sys.executable, "-I", ROOT / "postgres" / "guard.py", closed / "binaries", folder]
     guard = subprocess.run(command, capture_output=True, text=True)
     wait_for_end(folder)
-    assert (guard.stderr, guard.stdout.strip().isdecimal()) == ("", True)
+    assert (guard.returncode, guard.stdout, guard.stderr) == (0, "", "")
+    assert (folder / "port").read_text().strip().isdecimal()
 
 
 def test_it_keeps_its_data_and_listens_on_loopback_with_a_password(folder):
@@ -191,6 +193,32 @@ def test_a_killed_initialisation_is_begun_again(folder):
     with user(folder) as (_, _, answer):
         assert answer == "alvo"
     assert (folder / "password").read_text() != "old"
+
+
+def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
+    with user(folder):
+        pass
+    wait_for_end(folder)
+    for _ in range(3):
+        shutil.rmtree(folder)
+        starter = subprocess.Popen([sys.executable, "-c", HOLD, "alvo", str(folder), "SELECT 1"], stdin=subprocess.PIPE)
+        while not (folder / "data.new").exists():
+            assert starter.poll() is None
+        starter.kill()
+        starter.communicate()
+        with user(folder) as (_, _, answer):
+            assert answer == "alvo"
+        wait_for_end(folder)
+
+
+def test_a_folder_without_its_password_is_a_clear_error(tmp_path):
+    folder = tmp_path / "embedded"
+    with user(folder):
+        pass
+    wait_for_end(folder)
+    (folder / "password").unlink()
+    with pytest.raises(embedded.EmbeddedServerError, match="cannot use its folder.*password"):
+        embedded.url("alvo", folder)
 
 
 def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):

@@ -107,18 +107,6 @@ def test_the_asked_variables_are_replaced_and_the_others_left_alone(
     assert len([name for _, name in changed if name == "power_mean"]) == 144
 
 
-def test_the_asked_statistics_are_held_and_no_others_of_the_variable(fonte_api, alvo_pool, capsys):
-    asked = ["2024-05-20", "--columns", "power", "--statistics", "mean", "min", "max", "std", "count"]
-    assert etl.main(asked) == 0
-    assert "720 values written" in capsys.readouterr().out
-    held = alvo_values(alvo_pool)
-    assert {value for (_, name), value in held.items() if name == "power_count"} == {10}
-    assert etl.main(asked[:3]) == 0
-    assert "0 values written, 576 unchanged, 144 removed" in capsys.readouterr().out
-    assert etl.main(["2024-05-20", "--statistics", "count", "--columns", "wind_speed"]) == 0
-    assert {name for _, name in alvo_values(alvo_pool)} == {*(f"power_{s}" for s in STATISTICS), "wind_speed_count"}
-
-
 def test_what_is_missing_is_counted_and_never_filled(connector, fonte_pool, alvo_pool, monkeypatch, capsys):
     monkeypatch.setenv("FONTE_API_URL", connector)
     etl.main(["2024-05-20"])
@@ -257,13 +245,13 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
             ["2024-05-20", "--timezone", "Asia/Kathmandu"],
             "2024-05-20 in Asia/Kathmandu does not begin and end on a 10-minute boundary",
         ),
+        (["2011-12-30", "--timezone", "Pacific/Apia"], "2011-12-30 does not exist in Pacific/Apia"),
         (["2024-05-20", "--columns"], "--columns"),
         (
             ["2024-05-20", "--columns", "wind"],
             "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'",
         ),
         (["2024-05-20", "--columns", "power", "power"], "expected each column once"),
-        (["2024-05-20", "--statistics", "median"], "'median'"),
         (["2024-05-20", "--speed", "9"], "--speed"),
     ],
 )
@@ -415,6 +403,19 @@ def test_a_traceback_is_shown_with_debug_only(alvo, capsys, monkeypatch, refused
     assert "Traceback" not in capsys.readouterr().err
     etl.main(["2024-05-20", "--debug"])
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_nobody_reading_the_output_is_no_traceback(checkout, fonte_api, alvo):
+    command = f"{sys.executable} etl.py 2024-05-20 2024-05-22 | head -n 1; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) in [(141, "2024-05-20 UTC\n", ""), (0, "2024-05-20 UTC\n", "")]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_a_closed_stream_does_not_stop_a_run(checkout, alvo, alvo_pool, closed):
+    run = subprocess.run(["bash", "-c", f"{sys.executable} etl.py 2024-05-20 {closed}"], cwd=checkout)
+    assert run.returncode == 0
+    assert len(alvo_values(alvo_pool)) == 1152
 
 
 def test_a_failure_is_one_line_of_the_whole_process_too(run_command, refused_port):

@@ -1,5 +1,6 @@
 """Fonte's table and what fills it."""
 
+import os
 from datetime import date, timedelta
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_p
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "No such file"),
+        (None, "expected a file that is there"),
         ("", "the header is empty"),
         ("time,power\n", "the header is time, power; expected timestamp and some of wind_speed, power"),
         ("timestamp,power,power\n", "each once"),
@@ -176,6 +177,20 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, emp
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_csv_file_that_can_be_read_only_once_is_refused_and_not_cut(rows, run_command, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert seed.main(["--csv", str(tmp_path / "pipe")]) == 2
+    assert "expected a file that is there and can be read twice" in capsys.readouterr().err
+
+
+def test_the_printed_period_is_utc_whatever_the_time_zone_of_the_server(administrator, empty_fonte, capsys):
+    with administrator.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {empty_fonte.database} SET timezone = 'America/Sao_Paulo'"))
+    assert seed.main(["--days", "1"]) == 0
+    assert "from 2024-05-20 00:00 UTC to 2024-05-20 23:59 UTC" in capsys.readouterr().out
+    assert seed.main(["--start", "0001-01-01", "--days", "1"]) == 0
 
 
 def test_a_database_that_is_away_is_exit_code_3_without_the_password(monkeypatch, capsys, refused_port):

@@ -24,6 +24,8 @@ def test_every_spelling_of_a_postgresql_url_means_psycopg2(monkeypatch, name, sc
         "mysql://u:secret@h/d",
         "postgresql+psycopg://u:secret@h/d",
         "postgresql://u:sec/ret@h:x/d",
+        "postgresql://u:s@secret@127.0.0.1:1/d",
+        "postgresql://secret@/x@127.0.0.1:1/d",
         "sqlite://",
         "://secret",
     ],
@@ -42,7 +44,9 @@ def test_a_url_of_http_is_taken_as_it_is(monkeypatch, value):
     assert settings.fonte_api_url() == value
 
 
-@pytest.mark.parametrize("value", ["localhost:8000", "ftp://host", "http://", "http://[::1", "http://host:port", "x"])
+@pytest.mark.parametrize(
+    "value", ["localhost:8000", "http://xn--/", "ftp://host", "http://", "http://[::1", "http://host:port", "x"]
+)
 def test_what_is_no_url_of_http_is_refused(monkeypatch, value):
     monkeypatch.setenv("FONTE_API_URL", value)
     with pytest.raises(settings.SettingsError, match="FONTE_API_URL is not a URL of HTTP"):
@@ -72,3 +76,22 @@ def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
 )
 def test_a_reason_is_one_line_and_never_empty(error, said):
     assert engine.reason(error) == said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"FONTE_API_URL=http://a\nALVO_DATABASE_URL: postgresql://u:secret@h/d\n", "line 2: expected NAME=value"),
+        (b'ALVO_DATABASE_URL="postgresql://u:secret@h/d\n', "line 1: expected NAME=value"),
+        (b"# caf\xe9\n", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+    ids=["colon", "unclosed quote", "Latin-1", "folder"],
+)
+def test_a_file_that_cannot_be_read_is_an_error_and_not_as_if_it_were_absent(monkeypatch, tmp_path, content, said):
+    file = tmp_path / ".env"
+    file.write_bytes(content) if content else file.mkdir()
+    monkeypatch.setattr(settings, "_ENV_FILE", file)
+    with pytest.raises(settings.SettingsError, match=said) as failure:
+        settings.alvo_database_url()
+    assert "secret" not in str(failure.value)
