@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from postgres import engine
+from postgres import embedded, engine
 
 _ENV_FILE = Path(__file__).resolve().parent / ".env"
 
@@ -50,8 +50,6 @@ def alvo_database_url() -> URL:
 def _database_url(name: str, embedded_database: str) -> URL:
     url = _read(name)
     if url is None:
-        from postgres import embedded
-
         return embedded.url(embedded_database)
     try:
         return engine.parse(url)

@@ -138,9 +138,9 @@ def _checked(
     return _each_once(timestamps, values)
 
 
-def _moment(text: object) -> datetime:
+def _moment(text: str) -> datetime:
     try:
-        return _utc(datetime.fromisoformat(text))  # type: ignore[arg-type]
+        return _utc(datetime.fromisoformat(text))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"it answered the timestamp {text!r:.80}, which is not one of RFC 3339") from None
 

