@@ -31,7 +31,7 @@ from sqlalchemy import Engine
 
 import command
 import settings
-from alvo.aggregation import aggregate
+from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
 from alvo.load import Report, replace_period
 from fonte.client import FonteError, RequestRefused, fetch
 from postgres import embedded, engine
@@ -79,33 +79,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run("etl.py", lambda: _run_days(options), EXIT_CODES, debug=options.debug)
 
 
-def run(base_url: str, alvo: Engine, start: datetime, end: datetime, columns: Sequence[str]) -> Outcome:
-    """Carry the period [start, end) of these columns from Fonte at base_url to Alvo.
+def run(
+    base_url: str,
+    alvo: Engine,
+    start: datetime,
+    end: datetime,
+    columns: Sequence[str],
+    statistics: Sequence[str] = STATISTICS,
+) -> Outcome:
+    """Carry the period [start, end) of these columns from Fonte at base_url to Alvo, as these statistics.
 
-    Raises FonteError, DatabaseError, and EmptyPeriod; Alvo then holds the old period or the new one, whole.
+    What Alvo holds of other statistics of these columns goes. Raises FonteError, DatabaseError, and EmptyPeriod; Alvo
+    then holds the old period or the new one, whole.
     """
     began = perf_counter()
     timestamps, samples = fetch(base_url, start, end, columns)
     extracted = perf_counter()
 
-    window_starts, signals = aggregate(timestamps, samples, int(WINDOW.total_seconds()))
+    window_starts, signals = aggregate(timestamps, samples, int(WINDOW.total_seconds()), statistics)
     if len(window_starts) == 0:
         raise EmptyPeriod(f"Fonte holds no finite sample of {', '.join(columns)} from {start} to {end}")
     aggregated = perf_counter()
 
     with engine.failures("Alvo", "it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again"):
-        report = replace_period(alvo, start, end, window_starts, signals)
+        report = replace_period(alvo, start, end, window_starts, _unasked(columns, window_starts) | signals)
     loaded = perf_counter()
 
     found = {name: int(np.isfinite(values).sum()) for name, values in samples.items()}
     return Outcome(
         samples=found,
-        windows={name: int(np.isfinite(signals[f"{name}_mean"]).sum()) for name in samples},
+        windows={name: max(int(np.isfinite(signals[f"{name}_{s}"]).sum()) for s in statistics) for name in samples},
         not_finite=len(timestamps) * len(samples) - sum(found.values()),
         overflowed=sum(int(np.isinf(values).sum()) for values in signals.values()),
         report=report,
         seconds={"extract": extracted - began, "aggregate": aggregated - extracted, "load": loaded - aggregated},
     )
+
+
+def _unasked(columns: Sequence[str], window_starts: Timestamps) -> dict[str, Values]:
+    """Return every statistic without a value, so that what Alvo holds of those that are not asked goes."""
+    nothing = np.full(len(window_starts), np.nan)
+    return {f"{name}_{statistic}": nothing for name in columns for statistic in ALL_STATISTICS}
 
 
 def _run_days(options: argparse.Namespace) -> int:
@@ -116,7 +130,7 @@ def _run_days(options: argparse.Namespace) -> int:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
             alvo = engine.create(settings.alvo_database_url(), "etl.py")
         for period in periods:
-            day = partial(_run_day, base_url, alvo, period, options.columns)
+            day = partial(_run_day, base_url, alvo, period, options.columns, options.statistics)
             code = command.run("etl.py", day, EXIT_CODES, debug=options.debug)
             exit_code = exit_code or code
             if code not in (0, EXIT_CODES[EmptyPeriod]):
@@ -124,8 +138,8 @@ def _run_days(options: argparse.Namespace) -> int:
     return exit_code
 
 
-def _run_day(base_url: str, alvo: Engine, period: Period, columns: Sequence[str]) -> int:
-    print(_summary(period, run(base_url, alvo, period.start, period.end, columns)), flush=True)
+def _run_day(base_url: str, alvo: Engine, period: Period, columns: Sequence[str], statistics: Sequence[str]) -> int:
+    print(_summary(period, run(base_url, alvo, period.start, period.end, columns, statistics)), flush=True)
     return 0
 
 
@@ -185,6 +199,10 @@ def _parser() -> command.Parser:
     parser.add_argument("last_date", type=command.day, metavar="LAST_DATE", nargs="?", help="last day of a range")
     variables = "wind_speed (m/s), power (kW), ambient_temperature (degC); default: wind_speed power"
     parser.add_argument("--columns", nargs="+", metavar="NAME", default=["wind_speed", "power"], help=variables)
+    wanted = f"some of {' '.join(ALL_STATISTICS)}; default: {' '.join(STATISTICS)}"
+    parser.add_argument(
+        "--statistics", nargs="+", metavar="NAME", choices=ALL_STATISTICS, default=list(STATISTICS), help=wanted
+    )
     zone = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
     parser.add_argument("--timezone", type=_zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zone)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")

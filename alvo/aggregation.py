@@ -34,6 +34,7 @@ Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
 STATISTICS = ("mean", "min", "max", "std")
+ALL_STATISTICS = (*STATISTICS, "count")
 # Half the distance from 1.0 to the next double.
 UNIT_ROUNDOFF = 2.0**-53
 # The bits of a double that hold its exponent; alone they are the largest power of two that is not above it.
@@ -44,13 +45,14 @@ SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350
 CHUNK_VALUES = 2**16
 
 
+@np.errstate(all="ignore")
 def aggregate(
     timestamps: Timestamps, columns: Mapping[str, Values], window_s: int = 600, statistics: Sequence[str] = STATISTICS
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Compute statistics per window [t, t + window_s), aligned to the epoch and labelled at its start.
 
     timestamps: `datetime64[us]` (n,), UTC, in any order; columns: name to float64 (n,), whose NaN and infinities are
-    no samples; statistics: some of STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of
+    no samples; statistics: some of ALL_STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of
     the windows with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). NaN stands where
     there is no value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is
     one beyond the largest double.
@@ -63,12 +65,14 @@ def aggregate(
 
     found = [_samples(values, sizes) for values in columns.values()]
     counts = np.array([sizes for _, sizes in found])
-    results = _per_window([values for values, _ in found], counts)
+    results = dict(zip(STATISTICS, _per_window([values for values, _ in found], counts), strict=True))
+    if "count" in statistics:
+        results["count"] = np.where(counts > 0, counts, np.nan)
     occupied = counts.any(axis=0)
     if not occupied.all():
         window_starts = window_starts[occupied]
         results = {statistic: result[:, occupied] for statistic, result in results.items()}
-    return window_starts.astype("datetime64[us]"), {
+    return window_starts.view("datetime64[us]"), {
         f"{name}_{statistic}": results[statistic][column]
         for column, name in enumerate(columns)
         for statistic in statistics
@@ -99,11 +103,11 @@ def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
     return values[finite], np.add.reduceat(finite, np.cumsum(sizes) - sizes, dtype=np.int64)
 
 
-def _per_window(columns: Sequence[Values], counts: Integers) -> dict[str, Values]:
-    """Compute mean, min, max and std (columns, w) of consecutive runs of values, whose lengths are counts."""
-    results = {statistic: np.full(counts.shape, np.nan) for statistic in STATISTICS}
+def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
+    """Compute the statistics (4, columns, w) of consecutive runs of values, whose lengths are counts."""
+    results = np.full((len(STATISTICS), *counts.shape), np.nan)
     for place, matrix in _matrices(columns, counts):
-        for result, computed in zip(results.values(), _statistics(matrix.reshape(len(matrix), -1)), strict=True):
+        for result, computed in zip(results, _statistics(matrix.reshape(len(matrix), -1)), strict=True):
             result[place] = computed.reshape(matrix.shape[1:])
     return results
 
@@ -126,7 +130,11 @@ def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[tup
             same = np.flatnonzero(counts[column] == size)
             step = max(1, CHUNK_VALUES // size)
             for chunk in np.split(same, range(step, len(same), step)):
-                yield (column, chunk), values.take(starts[chunk] + np.arange(size)[:, None])
+                matrix = np.empty((size, len(chunk)))
+                for number, row in enumerate(matrix):
+                    # No index is out of bounds; to clip spares NumPy a copy.
+                    values[number:].take(starts[chunk], out=row, mode="clip")
+                yield (column, chunk), matrix
 
 
 def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
@@ -134,8 +142,7 @@ def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
     low, high = np.minimum.reduce(x), np.maximum.reduce(x)
     if len(x) == 1:
         return low, low, high, np.full_like(low, np.nan)
-    with np.errstate(all="ignore"):
-        mean, std, doubtful = _mean_and_std(x, low, high)
+    mean, std, doubtful = _mean_and_std(x, low, high)
     for window in np.flatnonzero(doubtful).tolist():
         mean[window], std[window] = _exact(x[:, window].tolist())
     constant = low == high
@@ -163,18 +170,24 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
     left = (total - size * coarse) + rest
     fine = left / size
     mean = coarse + fine
-    # Values all on one side of zero, and not too near it, have exact sums.
-    doubtful = np.maximum(low, -high) <= unit * 2.0 ** (headroom + 4)
+    error = unit * ((size + 4) * UNIT_ROUNDOFF)
+    doubtful = coarse + (fine - error) != coarse + (fine + error)
+    # The sums are exact, and a tie is a tie, where all values lie on one side of zero and not too near it.
+    doubtful &= np.maximum(low, -high) <= unit * 2.0 ** (headroom + 4)
     if doubtful.any():
-        doubtful[doubtful] = ~_mean_is_safe(x[:, doubtful], unit[doubtful], coarse[doubtful], fine[doubtful])
+        doubtful[doubtful] = ~_is_rounded_once(x[:, doubtful], unit[doubtful], coarse[doubtful], mean[doubtful])
 
     q -= coarse
     squares = np.einsum("ij,ij->j", q, q)
-    tail = 2 * np.einsum("ij,ij->j", q, r) + np.einsum("ij,ij->j", r, r) - fine * left
+    tail = np.einsum("ij,ij->j", q, r)
+    tail += tail
+    tail += np.einsum("ij,ij->j", r, r)
+    tail -= fine * left
     std = _root(squares, tail, size - 1)
 
     # Where an offset leaves the deviations too few digits, it is so large that subtracting it is exact.
-    narrow = (width < unit * 2.0**8) & (width > 0)
+    narrow = width < unit * 2.0**8
+    narrow &= width > 0
     if narrow.any():
         std[narrow] = _mean_and_std(x[:, narrow] - low[narrow], 0 * low[narrow], width[narrow])[1]
     if not (unit.min() > SMALLEST_UNIT and unit.max() < LARGEST_UNIT):
@@ -187,31 +200,31 @@ def _power_of_two(values: Values) -> Values:
     return (values.view(np.int64) & EXPONENT_BITS).view(np.float64)
 
 
-def _mean_is_safe(x: Values, unit: Values, coarse: Values, fine: Values) -> Booleans:
-    """Tell for which columns the mean, coarse + fine, is correctly rounded although fine is not exact."""
-    size = len(x)
-    headroom = (size + 1).bit_length()
-    error = unit * ((size + 4) * UNIT_ROUNDOFF)
-    far_from_a_tie = coarse + (fine - error) == coarse + (fine + error)
+def _is_rounded_once(x: Values, unit: Values, coarse: Values, mean: Values) -> Booleans:
+    """Tell for which columns of x (n, w) both sums were exact and the mean was rounded but once."""
+    headroom = (len(x) + 1).bit_length()
     magnitude = np.abs(x)
     smallest = np.min(magnitude, axis=0, where=magnitude > 0, initial=np.inf)
     sums_are_exact = _power_of_two(smallest) >= unit * 2.0**headroom
-    rounded_once = (coarse == 0) | (np.abs(coarse + fine) > unit * 2.0 ** (headroom + 2))
-    safe: Booleans = far_from_a_tie | (sums_are_exact & rounded_once)
-    return safe
+    rounded_once: Booleans = (coarse == 0) | (np.abs(mean) > unit * 2.0 ** (headroom + 2))
+    return sums_are_exact & rounded_once
 
 
 def _root(squares: Values, rest: Values, divisor: int) -> Values:
     """Return sqrt((squares + rest) / divisor), |rest| well below squares, within little more than half an ulp."""
     total = squares + rest
     left = rest - (total - squares)
-    root = np.sqrt(total / divisor)
+    root = np.sqrt(total * (1 / divisor))
     # So few digits that divisor * short**2 is exact.
     short = (root.view(np.int64) & np.int64(-1 << (53 - (53 - divisor.bit_length()) // 2))).view(np.float64)
-    tail = root - short
-    scaled = divisor * short
-    residual = (total - scaled * short) - tail * (2 * scaled + divisor * tail) + left
-    root += residual / (2 * divisor * root)
+    scaled_root, scaled_short = divisor * root, divisor * short
+    # total - divisor * root**2
+    residual = total - scaled_short * short
+    residual -= (root - short) * (scaled_root + scaled_short)
+    residual += left
+    scaled_root += scaled_root
+    residual /= scaled_root
+    root += residual
     return root
 
 

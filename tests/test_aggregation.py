@@ -178,6 +178,16 @@ def test_only_the_asked_statistics_are_returned():
     assert {name: values.tolist() for name, values in signals.items()} == {"v_max": [9.0], "v_mean": [4.5]}
 
 
+@given(case=samples())
+def test_the_count_is_that_of_the_finite_samples_and_stands_only_where_there_are_some(case):
+    timestamps, columns = case
+    window_starts, signals = aggregate(timestamps, columns, statistics=("count", "min"))
+    windows = timestamps - (timestamps.astype(np.int64) % 600_000_000).astype("timedelta64[us]")
+    for name, values in columns.items():
+        found = [int((np.isfinite(values) & (windows == start)).sum()) for start in window_starts]
+        np.testing.assert_array_equal(signals[f"{name}_count"], [count or math.nan for count in found])
+
+
 def test_no_samples_make_no_windows():
     window_starts, signals = aggregate(minutes(0), {"v": np.empty(0)})
     assert len(window_starts) == 0

@@ -107,6 +107,21 @@ def test_the_asked_variables_are_replaced_and_the_others_left_alone(
     assert len([name for _, name in changed if name == "power_mean"]) == 144
 
 
+def test_the_asked_statistics_are_held_and_no_others_of_the_variable(connector, alvo_pool, monkeypatch, capsys):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+
+    def held():
+        return {name for _, name in alvo_values(alvo_pool)}
+
+    assert etl.main(["2024-05-20"]) == 0
+    assert etl.main(["2024-05-20", "--columns", "power", "--statistics", "mean", "count"]) == 0
+    assert "Alvo: 144 values written, 144 unchanged, 432 removed" in capsys.readouterr().out
+    assert held() == {"power_mean", "power_count", *(f"wind_speed_{statistic}" for statistic in STATISTICS)}
+    assert {value for (_, name), value in alvo_values(alvo_pool).items() if name == "power_count"} == {10.0}
+    assert etl.main(["2024-05-20", "--columns", "power"]) == 0
+    assert held() == {f"{variable}_{statistic}" for variable in ("power", "wind_speed") for statistic in STATISTICS}
+
+
 def test_what_is_missing_is_counted_and_never_filled(connector, fonte_pool, alvo_pool, monkeypatch, capsys):
     monkeypatch.setenv("FONTE_API_URL", connector)
     etl.main(["2024-05-20"])
@@ -252,6 +267,7 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
             "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'",
         ),
         (["2024-05-20", "--columns", "power", "power"], "expected each column once"),
+        (["2024-05-20", "--statistics", "median"], "argument --statistics: invalid choice: 'median'"),
         (["2024-05-20", "--speed", "9"], "--speed"),
     ],
 )

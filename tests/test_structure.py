@@ -67,4 +67,4 @@ def test_no_function_is_long(file):
 
 
 def test_the_pipeline_is_small():
-    assert sum(len(code_lines(file.read_text())) for file in SOURCES) < 1200
+    assert sum(len(code_lines(file.read_text())) for file in SOURCES) < 2000
