@@ -45,7 +45,6 @@ SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350
 CHUNK_VALUES = 2**16
 
 
-@np.errstate(all="ignore")
 def aggregate(
     timestamps: Timestamps, columns: Mapping[str, Values], window_s: int = 600, statistics: Sequence[str] = STATISTICS
 ) -> tuple[Timestamps, dict[str, Values]]:
@@ -142,7 +141,8 @@ def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
     low, high = np.minimum.reduce(x), np.maximum.reduce(x)
     if len(x) == 1:
         return low, low, high, np.full_like(low, np.nan)
-    mean, std, doubtful = _mean_and_std(x, low, high)
+    with np.errstate(all="ignore"):
+        mean, std, doubtful = _mean_and_std(x, low, high)
     for window in np.flatnonzero(doubtful).tolist():
         mean[window], std[window] = _exact(x[:, window].tolist())
     constant = low == high
@@ -154,28 +154,28 @@ def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
 def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values, Booleans]:
     """Compute mean and std of the columns of x (n, w), n > 1, and which of them are not good enough; steps 1 to 4."""
     size = len(x)
-    headroom = (size + 1).bit_length()
+    headroom = size.bit_length()
     digits = (53 - headroom) // 2
     width = high - low
-    unit = _power_of_two(width) * 2.0 ** (1 - digits)
-    np.maximum(unit, _power_of_two(np.maximum(-low, high)) * 2.0 ** (headroom - 52), out=unit)
+    # No value is further from zero than |high| + width.
+    unit = np.maximum(_power_of_two(width) * 2.0 ** (1 - digits), _power_of_two(high) * 2.0 ** (headroom - 51))
     shift = unit * (1.5 * 2.0**52)
 
     q = x + shift
     q -= shift
     r = x - q
     total, rest = np.add.reduce(q), np.add.reduce(r)
-    coarse = (total + rest) * (1 / size) + shift
+    coarse = total * (1 / size) + shift
     coarse -= shift
     left = (total - size * coarse) + rest
     fine = left / size
     mean = coarse + fine
     error = unit * ((size + 4) * UNIT_ROUNDOFF)
+    far = unit * 2.0 ** (headroom + 4)
     doubtful = coarse + (fine - error) != coarse + (fine + error)
-    # The sums are exact, and a tie is a tie, where all values lie on one side of zero and not too near it.
-    doubtful &= np.maximum(low, -high) <= unit * 2.0 ** (headroom + 4)
+    doubtful &= np.maximum(low, -high) <= far
     if doubtful.any():
-        doubtful[doubtful] = ~_is_rounded_once(x[:, doubtful], unit[doubtful], coarse[doubtful], mean[doubtful])
+        doubtful[doubtful] = ~_is_rounded_once(x[:, doubtful], mean[doubtful], far[doubtful])
 
     q -= coarse
     squares = np.einsum("ij,ij->j", q, q)
@@ -187,27 +187,30 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
 
     # Where an offset leaves the deviations too few digits, it is so large that subtracting it is exact.
     narrow = width < unit * 2.0**8
-    narrow &= width > 0
     if narrow.any():
-        std[narrow] = _mean_and_std(x[:, narrow] - low[narrow], 0 * low[narrow], width[narrow])[1]
-    if not (unit.min() > SMALLEST_UNIT and unit.max() < LARGEST_UNIT):
-        doubtful |= ((unit <= SMALLEST_UNIT) | (unit >= LARGEST_UNIT)) & (width > 0)
+        std[narrow] = _mean_and_std(x[:, narrow] - low[narrow], np.zeros_like(width[narrow]), width[narrow])[1]
+    usable = (unit > SMALLEST_UNIT) & (unit < LARGEST_UNIT)
+    if not usable.all():
+        doubtful |= ~usable & (width > 0)
     return mean, std, doubtful
 
 
 def _power_of_two(values: Values) -> Values:
-    """Return the largest power of two that is not above each value; 0 for 0 and for subnormal values."""
+    """Return the largest power of two that is not above each magnitude; 0 for 0 and for subnormal values."""
     return (values.view(np.int64) & EXPONENT_BITS).view(np.float64)
 
 
-def _is_rounded_once(x: Values, unit: Values, coarse: Values, mean: Values) -> Booleans:
-    """Tell for which columns of x (n, w) both sums were exact and the mean was rounded but once."""
-    headroom = (len(x) + 1).bit_length()
+def _is_rounded_once(x: Values, mean: Values, far: Values) -> Booleans:
+    """Tell for which columns of x (n, w) both sums are exact and the mean is rounded but once.
+
+    So it is where the mean and all values but zeros are far from zero: then all share a last digit, which the sums
+    can hold, and what the quotient lacks of it is too small to make or to break a tie. (Values on one side of zero, the
+    nearest of them far from it, are so at a glance.)
+    """
     magnitude = np.abs(x)
     smallest = np.min(magnitude, axis=0, where=magnitude > 0, initial=np.inf)
-    sums_are_exact = _power_of_two(smallest) >= unit * 2.0**headroom
-    rounded_once: Booleans = (coarse == 0) | (np.abs(mean) > unit * 2.0 ** (headroom + 2))
-    return sums_are_exact & rounded_once
+    far_enough: Booleans = np.minimum(smallest, np.abs(mean)) > far
+    return far_enough
 
 
 def _root(squares: Values, rest: Values, divisor: int) -> Values:

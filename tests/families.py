@@ -55,6 +55,25 @@ def neighbours_one_ulp_apart():
     return base.flatmap(lambda value: _windows(st.sampled_from([value, math.nextafter(value, math.inf)])))
 
 
+@st.composite
+def near_ties(draw):
+    """The mean lies halfway between two doubles, but for one value that is tiny, or zero, or no smaller than the rest.
+
+    k - 1 integers of 53 bits add up to k * (mean + 1/2) for an integer mean and an even k.
+    """
+    size = 2 * draw(st.integers(1, 6))
+    mean = draw(st.integers(2**52, 5 * 2**50))
+    spread = draw(st.sampled_from([0, 1, 2**20, 2**50]))
+    steps = draw(st.lists(st.integers(-spread, spread), min_size=size - 2, max_size=size - 2))
+    total = size * mean + size // 2
+    integers = [total // (size - 1) + step for step in steps]
+    integers.append(total - sum(integers))
+    tiny = draw(st.sampled_from([0, 5e-324, 2.0**-80, 2.0**-30, 0.5, 1.0, 3.0]))
+    sign, exponent = draw(st.sampled_from([1, -1])), draw(st.integers(-60, 0))
+    values = [*map(float, integers), tiny * draw(st.sampled_from([1, -1]))]
+    return draw(st.permutations([math.ldexp(sign * value, exponent) for value in values]))
+
+
 def around_1e_170():
     return _windows(st.floats(-1, 1).map(lambda value: value * 1e-170))
 
@@ -89,6 +108,7 @@ ALL = [
     cancelling,
     constant,
     neighbours_one_ulp_apart,
+    near_ties,
     around_1e_170,
     subnormal,
     nearly_subnormal,

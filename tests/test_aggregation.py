@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from alvo import aggregation
 from alvo.aggregation import aggregate
 from tests import families, reference
 
@@ -71,6 +72,24 @@ def test_ordinary_windows_agree_with_plain_numpy(window):
     # NumPy's two passes lose a few digits of a deviation that is small beside the values.
     assert computed["mean"] == pytest.approx(np.mean(window), rel=1e-14)
     assert computed["std"] == pytest.approx(np.std(window, ddof=1), rel=1e-9, abs=1e-13)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 8, 10, 60, 600])
+@pytest.mark.parametrize("resolution", [None, 2, 0], ids=["all digits", "hundredths", "integers"])
+@pytest.mark.parametrize("low", [0.0, -20.0, 1e9], ids=["from zero", "around zero", "far from zero"])
+def test_measured_values_hardly_ever_take_the_slow_way(monkeypatch, size, resolution, low):
+    random = np.random.default_rng(11)
+    values = low + random.weibull(2, (500, size)) * 20
+    if resolution is not None:
+        values = np.round(values, resolution)
+    values[::7, ::3] = max(low, 0.0)
+    slow = []
+    monkeypatch.setattr(aggregation, "_exact", lambda window: slow.append(window) or (0.0, 0.0))
+    timestamps = START + np.arange(500)[:, None] * WINDOW + np.arange(size) * (WINDOW // size)
+    window_starts, _ = aggregate(timestamps.ravel(), {"v": values.ravel()})
+    assert len(window_starts) == 500
+    # Values that all but cancel are the exception.
+    assert len(slow) <= 0.03 * len(window_starts)
 
 
 def test_a_standard_deviation_beyond_the_largest_double_is_infinite():
