@@ -1,18 +1,24 @@
-"""What the HTTP APIs share: how a period is asked for, and how they answer when something is wrong."""
+"""What the HTTP APIs share: how a period is asked for, in which format, and what they say when something is wrong."""
 
 import logging
 import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from itertools import chain
+from typing import Annotated, Any, TypeVar
 
+from anyio import CancelScope, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
+from psycopg2 import Error as PostgresError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import Receive, Scope, Send
 
 from postgres import engine
+from postgres.copy import CopyOut
 
 FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
@@ -32,6 +38,7 @@ def _timestamp(text: object) -> object:
         ) from None
 
 
+Name = TypeVar("Name", bound=str)
 Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
 
 
@@ -80,6 +87,64 @@ def answer_problems(app: FastAPI, database: str) -> None:
 
     app.add_exception_handler(RequestValidationError, refused)
     app.add_exception_handler(SQLAlchemyError, unavailable)
+    app.add_exception_handler(PostgresError, unavailable)
+
+
+def accepted(accept: str, offered: Mapping[Name, str]) -> Name:
+    """Return the key of offered, media types by name, that an Accept header prefers; the first where it names none."""
+    ranges: list[tuple[float, str]] = []
+    for part in accept.split(","):
+        media_range, *parameters = part.replace(" ", "").lower().split(";")
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        ranges.append((float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0, media_range))
+    for weight, media_range in sorted(ranges, key=lambda pair: -pair[0]):
+        for name, media_type in offered.items():
+            if weight > 0 and media_range in (media_type, media_type.split("/")[0] + "/*", "*/*"):
+                return name
+    return next(iter(offered))
+
+
+def json_list(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Turn lines of JSON, in pieces that may end anywhere, into a JSON list."""
+    begin, held = b"[", b""
+    for piece in pieces:
+        text = held + piece.replace(b"\n", b",")
+        # The comma after the last line is not to be sent.
+        text, held = (text[:-1], b",") if text.endswith(b",") else (text, b"")
+        yield begin + text
+        begin = b""
+    yield begin + b"]"
+
+
+class Stream(StreamingResponse):
+    """A body that is made while it is sent, from rows that the database copies out meanwhile.
+
+    Who reads slowly slows the database down; who goes away ends its query.
+    """
+
+    def __init__(self, rows: CopyOut, pieces: Iterator[bytes], media_type: str) -> None:
+        """Send pieces, which are made of rows."""
+        super().__init__(_drawn(pieces), media_type=media_type, headers={"Vary": "Accept"})
+        self._rows = rows
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the body; the rows are closed in any case."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(self._rows.close)
+
+
+def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Make the first piece now: a database that is away is a 503 here, and a broken stream later."""
+    return chain([next(pieces)], pieces)
+
+
+async def _drawn(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    # A thread that waits for the database is left behind when the client goes; closing the rows ends it.
+    while (piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True)) is not None:
+        yield piece
 
 
 def _described(error: dict[str, Any]) -> str:

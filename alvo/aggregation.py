@@ -37,8 +37,14 @@ STATISTICS = ("mean", "min", "max", "std")
 ALL_STATISTICS = (*STATISTICS, "count")
 # Half the distance from 1.0 to the next double.
 UNIT_ROUNDOFF = 2.0**-53
+# Adding and subtracting so many units rounds to a multiple of the unit.
+ROUNDING_UNITS = 1.5 * 2.0**52
+# Deviations of fewer units than this have too few digits in q.
+NARROW_UNITS = 2.0**8
 # The bits of a double that hold its exponent; alone they are the largest power of two that is not above it.
 EXPONENT_BITS = np.int64(0x7FF0_0000_0000_0000)
+# The bits of a double but for the last 35 digits: the square of what remains is exact, times up to 2**17 as well.
+LEADING_BITS = np.int64(-1 << 35)
 # Windows whose unit lies between these have squares that neither overflow nor lose digits.
 SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350
 # A matrix of so many values and its temporaries stay in a core's cache.
@@ -56,23 +62,20 @@ def aggregate(
     there is no value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is
     one beyond the largest double.
     """
-    moments = timestamps.astype("datetime64[us]", copy=False).view(np.int64)
+    moments = np.asarray(timestamps, "datetime64[us]").view(np.int64)
     if (moments[1:] < moments[:-1]).any():
-        order = np.argsort(moments, kind="stable")
+        order = np.argsort(moments)
         moments, columns = moments[order], {name: values[order] for name, values in columns.items()}
     window_starts, sizes = _windows(moments, window_s * 1_000_000)
 
     found = [_samples(values, sizes) for values in columns.values()]
     counts = np.array([sizes for _, sizes in found])
-    results = dict(zip(STATISTICS, _per_window([values for values, _ in found], counts), strict=True))
-    if "count" in statistics:
-        results["count"] = np.where(counts > 0, counts, np.nan)
+    results = _per_window([values for values, _ in found], counts)
     occupied = counts.any(axis=0)
     if not occupied.all():
-        window_starts = window_starts[occupied]
-        results = {statistic: result[:, occupied] for statistic, result in results.items()}
+        window_starts, results = window_starts[occupied], results[:, :, occupied]
     return window_starts.view("datetime64[us]"), {
-        f"{name}_{statistic}": results[statistic][column]
+        f"{name}_{statistic}": results[ALL_STATISTICS.index(statistic), column]
         for column, name in enumerate(columns)
         for statistic in statistics
     }
@@ -99,15 +102,16 @@ def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
     finite = np.isfinite(values)
     if finite.all():
         return values, sizes
-    return values[finite], np.add.reduceat(finite, np.cumsum(sizes) - sizes, dtype=np.int64)
+    return values[finite], np.add.reduceat(finite, np.cumsum(sizes) - sizes)
 
 
 def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
-    """Compute the statistics (4, columns, w) of consecutive runs of values, whose lengths are counts."""
-    results = np.full((len(STATISTICS), *counts.shape), np.nan)
+    """Compute all statistics (5, columns, w) of consecutive runs of values, whose lengths are counts."""
+    results = np.full((len(ALL_STATISTICS), *counts.shape), np.nan)
+    np.copyto(results[-1], counts, where=counts > 0)
     for place, matrix in _matrices(columns, counts):
-        for result, computed in zip(results, _statistics(matrix.reshape(len(matrix), -1)), strict=True):
-            result[place] = computed.reshape(matrix.shape[1:])
+        for number, computed in enumerate(_statistics(matrix.reshape(len(matrix), -1))):
+            results[number][place] = computed.reshape(matrix.shape[1:])
     return results
 
 
@@ -120,7 +124,7 @@ def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[tup
             windows = slice(first, min(first + step, counts.shape[1]))
             matrix = np.empty((size, len(columns), windows.stop - first))
             for column, values in enumerate(columns):
-                matrix[:, column] = values[first * size : windows.stop * size].reshape(-1, size).T
+                matrix[:, column] = values[first * size : windows.stop * size].reshape(matrix.shape[2], size).T
             yield (slice(None), windows), matrix
         return
     for column, values in enumerate(columns):
@@ -143,9 +147,9 @@ def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
         return low, low, high, np.full_like(low, np.nan)
     with np.errstate(all="ignore"):
         mean, std, doubtful = _mean_and_std(x, low, high)
-    for window in np.flatnonzero(doubtful).tolist():
-        mean[window], std[window] = _exact(x[:, window].tolist())
     constant = low == high
+    for window in np.flatnonzero(doubtful & ~constant).tolist():
+        mean[window], std[window] = _exact(x[:, window].tolist())
     np.copyto(mean, low, where=constant)
     np.copyto(std, 0.0, where=constant)
     return mean, low, high, std
@@ -157,9 +161,9 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
     headroom = size.bit_length()
     digits = (53 - headroom) // 2
     width = high - low
-    # No value is further from zero than |high| + width.
-    unit = np.maximum(_power_of_two(width) * 2.0 ** (1 - digits), _power_of_two(high) * 2.0 ** (headroom - 51))
-    shift = unit * (1.5 * 2.0**52)
+    # Where no digit of the width counts, the lowest value is as far from zero as the highest.
+    unit = np.maximum(_power_of_two(width) * 2.0 ** (1 - digits), _power_of_two(high) * 2.0 ** (headroom - 52))
+    shift = unit * ROUNDING_UNITS
 
     q = x + shift
     q -= shift
@@ -178,21 +182,21 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
         doubtful[doubtful] = ~_is_rounded_once(x[:, doubtful], mean[doubtful], far[doubtful])
 
     q -= coarse
-    squares = np.einsum("ij,ij->j", q, q)
-    tail = np.einsum("ij,ij->j", q, r)
-    tail += tail
-    tail += np.einsum("ij,ij->j", r, r)
-    tail -= fine * left
-    std = _root(squares, tail, size - 1)
+    mixed = _sum_of_products(q, r)
+    rest = mixed + mixed + _sum_of_products(r, r) - fine * left
+    std = _root(_sum_of_products(q, q), rest, size - 1)
 
     # Where an offset leaves the deviations too few digits, it is so large that subtracting it is exact.
-    narrow = width < unit * 2.0**8
+    narrow = width < unit * NARROW_UNITS
     if narrow.any():
         std[narrow] = _mean_and_std(x[:, narrow] - low[narrow], np.zeros_like(width[narrow]), width[narrow])[1]
-    usable = (unit > SMALLEST_UNIT) & (unit < LARGEST_UNIT)
-    if not usable.all():
-        doubtful |= ~usable & (width > 0)
+    doubtful |= (unit <= SMALLEST_UNIT) | (unit >= LARGEST_UNIT)
     return mean, std, doubtful
+
+
+def _sum_of_products(a: Values, b: Values) -> Values:
+    sums: Values = np.einsum("ij,ij->j", a, b)
+    return sums
 
 
 def _power_of_two(values: Values) -> Values:
@@ -218,8 +222,7 @@ def _root(squares: Values, rest: Values, divisor: int) -> Values:
     total = squares + rest
     left = rest - (total - squares)
     root = np.sqrt(total * (1 / divisor))
-    # So few digits that divisor * short**2 is exact.
-    short = (root.view(np.int64) & np.int64(-1 << (53 - (53 - divisor.bit_length()) // 2))).view(np.float64)
+    short = (root.view(np.int64) & LEADING_BITS).view(np.float64)
     scaled_root, scaled_short = divisor * root, divisor * short
     # total - divisor * root**2
     residual = total - scaled_short * short

@@ -9,12 +9,16 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from fonte import arrow
+
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 ATTEMPTS = 5
 RETRY_FOR_S = 60.0
 BACKOFF_S = 0.2
 MAX_DECODED_BYTES = 512 * 2**20
+# Servers that know nothing of Arrow answer JSON.
+ACCEPT = f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
 
 Timestamps = npt.NDArray[np.datetime64]
 Values = npt.NDArray[np.float64]
@@ -39,8 +43,9 @@ def fetch(
     """
     period = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
     try:
-        body = _get(base_url, {**period, "columns": list(columns)})
-        return _checked(_records(body), _utc(start), _utc(end), columns)
+        media_type, body = _get(base_url, {**period, "columns": list(columns)})
+        decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
+        return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, ValueError, ImportError, OSError) as error:
         fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'', query=None, fragment=None)}"
         said = " ".join(str(error).split()) or type(error).__name__
@@ -53,7 +58,7 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
-def _get(base_url: str, parameters: dict[str, Any]) -> bytes:
+def _get(base_url: str, parameters: dict[str, Any]) -> tuple[str, bytes]:
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     loopback = httpx.URL(base_url).host in ("127.0.0.1", "::1", "localhost")
     # A proxy from the environment could not reach this machine's own loopback.
@@ -66,7 +71,7 @@ def _get(base_url: str, parameters: dict[str, Any]) -> bytes:
             return _download_again(client, parameters, error)
 
 
-def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: httpx.HTTPError) -> bytes:
+def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: httpx.HTTPError) -> tuple[str, bytes]:
     # Loaded here, because a day that goes well does not need it.
     import tenacity
 
@@ -91,9 +96,10 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
 
 
-def _download(client: httpx.Client, parameters: dict[str, Any]) -> bytes:
+def _download(client: httpx.Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
+    """Return the media type of the answer and its body."""
     body = bytearray()
-    with client.stream("GET", "data", params=parameters) as response:
+    with client.stream("GET", "data", params=parameters, headers={"Accept": ACCEPT}) as response:
         for chunk in response.iter_bytes():
             body += chunk
             if len(body) > MAX_DECODED_BYTES:
@@ -101,7 +107,7 @@ def _download(client: httpx.Client, parameters: dict[str, Any]) -> bytes:
         if response.status_code != 200:
             message = f"HTTP {response.status_code} {response.reason_phrase}: {_detail(body)}"
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
-    return bytes(body)
+    return response.headers.get("Content-Type", "").split(";")[0].strip().lower(), bytes(body)
 
 
 def _detail(body: bytes | bytearray) -> str:
@@ -112,30 +118,31 @@ def _detail(body: bytes | bytearray) -> str:
         return body[:200].decode(errors="replace")
 
 
-def _records(body: bytes) -> list[dict[str, Any]]:
+def _from_json(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Decode a list of flat records that hold exactly these names."""
     try:
         records = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it answered no JSON, but {body[:80].decode(errors='replace')!r}") from error
     if not isinstance(records, list):
         raise ValueError(f"it answered a JSON {type(records).__name__} instead of a list of records")
-    return records
+    for record in records:
+        if not isinstance(record, dict) or record.keys() != set(names):
+            raise ValueError(f"it answered {record!r:.200} instead of a record with {', '.join(sorted(names))}")
+    columns = {name: [record[name] for record in records] for name in names}
+    timestamps = np.array(list(map(_moment, columns.pop("timestamp"))), dtype="datetime64[us]")
+    return {"timestamp": timestamps, **{name: _floats(name, values) for name, values in columns.items()}}
 
 
 def _checked(
-    records: list[dict[str, Any]], start: datetime, end: datetime, columns: Sequence[str]
+    columns: dict[str, npt.NDArray[Any]], start: datetime, end: datetime
 ) -> tuple[Timestamps, dict[str, Values]]:
-    expected = {"timestamp", *columns}
-    for record in records:
-        if not isinstance(record, dict) or record.keys() != expected:
-            raise ValueError(f"it answered {record!r:.200} instead of a record with {', '.join(sorted(expected))}")
-    moments = [_moment(record["timestamp"]) for record in records]
-    timestamps = np.array(moments, dtype="datetime64[us]")
-    values = {name: _floats(name, [record[name] for record in records]) for name in columns}
-    for moment in moments[:1] + moments[-1:]:
-        if not start <= moment < end:
+    timestamps = columns.pop("timestamp")
+    for moment in timestamps[:1].tolist() + timestamps[-1:].tolist():
+        # NumPy knows years that datetime does not, and gives them as numbers.
+        if not (isinstance(moment, datetime) and start <= moment < end):
             raise ValueError(f"it answered the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
-    return _each_once(timestamps, values)
+    return _each_once(timestamps, columns)
 
 
 def _moment(text: str) -> datetime:

@@ -1,27 +1,29 @@
 """The connector: the one door to Fonte's database, and a read-only one. Run by `uvicorn fonte.connector:app`."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import StrEnum, auto
-from itertools import chain
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Header, Query, Request
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select
 
 import settings
-from fonte import schema
-from postgres import engine
-from serving import PROBLEMS, Period, answer_problems
+from fonte import arrow, schema
+from postgres import copy, engine
+from serving import PROBLEMS, Period, Stream, accepted, answer_problems, begun, json_list
 
-# FastAPI answers in 40 threads; each holds a connection while it streams.
+# FastAPI answers in 40 threads; each stream holds a connection.
 POOL_SIZE = 40
-ROWS_PER_CHUNK = 2000
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
+FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
+Format = Literal["json", "csv", "arrow"]
+ACCEPT = "The formats that the client takes, by their media types."
+MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
+COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
 
 class ColumnName(StrEnum):
@@ -36,6 +38,8 @@ class DataQuery(Period):
     """What GET /data can be asked."""
 
     columns: list[ColumnName] = Field(list(ColumnName), description=COLUMNS, examples=[["wind_speed", "power"]])
+
+    format: Format | None = Field(None, description=FORMAT)
 
     @field_validator("columns")
     @classmethod
@@ -74,20 +78,30 @@ app = FastAPI(
     title="Fonte connector",
     summary="One-minute signals of a wind turbine: wind speed, power, ambient temperature.",
     description="Every period is half-open, [start, end). Timestamps are RFC 3339 in UTC, and so is one that is sent "
-    "without an offset. NULL, NaN and infinity are all answered as null. Nothing here changes anything.",
+    "without an offset. Nothing here changes anything.",
     version="1",
     lifespan=_lifespan,
 )
 answer_problems(app, "Fonte's database")
 
 
-@app.get("/data", response_model=list[Sample], responses=PROBLEMS, summary="Samples of a period, ordered by time")
-def data(request: Request, query: Annotated[DataQuery, Query()]) -> StreamingResponse:
-    """A bare JSON list of flat records, each with `timestamp` and exactly the requested columns."""
-    chunks = _json_chunks(request.state.engine, query)
-    # The query runs before the answer starts: a database that is away is a 503 here, and a broken stream later.
-    first = next(chunks)
-    return StreamingResponse(chain([first], chunks), media_type="application/json")
+@app.get(
+    "/data",
+    response_model=list[Sample],
+    responses={**PROBLEMS, 200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
+    summary="Samples of a period, ordered by time",
+)
+def data(
+    request: Request, query: Annotated[DataQuery, Query()], accept: Annotated[str, Header(description=ACCEPT)] = ""
+) -> Stream:
+    """Rows that hold `timestamp` and exactly the requested columns: a bare JSON list of flat records, CSV or Arrow.
+
+    JSON answers NULL, NaN and infinity as null; in CSV and Arrow they are themselves.
+    """
+    form = query.format or accepted(accept, MEDIA_TYPES)
+    bounds = {"start": query.start_timestamp, "end": query.end_timestamp}
+    rows = copy.CopyOut(request.state.engine, _sql(query, form), bounds, COPY_OPTIONS[form])
+    return Stream(rows, begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
 
 
 @app.get("/columns", summary="The variables, with their units")
@@ -113,29 +127,35 @@ def health(request: Request) -> dict[str, Literal["ok"]]:
     return {"status": "ok"}
 
 
-def _json_chunks(pool: Engine, query: DataQuery) -> Iterator[str]:
-    """Yield the JSON list in chunks, its records written by PostgreSQL and read through a server-side cursor."""
-    with pool.connect() as connection:
-        streaming = connection.execution_options(yield_per=ROWS_PER_CHUNK)
-        bounds = {"start": query.start_timestamp, "end": query.end_timestamp}
-        records = streaming.execute(text(_records_sql(query)), bounds).scalars()
-        separator = "["
-        for partition in records.partitions(ROWS_PER_CHUNK):
-            yield separator + ",".join(partition)
-            separator = ","
-    yield "[]" if separator == "[" else "]"
-
-
-def _records_sql(query: DataQuery) -> str:
+def _sql(query: DataQuery, form: Format) -> str:
+    timestamp = "to_json(timestamp AT TIME ZONE 'UTC') #>> '{}' || 'Z' AS timestamp"
+    conditions = ["timestamp >= %(start)s"] * (query.start_timestamp is not None)
+    conditions += ["timestamp < %(end)s"] * (query.end_timestamp is not None)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    if form == "arrow":
+        # Without NULL all rows are of one length; which values are NULL is told apart from them.
+        values = ", ".join(f"({name} IS NULL)::integer, coalesce({name}, 'NaN')" for name in query.columns)
+        return f"SELECT timestamp, {values} FROM data {where} ORDER BY data.timestamp"
+    if form == "csv":
+        return f"SELECT {timestamp}, {', '.join(query.columns)} FROM data {where} ORDER BY data.timestamp"
     finite = "CASE WHEN {0} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {0} END AS {0}"
-    return f"""
-        SELECT row_to_json(record)::text
-        FROM (
-            SELECT to_json(timestamp AT TIME ZONE 'UTC') #>> '{{}}' || 'Z' AS timestamp,
-                {", ".join(finite.format(name) for name in query.columns)}
-            FROM data
-            WHERE (CAST(:start AS timestamptz) IS NULL OR timestamp >= :start)
-                AND (CAST(:end AS timestamptz) IS NULL OR timestamp < :end)
-            ORDER BY data.timestamp
-        ) AS record
-    """
+    values = ", ".join(finite.format(name) for name in query.columns)
+    records = f"SELECT {timestamp}, {values} FROM data {where} ORDER BY data.timestamp"
+    return f"SELECT row_to_json(record) FROM ({records}) AS record"
+
+
+def _pieces(copied: Iterator[bytes], columns: Sequence[str], form: Format) -> Iterator[bytes]:
+    """Make the body's pieces of what COPY answers."""
+    if form == "json":
+        return json_list(copied)
+    if form == "csv":
+        return copied
+    return arrow.encode(_batches(copied, columns), columns)
+
+
+def _batches(copied: Iterator[bytes], columns: Sequence[str]) -> Iterator[arrow.Batch]:
+    types = {"timestamp": "datetime64[us]"}
+    for name in columns:
+        types |= {f"{name} is null": "int32", name: "float64"}
+    for rows in copy.decode(copied, types):
+        yield rows["timestamp"], {name: (rows[name], rows[f"{name} is null"] == 1) for name in columns}

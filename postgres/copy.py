@@ -1,20 +1,23 @@
-"""COPY in its binary format: whole columns become the wire's bytes without a Python object per row.
+"""COPY: whole columns become the wire's bytes, and back, without a Python object per row.
 
-Format: PostgreSQL documentation, COPY, "Binary Format".
+Binary format: PostgreSQL documentation, COPY, "Binary Format".
 """
 
 import io
-from collections.abc import Mapping
-from typing import Any
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _EPOCH = np.datetime64("2000-01-01", "us")
-# psycopg2 writes to the socket once per read: large reads make few writes.
-_READ_BYTES = 256 * 1024
+_WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64": ">f8"}
+# psycopg2 reads and writes once per call of ours, or once per row: large pieces make few system calls.
+_CHUNK_BYTES = 256 * 1024
 
 
 def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -25,25 +28,111 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
     names = ", ".join(columns)
     cursor = connection.connection.cursor()
     cursor.copy_expert(
-        f"COPY {table} ({names}) FROM STDIN (FORMAT binary)", io.BytesIO(encode(columns)), size=_READ_BYTES
+        f"COPY {table} ({names}) FROM STDIN (FORMAT binary)", io.BytesIO(encode(columns)), size=_CHUNK_BYTES
     )
 
 
 def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Encode columns of equal length without NULL as a binary COPY stream."""
-    wire = {name: _big_endian(values) for name, values in columns.items()}
-    fields = [("fields", ">i2")]
-    for name, values in wire.items():
-        fields += [(f"{name} bytes", ">i4"), (name, values.dtype.str)]
-    rows = np.empty(len(next(iter(wire.values()))), dtype=fields)
-    rows["fields"] = len(wire)
-    for name, values in wire.items():
+    rows = np.empty(len(next(iter(columns.values()))), dtype=_row({name: str(v.dtype) for name, v in columns.items()}))
+    rows["fields"] = len(columns)
+    for name, values in columns.items():
         rows[f"{name} bytes"] = values.itemsize
-        rows[name] = values
+        rows[name] = values if values.dtype.kind != "M" else (values - _EPOCH).view(np.int64)
     return _SIGNATURE + rows.tobytes() + b"\xff\xff"
 
 
-def _big_endian(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if values.dtype.kind == "M":
-        values = (values - _EPOCH).astype(np.int64)
-    return values.astype(values.dtype.newbyteorder(">"))
+def decode(chunks: Iterator[bytes], types: Mapping[str, str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Decode a binary COPY stream without NULL, piece by piece, into columns; types maps their names to dtypes."""
+    row = _row(types)
+    rest = b""
+    for chunk in chunks:
+        # The header is as long as a stream's first piece at least.
+        rest = rest + chunk if rest else chunk.removeprefix(_SIGNATURE)
+        count = len(rest) // row.itemsize
+        rows, rest = np.frombuffer(rest, row, count), rest[count * row.itemsize :]
+        if count:
+            yield {name: _native(rows[name], dtype) for name, dtype in types.items()}
+
+
+def _row(types: Mapping[str, str]) -> np.dtype[np.void]:
+    fields = [("fields", ">i2")]
+    for name, dtype in types.items():
+        fields += [(f"{name} bytes", ">i4"), (name, _WIRE_TYPES[dtype])]
+    return np.dtype(fields)
+
+
+def _native(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    if dtype == "datetime64[us]":
+        return _EPOCH + values.astype(np.int64).view("timedelta64[us]")
+    return values.astype(dtype)
+
+
+class CopyOut:
+    """What COPY answers to a query, to be read while the server still produces it.
+
+    A thread copies into a pipe: who reads slowly slows the server down, and memory does not grow with the answer.
+    """
+
+    def __init__(self, engine: Engine, query: str, parameters: Mapping[str, Any], options: str) -> None:
+        """Start the query, a SELECT with psycopg2's parameters; options as COPY takes them, such as `FORMAT csv`."""
+        reader, writer = os.pipe()
+        self._pipe = os.fdopen(reader, "rb", buffering=_CHUNK_BYTES)
+        self._reading = threading.Lock()
+        self._connected = threading.Lock()
+        self._raw: Any = None
+        self._closed = False
+        self._error: BaseException | None = None
+        copying = threading.Thread(
+            target=self._copy, args=(engine, f"COPY ({query}) TO STDOUT ({options})", parameters, writer), daemon=True
+        )
+        copying.start()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield pieces of some 256 KiB. Raises SQLAlchemyError or psycopg2.Error."""
+        while chunk := self._read():
+            yield chunk
+
+    def close(self) -> None:
+        """Stop, the server's query too, wherever it is; what was read to its end has stopped already."""
+        with self._connected:
+            self._closed = True
+            if self._raw is not None:
+                self._raw.cancel()
+        with self._reading:
+            self._pipe.close()
+
+    def _read(self) -> bytes:
+        with self._reading:
+            chunk = b"" if self._pipe.closed else self._pipe.read(_CHUNK_BYTES)
+            if not chunk:
+                self._pipe.close()
+        if not chunk and self._error is not None:
+            raise self._error
+        return chunk
+
+    def _copy(self, engine: Engine, command: str, parameters: Mapping[str, Any], writer: int) -> None:
+        try:
+            with os.fdopen(writer, "wb", buffering=_CHUNK_BYTES) as pipe:
+                try:
+                    self._copy_into(pipe, engine, command, parameters)
+                except BaseException as error:
+                    self._error = error
+        except BrokenPipeError:
+            pass  # closed by the reader: nobody wants the rest
+
+    def _copy_into(self, pipe: BinaryIO, engine: Engine, command: str, parameters: Mapping[str, Any]) -> None:
+        with engine.connect() as connection:
+            cursor = connection.connection.cursor()
+            with self._connected:
+                if self._closed:
+                    return
+                self._raw = connection.connection.driver_connection
+            try:
+                cursor.copy_expert(cursor.mogrify(command, parameters), pipe)
+            finally:
+                with self._connected:
+                    self._raw = None
+                    if self._closed:
+                        # A cancellation may still be on its way: it must not meet who has the connection next.
+                        connection.invalidate()

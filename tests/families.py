@@ -68,7 +68,7 @@ def near_ties(draw):
     total = size * mean + size // 2
     integers = [total // (size - 1) + step for step in steps]
     integers.append(total - sum(integers))
-    tiny = draw(st.sampled_from([0, 5e-324, 2.0**-80, 2.0**-30, 0.5, 1.0, 3.0]))
+    tiny = draw(st.sampled_from([0, 5e-324, 2.0**-80, 2.0**-30, 0.5, 1.0, 3.0, 2.0**26 + 2.0**-26, 2.0**30 + 2.0**-22]))
     sign, exponent = draw(st.sampled_from([1, -1])), draw(st.integers(-60, 0))
     values = [*map(float, integers), tiny * draw(st.sampled_from([1, -1]))]
     return draw(st.permutations([math.ldexp(sign * value, exponent) for value in values]))

@@ -1,13 +1,17 @@
 import gzip
+import io
+import json
 import math
+import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
+import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fonte import client
+from fonte import arrow, client
 from fonte.client import FonteError, RequestRefused, fetch
 from tests.faulty import HANG, RESET, answering, http
 
@@ -186,15 +190,94 @@ JSON = st.recursive(
 )
 
 
-@given(body=st.binary(max_size=50) | JSON)
-def test_any_body_gives_arrays_or_the_one_error(body):
-    import json
-
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+def checked(decode, body):
+    """Decode and check as fetch does: arrays of one length, or the one error."""
     try:
-        records = client._records(raw)
-        timestamps, columns = client._checked(records, START.replace(tzinfo=None), END.replace(tzinfo=None), ["power"])
+        decoded = decode(body, ["timestamp", "power"])
+        timestamps, columns = client._checked(decoded, START.replace(tzinfo=None), END.replace(tzinfo=None))
     except ValueError as error:
         assert str(error)
     else:
         assert timestamps.shape == columns["power"].shape
+
+
+@given(body=st.binary(max_size=50) | JSON)
+def test_any_json_body_gives_arrays_or_the_one_error(body):
+    checked(client._from_json, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def arrow_stream(columns, **options):
+    """An Arrow stream as pyarrow writes it."""
+    table = pyarrow.table(columns)
+    written = io.BytesIO()
+    with pyarrow.ipc.new_stream(written, table.schema, options=pyarrow.ipc.IpcWriteOptions(**options)) as stream:
+        stream.write_table(table, max_chunksize=100)
+    return written.getvalue()
+
+
+MINUTES = np.datetime64("2024-05-20", "us") + np.arange(250) * np.timedelta64(1, "m")
+WHOLE = arrow_stream({"timestamp": MINUTES, "power": pyarrow.array([None, math.nan, 2.5] * 83 + [1.0])})
+
+
+@settings(max_examples=500)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
+    cut=st.integers(0, len(WHOLE)),
+    end=st.sampled_from([b"", WHOLE[-8:]]),
+)
+def test_any_arrow_body_gives_arrays_or_the_one_error(changes, cut, end):
+    body = bytearray(WHOLE)
+    for position, byte in changes:
+        body[position] = byte
+    checked(arrow.decode, bytes(body[:cut]) + end)
+
+
+@given(body=st.binary(max_size=200))
+def test_any_bytes_as_arrow_give_arrays_or_the_one_error(body):
+    checked(arrow.decode, body)
+
+
+def test_an_arrow_stream_of_another_writer_comes_as_arrays():
+    timestamps, columns = fetch_answer(http(body=WHOLE, content_type=arrow.MEDIA_TYPE))
+    assert (timestamps == MINUTES).all()
+    np.testing.assert_array_equal(columns["power"], [math.nan, math.nan, 2.5] * 83 + [1.0])
+
+
+@pytest.mark.parametrize("resolution", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("number", [pyarrow.float64(), pyarrow.float32(), pyarrow.int64(), pyarrow.uint32()], ids=str)
+def test_timestamps_of_any_resolution_and_numbers_of_any_kind_are_taken(resolution, number):
+    moments = MINUTES[:3].astype(f"datetime64[{resolution}]")
+    body = arrow_stream({"power": pyarrow.array([1, None, 3], number), "timestamp": moments})
+    timestamps, columns = fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+    assert timestamps.tolist() == MINUTES[:3].tolist()
+    np.testing.assert_array_equal(columns["power"], [1, math.nan, 3])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "unpack_from requires"),
+        (b"[]", "unpack_from requires"),
+        (WHOLE[:-8], "unpack_from requires"),
+        (WHOLE[:-300] + WHOLE[-8:], "cut off"),
+        (WHOLE[-8:], "no schema comes first"),
+        (arrow_stream({"timestamp": MINUTES}), "the columns are timestamp instead of timestamp, power"),
+        (arrow_stream({"timestamp": MINUTES[:1], "wind": [1.0]}), "the columns are timestamp, wind instead of"),
+        (arrow_stream({"timestamp": MINUTES[:1], "power": ["high"]}), "power is neither a timestamp nor a number"),
+        (arrow_stream({"timestamp": MINUTES[:1], "power": [True]}), "power is neither a timestamp nor a number"),
+        (arrow_stream({"timestamp": MINUTES[:1], "power": pyarrow.array(["a"]).dictionary_encode()}), "power is neith"),
+        (arrow_stream({"timestamp": MINUTES[:1], "power": MINUTES[:1]}), "power is no number"),
+        (arrow_stream({"timestamp": [1.0], "power": [1.0]}), "timestamp is no timestamp"),
+        (
+            arrow_stream({"timestamp": pyarrow.array([None], pyarrow.timestamp("us")), "power": [1.0]}),
+            "timestamp is null",
+        ),
+        (arrow_stream({"timestamp": MINUTES, "power": [1.0] * 250}, compression="zstd"), "compressed"),
+        (arrow_stream({"timestamp": MINUTES[::-1], "power": [1.0] * 250}), "out of order"),
+        (arrow_stream({"timestamp": MINUTES - np.timedelta64(1, "m"), "power": [1.0] * 250}), "outside the period"),
+        (arrow_stream({"timestamp": MINUTES[[0, 0]], "power": [1.0, 2.0]}), "two values of power"),
+    ],
+)
+def test_an_arrow_stream_that_cannot_be_used_is_refused(body, said):
+    with pytest.raises(FonteError, match=re.escape(said)):
+        fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))

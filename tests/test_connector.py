@@ -1,12 +1,22 @@
+import csv
+import io
+import json
 import math
 import socket
+import time
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import httpx
+import pyarrow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg2.errors import QueryCanceled
 from sqlalchemy import text
 
-from fonte.connector import DataQuery, _json_chunks
+from postgres.copy import CopyOut
+from serving import accepted, json_list
 from tests.conftest import connector_over
 
 DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
@@ -105,9 +115,125 @@ def test_every_double_crosses_unchanged(fonte_pool, connector):
     assert [record["power"] for record in records] == values
 
 
-def test_rows_leave_in_chunks_and_are_never_held_all_at_once(fonte_pool):
-    chunks = [chunk.count("timestamp") for chunk in _json_chunks(fonte_pool, DataQuery())]
-    assert chunks == [2000] * 7 + [400, 0]
+def in_every_format(base_url, query):
+    """What an answer holds, read by others: the rows of JSON, CSV and Arrow."""
+    answers = {form: httpx.get(f"{base_url}/data?{query}&format={form}") for form in ("json", "csv", "arrow")}
+    assert [answers[form].headers["content-type"].split(";")[0] for form in answers] == [
+        "application/json",
+        "text/csv",
+        "application/vnd.apache.arrow.stream",
+    ]
+    table = pyarrow.ipc.open_stream(answers["arrow"].content).read_all()
+    return answers["json"].json(), list(csv.DictReader(io.StringIO(answers["csv"].text))), table
+
+
+def test_every_format_holds_the_same_rows(api, shared_connector):
+    records, lines, table = in_every_format(shared_connector, "columns=power&columns=wind_speed")
+    assert len(records) == len(lines) == table.num_rows == 14400
+    assert table.schema.names == list(lines[0]) == list(records[0]) == ["timestamp", "power", "wind_speed"]
+    assert table.schema.field("timestamp").type == pyarrow.timestamp("us", tz="UTC")
+    assert [line["timestamp"] for line in lines] == [record["timestamp"] for record in records]
+    assert table["timestamp"].to_pylist() == [datetime.fromisoformat(line["timestamp"]) for line in lines]
+    for name in ("power", "wind_speed"):
+        assert [float(line[name]) for line in lines] == [record[name] for record in records] == table[name].to_pylist()
+
+
+def test_an_empty_period_is_an_empty_table_in_every_format(shared_connector):
+    records, lines, table = in_every_format(shared_connector, "start_timestamp=2030-01-01&columns=power")
+    assert records == lines == table.to_pylist() == []
+    assert table.schema.names == ["timestamp", "power"]
+
+
+def test_null_and_nan_are_told_apart_where_the_format_can(fonte_pool, connector):
+    with fonte_pool.begin() as connection:
+        connection.execute(
+            text("INSERT INTO data VALUES ('2020-01-01Z', 'NaN', 'Infinity', NULL), ('2020-01-02Z', NULL, 5e-324, 1)")
+        )
+    records, lines, table = in_every_format(connector, "end_timestamp=2021-01-01")
+    assert [list(record.values())[1:] for record in records] == [[None, None, None], [None, 5e-324, 1]]
+    assert [list(line.values())[1:] for line in lines] == [["NaN", "Infinity", ""], ["", "5e-324", "1"]]
+    first, second = ([row[name] for name in table.schema.names[1:]] for row in table.to_pylist())
+    assert math.isnan(first[0])
+    assert first[1:] == [math.inf, None]
+    assert second == [None, 5e-324, 1]
+
+
+OFFERED = {"json": "application/json", "csv": "text/csv", "arrow": "application/vnd.apache.arrow.stream"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "name"),
+    [
+        ("", "json"),
+        ("*/*", "json"),
+        ("text/csv", "csv"),
+        ("text/*", "csv"),
+        ("Text/CSV ; Q=0.5", "csv"),
+        ("application/vnd.apache.arrow.stream, application/json;q=0.5", "arrow"),
+        ("application/json;q=0.1, text/csv;q=0.9, */*;q=0.05", "csv"),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", "json"),
+        ("image/png", "json"),
+        ("text/csv;q=0, application/json", "json"),
+        ("text/csv;q=many", "json"),
+        (";;,,;q=", "json"),
+    ],
+)
+def test_the_accept_header_chooses_the_format(api, accept, name):
+    assert accepted(accept, OFFERED) == name
+    answer = api.get("/data?end_timestamp=2024-05-20T00:01", headers={"Accept": accept})
+    assert answer.headers["content-type"].split(";")[0] == OFFERED[name]
+    assert answer.headers["vary"] == "Accept"
+
+
+@given(lines=st.lists(st.integers(0, 9999)), cuts=st.lists(st.integers(0, 300)))
+def test_lines_become_a_json_list_wherever_they_are_cut(lines, cuts):
+    copied = b"".join(b"%d\n" % line for line in lines)
+    pieces = [copied[start:end] for start, end in pairwise(sorted({0, *cuts, len(copied)}))]
+    assert json.loads(b"".join(json_list(pieces))) == lines
+
+
+def test_rows_leave_in_pieces_and_are_never_held_all_at_once(fonte_pool):
+    pieces = [len(piece) for piece in CopyOut(fonte_pool, "SELECT * FROM data", {}, "FORMAT csv")]
+    assert len(pieces) > 2
+    assert max(pieces) == 256 * 1024
+
+
+def running(connection, database):
+    """How many sessions of a database run a statement or are in a transaction."""
+    busy = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND state <> 'idle'")
+    return connection.scalar(busy, {"name": database})
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "arrow"])
+def test_a_client_that_goes_away_ends_the_query(administrator, fonte, fonte_pool, form):
+    many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2001-03-01Z'::timestamptz, '1 minute') moment"
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"INSERT INTO data {many}"))
+    fonte_pool.dispose()
+    with connector_over(fonte) as base_url, administrator.connect() as connection:
+        with httpx.stream("GET", f"{base_url}/data?format={form}") as answer:
+            pieces = answer.iter_raw(1000)
+            next(pieces)
+            assert running(connection, fonte.database) == 1
+        wait_until(lambda: running(connection, fonte.database) == 0)
+        assert httpx.get(f"{base_url}/health").status_code == 200
+
+
+def test_a_closed_copy_ends_a_query_that_waits(administrator, fonte, fonte_pool):
+    with fonte_pool.begin() as holder, administrator.connect() as connection:
+        holder.execute(text("LOCK TABLE data"))
+        rows = CopyOut(fonte_pool, "SELECT * FROM data", {}, "FORMAT csv")
+        wait_until(lambda: running(connection, fonte.database) == 2)
+        rows.close()
+        wait_until(lambda: running(connection, fonte.database) == 1)
+    with pytest.raises(QueryCanceled):
+        list(rows)
 
 
 def test_the_settings_of_server_and_environment_do_not_change_an_answer(administrator, fonte, fonte_pool, monkeypatch):
@@ -236,7 +362,13 @@ def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, font
 def test_the_description_tells_units_bounds_and_answers(api):
     description = api.get("/openapi.json").json()
     operation = description["paths"]["/data"]["get"]
-    assert {p["name"] for p in operation["parameters"]} == {"start_timestamp", "end_timestamp", "columns"}
+    assert {p["name"] for p in operation["parameters"]} == {
+        "start_timestamp",
+        "end_timestamp",
+        "columns",
+        "format",
+        "accept",
+    }
     assert all(parameter["description"] for parameter in operation["parameters"])
     assert operation["responses"].keys() == {"200", "422", "503"}
     sample = description["components"]["schemas"]["Sample"]["properties"]
