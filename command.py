@@ -24,16 +24,24 @@ def run(
     try:
         return action()
     except tuple(exit_codes) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"{program}: {error}", file=sys.stderr)
-        return next(code for kind, code in exit_codes.items() if isinstance(error, kind))
+        return failed(program, error, exit_codes, debug=debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141  # 128 + SIGPIPE, as a shell reports it
     except KeyboardInterrupt:
         print(f"{program}: interrupted; what was in hand is done wholly or not at all", file=sys.stderr)
         return 130  # 128 + SIGINT, as a shell reports it
+
+
+def failed(program: str, error: Exception, exit_codes: Mapping[type[Exception], int], *, debug: bool) -> int:
+    """Tell a failure on one line, and return its exit code. Raises the failure where it has none."""
+    code = next((code for kind, code in exit_codes.items() if isinstance(error, kind)), None)
+    if code is None:
+        raise error
+    if debug:
+        traceback.print_exception(error)
+    print(f"{program}: {error}", file=sys.stderr)
+    return code
 
 
 def day(text: str) -> date:

@@ -2,6 +2,7 @@
 
 exit codes:
   0  done
+  1  the Dask cluster failed
   2  bad input: arguments, settings, or a request that Fonte refuses
   3  Fonte failed
   4  Alvo failed
@@ -17,45 +18,47 @@ To start anew, delete that folder while no command runs.
 """
 
 import argparse
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+import httpx
 import numpy as np
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
+import backfill
 import command
 import settings
+from alvo import load
 from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
 from alvo.load import Report, replace_period
-from fonte.client import FonteError, RequestRefused, fetch
+from backfill import WINDOW, BadPeriod, Period
+from fonte.client import FonteError, RequestRefused, connect, fetch
 from postgres import embedded, engine
 from postgres.engine import DatabaseError
 from settings import SettingsError
 
-WINDOW = timedelta(minutes=10)
 SAMPLE_INTERVAL = timedelta(minutes=1)
-
-
-class BadPeriod(Exception):
-    """The asked period cannot be run."""
+COLUMNS = ["wind_speed", "power"]
+# So that one day is fetched while the one before it is loaded.
+DAYS_AT_ONCE = 2
+DASK_RETRIES = 2
+DASK_TIMEOUT_S = 10
 
 
 class EmptyPeriod(Exception):
     """Fonte holds no finite sample in the whole period."""
 
 
-class Period(NamedTuple):
-    """One day: its title, and its half-open period in UTC."""
-
-    title: str
-    start: datetime
-    end: datetime
+class ClusterError(Exception):
+    """The Dask cluster cannot be reached, or lost a day more often than it tries."""
 
 
 class Outcome(NamedTuple):
@@ -70,13 +73,21 @@ class Outcome(NamedTuple):
 
 
 # The first that fits counts: RequestRefused is a FonteError.
-EXIT_CODES = {SettingsError: 2, BadPeriod: 2, RequestRefused: 2, FonteError: 3, DatabaseError: 4, EmptyPeriod: 5}
+EXIT_CODES: dict[type[Exception], int] = {
+    SettingsError: 2,
+    BadPeriod: 2,
+    RequestRefused: 2,
+    FonteError: 3,
+    DatabaseError: 4,
+    EmptyPeriod: 5,
+    ClusterError: 1,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    return command.run("etl.py", lambda: _run_days(options), EXIT_CODES, debug=options.debug)
+    return command.run("etl.py", lambda: _run(options), EXIT_CODES, debug=options.debug)
 
 
 def run(
@@ -86,14 +97,15 @@ def run(
     end: datetime,
     columns: Sequence[str],
     statistics: Sequence[str] = STATISTICS,
+    http: httpx.Client | None = None,
 ) -> Outcome:
     """Carry the period [start, end) of these columns from Fonte at base_url to Alvo, as these statistics.
 
-    What Alvo holds of other statistics of these columns goes. Raises FonteError, DatabaseError, and EmptyPeriod; Alvo
-    then holds the old period or the new one, whole.
+    What Alvo holds of other statistics of these columns goes. http: as fetch takes it. Raises FonteError, DatabaseError
+    and EmptyPeriod; Alvo then holds the old period or the new one, whole.
     """
     began = perf_counter()
-    timestamps, samples = fetch(base_url, start, end, columns)
+    timestamps, samples = fetch(base_url, start, end, columns, http)
     extracted = perf_counter()
 
     window_starts, signals = aggregate(timestamps, samples, int(WINDOW.total_seconds()), statistics)
@@ -122,25 +134,134 @@ def _unasked(columns: Sequence[str], window_starts: Timestamps) -> dict[str, Val
     return {f"{name}_{statistic}": nothing for name in columns for statistic in ALL_STATISTICS}
 
 
-def _run_days(options: argparse.Namespace) -> int:
-    """Run day after day; an empty one does not stop the range, any other failure does. The first failure counts."""
-    periods = list(_periods(options.date, options.last_date or options.date, options.timezone))
-    exit_code = 0
+def run_apart(
+    base_url: str, alvo_url: URL, columns: Sequence[str], statistics: Sequence[str], period: Period
+) -> Outcome:
+    """Do as run does, with a connection of its own: for another process, on another machine perhaps."""
+    alvo = engine.create(alvo_url, "etl.py")
+    try:
+        return run(base_url, alvo, period.start, period.end, columns, statistics)
+    finally:
+        alvo.dispose()
+
+
+def _run(options: argparse.Namespace) -> int:
+    periods = list(backfill.days(options.date, options.last_date or options.date, options.timezone))
+    if options.dask and not settings.services_are_external():
+        raise SettingsError("--dask needs FONTE_API_URL and ALVO_DATABASE_URL: its workers cannot reach this process")
     with _fonte() as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
-            alvo = engine.create(settings.alvo_database_url(), "etl.py")
-        for period in periods:
-            day = partial(_run_day, base_url, alvo, period, options.columns, options.statistics)
-            code = command.run("etl.py", day, EXIT_CODES, debug=options.debug)
-            exit_code = exit_code or code
-            if code not in (0, EXIT_CODES[EmptyPeriod]):
-                break
-    return exit_code
+            alvo_url = settings.alvo_database_url()
+            alvo = engine.create(alvo_url, "etl.py", pool_size=options.days_at_once)
+            if options.resume:
+                held = load.held(alvo, [period[-2:] for period in periods], options.columns, ALL_STATISTICS)
+                periods = [period for number, period in enumerate(periods) if number not in held]
+        with connect(base_url) as http:
+
+            def carry(period: Period) -> Outcome:
+                return run(base_url, alvo, period.start, period.end, options.columns, options.statistics, http)
+
+            if not periods:
+                print("Alvo already holds values of every variable on every day: nothing to do")
+                return 0
+            if options.last_date is None and options.dask is None:
+                print(_summary(periods[0], carry(periods[0])))
+                return 0
+            apart = partial(run_apart, base_url, alvo_url, options.columns, options.statistics)
+            with _executor(options) as executor:
+                return _run_range(options, periods, apart if options.dask else carry, executor)
 
 
-def _run_day(base_url: str, alvo: Engine, period: Period, columns: Sequence[str], statistics: Sequence[str]) -> int:
-    print(_summary(period, run(base_url, alvo, period.start, period.end, columns, statistics)), flush=True)
-    return 0
+def _run_range(
+    options: argparse.Namespace, periods: Sequence[Period], carry: Callable[[Period], Outcome], executor: Executor
+) -> int:
+    """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
+    results = backfill.run(periods, carry, executor, options.days_at_once)
+    outcomes: list[Outcome] = []
+    codes: dict[Period, int] = {}
+    try:
+        with _progress(len(periods)) as (tell, aside):
+            for period, future in results:
+                error = future.exception()
+                if error is None:
+                    outcomes.append(future.result())
+                    tell(_line(period, outcomes[-1]))
+                    continue
+                with aside():
+                    codes[period] = command.failed("etl.py", _told(error), EXIT_CODES, debug=options.debug)
+                tell(None)
+                if codes[period] != EXIT_CODES[EmptyPeriod] and not options.keep_going:
+                    break
+    except KeyboardInterrupt:
+        results.close()
+        rest = periods[len(outcomes) + len(codes) :]
+        print(f"etl.py: interrupted, and no day is half done. Go on with:\n  {_again(options, rest)}", file=sys.stderr)
+        return 130  # 128 + SIGINT, as a shell reports it
+    finally:
+        results.close()
+    print(_total(outcomes))
+    failed = [period for period, code in codes.items() if code != EXIT_CODES[EmptyPeriod]]
+    if failed and options.keep_going:
+        print(
+            f"etl.py: {_days(len(failed))} failed. Run them again with:\n  {_again(options, failed)}", file=sys.stderr
+        )
+    return next(iter(codes.values()), 0)
+
+
+def _told(error: BaseException) -> Exception:
+    """Return a failure of a day; what Dask says of its cluster becomes ours."""
+    if type(error).__module__.startswith("distributed"):
+        return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
+    assert isinstance(error, Exception)
+    return error
+
+
+@contextmanager
+def _executor(options: argparse.Namespace) -> Iterator[Executor]:
+    if options.dask is None:
+        with ThreadPoolExecutor(options.days_at_once) as threads:
+            yield threads
+        return
+    from distributed import Client
+
+    try:
+        client = Client(options.dask, timeout=DASK_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {options.dask}: {error}; check --dask") from error
+    with client, client.get_executor(retries=DASK_RETRIES) as executor:
+        yield executor
+
+
+@contextmanager
+def _progress(days: int) -> Iterator[tuple[Callable[[str | None], None], Callable[[], AbstractContextManager[object]]]]:
+    """Give a function to tell of a finished day, and a context for other lines.
+
+    On a terminal a bar with rate and remaining time moves; elsewhere each day is a line.
+    """
+    if not sys.stderr.isatty():
+        yield lambda line: print(line, flush=True) if line else None, nullcontext
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=days, unit="day", dynamic_ncols=True, file=sys.stderr) as bar:
+
+        def tell(line: str | None) -> None:
+            if line and not sys.stdout.isatty():
+                print(line, flush=True)
+            bar.update()
+
+        yield tell, lambda: tqdm.external_write_mode(file=sys.stderr)
+
+
+def _again(options: argparse.Namespace, periods: Sequence[Period]) -> str:
+    """Return the commands that run these days with the same options."""
+    same = ["--columns", *options.columns] if options.columns != COLUMNS else []
+    same += ["--statistics", *options.statistics] if options.statistics != list(STATISTICS) else []
+    same += ["--timezone", options.timezone.key] if options.timezone.key != "UTC" else []
+    same += ["--dask", options.dask] if options.dask else []
+    same += ["--keep-going"] if options.keep_going else []
+    days = [[str(first)] if first == last else [str(first), str(last)] for first, last in backfill.ranges(periods)]
+    return "\n  ".join(shlex.join(["python", "etl.py", *dates, *same]) for dates in days)
 
 
 def _fonte() -> AbstractContextManager[str]:
@@ -153,30 +274,10 @@ def _fonte() -> AbstractContextManager[str]:
     return served()
 
 
-def _periods(first: date, last: date, zone: ZoneInfo) -> Iterator[Period]:
-    if last < first:
-        raise BadPeriod(f"the range ends on {last}, before it begins on {first}: put the earlier date first")
-    today = datetime.now(zone).date()
-    if last > today:
-        raise BadPeriod(f"{last} is in the future: the last day that can be run is today, {today} in {zone.key}")
-    for number in range(first.toordinal(), last.toordinal() + 1):
-        day = date.fromordinal(number)
-        bounds = [datetime.combine(midnight, time(), zone) for midnight in (day, day + timedelta(days=1))]
-        if any((bound.utcoffset() or timedelta()) % WINDOW for bound in bounds):
-            raise BadPeriod(f"{day} in {zone.key} does not begin and end on a 10-minute boundary: choose another zone")
-        try:
-            start, end = (bound.astimezone(UTC) for bound in bounds)
-        except OverflowError:
-            raise BadPeriod(f"{day} in {zone.key} begins before the year 1 in UTC: choose a later day") from None
-        if start == end:
-            raise BadPeriod(f"{day} does not exist in {zone.key}: leave it out")
-        yield Period(f"{day} {zone.key}" + (", not over yet" if day == today else ""), start, end)
-
-
 def _summary(period: Period, outcome: Outcome) -> str:
     expected = (period.end - period.start) // SAMPLE_INTERVAL
     width = max(map(len, outcome.samples))
-    lines = [period.title]
+    lines = [_title(period)]
     for name, samples in outcome.samples.items():
         coverage = f"{samples:,} of {expected:,} samples ({samples / expected:.1%})"
         lines.append(f"  {name:{width}}  {coverage}, {outcome.windows[name]} windows")
@@ -185,9 +286,33 @@ def _summary(period: Period, outcome: Outcome) -> str:
     if outcome.overflowed:
         lines.append(f"  left out: {outcome.overflowed:,} results beyond the largest double")
     phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in outcome.seconds.items())
-    lines.append("  Alvo: {:,} values written, {:,} unchanged, {:,} removed".format(*outcome.report))
+    lines.append(f"  Alvo: {_changes(outcome.report)}")
     lines.append(f"  {sum(outcome.seconds.values()):.2f} s: {phases}")
     return "\n".join(lines)
+
+
+def _title(period: Period) -> str:
+    return f"{period.day} {period.zone}" + (", not over yet" if period.end > datetime.now(UTC) else "")
+
+
+def _line(period: Period, outcome: Outcome) -> str:
+    expected = (period.end - period.start) // SAMPLE_INTERVAL * len(outcome.samples)
+    samples = f"{sum(outcome.samples.values()):,} of {expected:,} samples"
+    return f"{_title(period)}  {samples}, {_changes(outcome.report)}, {sum(outcome.seconds.values()):.2f} s"
+
+
+def _total(outcomes: Sequence[Outcome]) -> str:
+    reports = [outcome.report for outcome in outcomes]
+    total = Report(*map(sum, zip(*reports, strict=True))) if reports else Report(0, 0, 0)
+    return f"{_days(len(outcomes))}: {_changes(total)}"
+
+
+def _days(count: int) -> str:
+    return f"{count:,} day{'s' * (count != 1)}"
+
+
+def _changes(report: Report) -> str:
+    return f"{report.written:,} values written, {report.unchanged:,} unchanged, {report.removed:,} removed"
 
 
 def _parser() -> command.Parser:
@@ -198,13 +323,21 @@ def _parser() -> command.Parser:
     parser.add_argument("date", type=command.day, metavar="DATE", help="the day, YYYY-MM-DD")
     parser.add_argument("last_date", type=command.day, metavar="LAST_DATE", nargs="?", help="last day of a range")
     variables = "wind_speed (m/s), power (kW), ambient_temperature (degC); default: wind_speed power"
-    parser.add_argument("--columns", nargs="+", metavar="NAME", default=["wind_speed", "power"], help=variables)
+    parser.add_argument("--columns", nargs="+", metavar="NAME", default=COLUMNS, help=variables)
     wanted = f"some of {' '.join(ALL_STATISTICS)}; default: {' '.join(STATISTICS)}"
     parser.add_argument(
         "--statistics", nargs="+", metavar="NAME", choices=ALL_STATISTICS, default=list(STATISTICS), help=wanted
     )
     zone = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
     parser.add_argument("--timezone", type=_zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zone)
+    at_once = f"days in hand at once, each with a connection to Fonte and one to Alvo; default: {DAYS_AT_ONCE}"
+    parser.add_argument("--days-at-once", type=_positive, metavar="N", default=DAYS_AT_ONCE, help=at_once)
+    resume = "leave out days of which Alvo already holds rows of every asked variable"
+    parser.add_argument("--resume", action="store_true", help=resume)
+    keep_going = "let no failed day stop a range, and tell at its end how to run those days again"
+    parser.add_argument("--keep-going", action="store_true", help=keep_going)
+    dask = "run the days on a Dask cluster, by its scheduler's address, such as tcp://10.0.0.1:8786; default: here"
+    parser.add_argument("--dask", metavar="ADDRESS", help=dask)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
@@ -216,5 +349,15 @@ def _zone(name: str) -> ZoneInfo:
         raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected one such as Europe/Berlin") from None
 
 
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100")
+    return number
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # By its own name, under which a Dask worker imports what it is sent.
+    from etl import main as imported_main
+
+    sys.exit(imported_main())

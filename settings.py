@@ -42,6 +42,11 @@ def fonte_database_is_embedded() -> bool:
     return _read("FONTE_DATABASE_URL") is None
 
 
+def services_are_external() -> bool:
+    """Tell whether both the connector and Alvo's database are named, and so can be reached from other machines."""
+    return _read("FONTE_API_URL") is not None and _read("ALVO_DATABASE_URL") is not None
+
+
 def alvo_database_url() -> URL:
     """Return ALVO_DATABASE_URL, or the embedded server's database. Raises SettingsError, EmbeddedServerError."""
     return _database_url("ALVO_DATABASE_URL", "alvo")

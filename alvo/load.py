@@ -1,6 +1,6 @@
 """Replaces a period of Alvo in one transaction: readers see the old period or the new one, never a mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -51,6 +51,35 @@ _REPLACE = text("""
     )
     SELECT (SELECT count(*) FROM written), (SELECT count(*) FROM incoming), (SELECT count(*) FROM removed)
 """)
+
+
+_HELD = text("""
+    SELECT number FROM unnest(CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
+        WITH ORDINALITY AS period (start_timestamp, end_timestamp, number)
+    WHERE NOT EXISTS (
+        SELECT FROM unnest(CAST(:variables AS text[])) AS variable
+        WHERE NOT EXISTS (
+            SELECT FROM data JOIN signal ON signal.id = signal_id
+            WHERE name IN (SELECT variable || '_' || statistic FROM unnest(CAST(:statistics AS text[])) AS statistic)
+                AND timestamp >= start_timestamp AND timestamp < end_timestamp
+        )
+    )
+""")
+
+
+def held(
+    engine: Engine, periods: Sequence[tuple[datetime, datetime]], variables: Sequence[str], statistics: Sequence[str]
+) -> set[int]:
+    """Return the positions of the periods [start, end) of which Alvo holds a value of every variable.
+
+    Any one of the statistics counts. Raises SQLAlchemyError.
+    """
+    with engine.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('data')")) is None:
+            return set()
+        starts, ends = [start for start, _ in periods], [end for _, end in periods]
+        asked = {"starts": starts, "ends": ends, "variables": list(variables), "statistics": list(statistics)}
+        return {number - 1 for number in connection.execute(_HELD, asked).scalars()}
 
 
 def replace_period(

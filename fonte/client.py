@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,18 +33,30 @@ class RequestRefused(FonteError):
     """Fonte refused the request itself (422); the message repeats its detail."""
 
 
+def connect(base_url: str) -> httpx.Client:
+    """Make an HTTP client for many fetches from one connector, also by several threads; to be closed after them."""
+    url = httpx.URL(base_url)
+    timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    # A proxy from the environment could not reach this machine's own loopback.
+    loopback = url.host in ("127.0.0.1", "::1", "localhost")
+    # Without TLS the certificates, which take long to load, verify nobody.
+    return httpx.Client(base_url=url, timeout=timeout, trust_env=not loopback, verify=url.scheme == "https")
+
+
 def fetch(
-    base_url: str, start: datetime, end: datetime, columns: Sequence[str]
+    base_url: str, start: datetime, end: datetime, columns: Sequence[str], http: httpx.Client | None = None
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Ask the connector for the samples of [start, end), and check them before anyone uses them.
 
     Returns timestamps `datetime64[us]` (n,), UTC, ascending, each once, and for each column float64 (n,), NaN where
     there is no value. A naive start or end means UTC. What passes by itself (no connection, a timeout, 502, 503, 504)
-    is tried again with backoff and jitter. Raises RequestRefused for a 422 and FonteError for every other failure.
+    is tried again with backoff and jitter. http: a client of connect(base_url); without one, this fetch makes its own.
+    Raises RequestRefused for a 422 and FonteError for every other failure.
     """
     period = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
     try:
-        media_type, body = _get(base_url, {**period, "columns": list(columns)})
+        with connect(base_url) if http is None else nullcontext(http) as client:
+            media_type, body = _get(client, {**period, "columns": list(columns)})
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, ValueError, ImportError, OSError) as error:
@@ -58,17 +71,13 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
-def _get(base_url: str, parameters: dict[str, Any]) -> tuple[str, bytes]:
-    timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-    loopback = httpx.URL(base_url).host in ("127.0.0.1", "::1", "localhost")
-    # A proxy from the environment could not reach this machine's own loopback.
-    with httpx.Client(base_url=base_url, timeout=timeout, trust_env=not loopback) as client:
-        try:
-            return _download(client, parameters)
-        except httpx.HTTPError as error:
-            if not _is_transient(error):
-                raise
-            return _download_again(client, parameters, error)
+def _get(client: httpx.Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
+    try:
+        return _download(client, parameters)
+    except httpx.HTTPError as error:
+        if not _is_transient(error):
+            raise
+        return _download_again(client, parameters, error)
 
 
 def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: httpx.HTTPError) -> tuple[str, bytes]:

@@ -216,7 +216,7 @@ def test_a_day_of_the_site_has_as_many_windows_as_its_clock_makes_it(
 def test_a_range_runs_day_by_day_and_an_empty_day_does_not_stop_it(fonte_api, alvo_pool, capsys):
     assert etl.main(["2024-05-18", "2024-05-21"]) == 5
     output = capsys.readouterr()
-    assert [line for line in output.out.split("\n") if line.startswith("2024")] == ["2024-05-20 UTC", "2024-05-21 UTC"]
+    assert re.findall("^2024-05-.. UTC", output.out, re.MULTILINE) == ["2024-05-20 UTC", "2024-05-21 UTC"]
     assert output.err.count("Fonte holds no finite sample of wind_speed, power from") == 2
     assert len(alvo_values(alvo_pool)) == 2304
 
@@ -229,8 +229,9 @@ def test_the_days_before_a_failure_are_done_and_its_code_counts(shared_connector
     ).content
     with answering(http(body=good), http(500)) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
-        assert etl.main(["2024-05-20", "2024-05-22", "--columns", "power"]) == 3
-    assert len(server.requests) == 2
+        assert etl.main(["2024-05-20", "2024-05-22", "--columns", "power", "--days-at-once", "1"]) == 3
+    # The day after is asked for while a day is looked at.
+    assert len(server.requests) in (2, 3)
     assert len(alvo_values(alvo_pool)) == 576
 
 
@@ -424,7 +425,9 @@ def test_a_traceback_is_shown_with_debug_only(alvo, capsys, monkeypatch, refused
 def test_nobody_reading_the_output_is_no_traceback(checkout, fonte_api, alvo):
     command = f"{sys.executable} etl.py 2024-05-20 2024-05-22 | head -n 1; exit ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True)
-    assert (run.returncode, run.stdout, run.stderr) in [(141, "2024-05-20 UTC\n", ""), (0, "2024-05-20 UTC\n", "")]
+    assert run.returncode in (141, 0)
+    assert run.stdout.startswith("2024-05-20 UTC  2,880 of 2,880 samples")
+    assert (run.stdout.count("\n"), run.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])

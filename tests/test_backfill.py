@@ -1,0 +1,248 @@
+"""Ranges: order, overlap, resume, interruption, and what a range costs."""
+
+import fcntl
+import os
+import pty
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+from sqlalchemy import event
+
+import backfill
+import etl
+from alvo import load
+from backfill import days
+from postgres import engine
+from tests.conftest import ROOT
+from tests.faulty import answering, http
+from tests.test_etl import alvo_values
+
+FIRST, LAST = "2024-05-20", "2024-05-29"
+RANGE = [FIRST, LAST, "--columns", "power"]
+
+
+def external(connector, alvo):
+    """The environment of a command that uses these services."""
+    return os.environ | {"FONTE_API_URL": connector, "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False)}
+
+
+@pytest.fixture
+def undisturbed(make_database, make_pool, fonte_api, monkeypatch):
+    """What Alvo holds after the ten days of RANGE, each run alone."""
+    alvo = make_database()
+    with monkeypatch.context() as environment:
+        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
+        for number in range(10):
+            assert etl.main([str(date(2024, 5, 20) + timedelta(days=number)), "--columns", "power"]) == 0
+    return alvo_values(make_pool(alvo))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/Sao_Paulo", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe"])
+def test_the_days_of_a_year_follow_each_other_without_a_gap(zone):
+    year = list(days(date(2023, 1, 1), date(2023, 12, 31), ZoneInfo(zone)))
+    assert len(year) == 365
+    assert all(day.end == following.start for day, following in pairwise(year))
+    assert {(day.end - day.start) // backfill.WINDOW for day in year} <= {138, 141, 144, 147, 150}
+    assert year[-1].end - year[0].start == timedelta(days=365)
+
+
+def test_a_day_that_a_zone_skipped_is_left_out_of_a_range():
+    apia = days(date(2011, 12, 29), date(2011, 12, 31), ZoneInfo("Pacific/Apia"))
+    assert [period.day.day for period in apia] == [29, 31]
+
+
+def some_days(count):
+    return list(days(date(2024, 1, 1), date(2024, 1, count), ZoneInfo("UTC")))
+
+
+def test_periods_come_in_order_and_no_more_than_asked_are_in_hand():
+    running, most = set(), []
+    both = threading.Barrier(2)
+
+    def carry(period):
+        running.add(period.day)
+        if period.day.day <= 2:
+            both.wait(20)
+        most.append(len(running))
+        running.remove(period.day)
+        return period.day
+
+    with ThreadPoolExecutor(8) as executor:
+        results = [(period.day, future.result()) for period, future in backfill.run(some_days(9), carry, executor, 2)]
+    assert results == [(period.day, period.day) for period in some_days(9)]
+    assert max(most) == 2
+
+
+def test_who_stops_early_waits_for_what_is_in_hand_and_starts_no_more():
+    started, finished = [], []
+    proceed = threading.Event()
+
+    def carry(period):
+        started.append(period.day.day)
+        if period.day.day > 1:
+            assert proceed.wait(20)
+        finished.append(period.day.day)
+
+    with ThreadPoolExecutor(3) as executor:
+        results = backfill.run(some_days(9), carry, executor, 3)
+        next(results)
+        threading.Timer(0.1, proceed.set).start()
+        results.close()
+        assert sorted(finished) == sorted(started)
+    assert max(started) <= 4
+
+
+def test_days_that_follow_each_other_are_joined_to_ranges():
+    chosen = [period for period in some_days(9) if period.day.day in (1, 2, 3, 5, 8, 9)]
+    assert [(first.day, last.day) for first, last in backfill.ranges(chosen)] == [(1, 3), (5, 5), (8, 9)]
+
+
+def test_a_range_says_a_line_a_day_and_what_it_did_in_all(fonte_api, alvo_pool, undisturbed, capsys):
+    capsys.readouterr()
+    assert etl.main(RANGE) == 0
+    lines = re.sub(r"\d\.\d\d s", "0.00 s", capsys.readouterr().out).splitlines()
+    done = "1,440 of 1,440 samples, 576 values written, 0 unchanged, 0 removed, 0.00 s"
+    assert lines == [f"2024-05-{day} UTC  {done}" for day in range(20, 30)] + [
+        "10 days: 5,760 values written, 0 unchanged, 0 removed"
+    ]
+    assert alvo_values(alvo_pool) == undisturbed
+    assert etl.main(RANGE) == 0
+    assert capsys.readouterr().out.endswith("10 days: 0 values written, 5,760 unchanged, 0 removed\n")
+
+
+def test_a_terminal_shows_a_bar_and_a_pipe_no_bar(connector, alvo):
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "etl.py", "2024-05-18", "2024-05-29"]
+    with subprocess.Popen(command, cwd=ROOT, env=external(connector, alvo), stdout=end, stderr=end) as run:
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:
+                break
+    os.close(terminal)
+    assert run.returncode == 5
+    assert b"12/12" in shown
+    assert b"day/s" in shown
+    assert b"2024-05-20 UTC  2,880" not in shown
+    assert b"Fonte holds no finite sample of wind_speed, power from 2024-05-18" in shown
+    assert b"10 days: 11,520 values written" in shown
+    piped = subprocess.run(
+        command, cwd=ROOT, env=external(connector, alvo), capture_output=True, text=True, check=False
+    )
+    assert piped.stderr.count("\n") == 2
+    assert "\r" not in piped.stderr
+
+
+def test_resume_leaves_out_the_days_that_have_every_variable(fonte_api, alvo_pool, capsys):
+    etl.main(["2024-05-20", "2024-05-22", "--columns", "power"])
+    etl.main(["2024-05-21", "--columns", "wind_speed"])
+    capsys.readouterr()
+    assert etl.main(["2024-05-20", "2024-05-23", "--resume"]) == 0
+    days_run = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert days_run == ["2024-05-20", "2024-05-22", "2024-05-23", "3"]
+    assert etl.main(["2024-05-20", "2024-05-23", "--resume"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert etl.main(["2024-05-20", "--resume"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_resume_in_an_empty_alvo_runs_every_day(fonte_api, alvo_pool, capsys):
+    assert etl.main([FIRST, "2024-05-21", "--resume"]) == 0
+    assert capsys.readouterr().out.startswith("2024-05-20 UTC")
+
+
+def day_answer(day):
+    return http(body=[{"timestamp": f"2024-05-{day}T00:00:00Z", "power": day}])
+
+
+def test_keep_going_runs_the_rest_and_tells_how_to_run_the_failed_days_again(alvo_pool, monkeypatch, capsys):
+    answers = [day_answer(20), http(500), http(404), day_answer(23), http(body=b"<html>"), day_answer(25)]
+    with answering(*answers) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        asked = [FIRST, "2024-05-25", "--columns", "power", "--keep-going", "--days-at-once", "1"]
+        assert etl.main(asked) == 3
+    output = capsys.readouterr()
+    assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 23, 25}
+    assert output.err.splitlines()[-3:] == [
+        "etl.py: 3 days failed. Run them again with:",
+        "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going",
+        "  python etl.py 2024-05-24 --columns power --keep-going",
+    ]
+
+
+def test_an_interrupted_range_leaves_whole_days_and_says_how_to_go_on(
+    connector, alvo, alvo_pool, undisturbed, monkeypatch
+):
+    environment = external(connector, alvo)
+    command = [sys.executable, "etl.py", *RANGE]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        run.stdout.readline()
+        run.send_signal(signal.SIGINT)
+        rest, message = run.communicate()
+    assert run.returncode == 130
+    held = alvo_values(alvo_pool)
+    assert held.items() <= undisturbed.items()
+    assert len(held) % 576 == 0
+    assert "10 days" not in rest
+    first, again = message.splitlines()
+    assert first == "etl.py: interrupted, and no day is half done. Go on with:"
+    python, *arguments = shlex.split(again)
+    assert python == "python"
+    assert subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=False).returncode == 0
+    assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_overlapping_backfills_with_a_daily_run_inside_end_in_the_right_table(fonte_api, alvo, alvo_pool, undisturbed):
+    environment = external(fonte_api, alvo)
+    runs = [RANGE, ["2024-05-23", LAST, "--columns", "power"], RANGE, ["2024-05-24", "--columns", "power"]]
+    processes = [
+        subprocess.Popen([sys.executable, "etl.py", *run], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        for run in runs
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0, 0]
+    assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_a_kill_in_the_middle_of_a_range_is_mended_by_resume(connector, alvo, alvo_pool, undisturbed):
+    environment = external(connector, alvo)
+    command = [sys.executable, "etl.py", *RANGE]
+    for lines in (1, 3):
+        with subprocess.Popen([*command, "--resume"], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as run:
+            for _ in range(lines):
+                run.stdout.readline()
+            run.kill()
+    assert subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=False).returncode == 0
+    assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_a_day_is_one_request_and_at_most_six_statements(connector, alvo, monkeypatch):
+    """The second day of a range, when neither tables nor signals nor connections are new."""
+    requests, statements = [], []
+    copy_in = load.copy.copy_in
+    pool = engine.create(alvo, "test")
+    with etl.connect(connector) as client:
+        for day in (20, 21):
+            start = datetime(2024, 5, day, tzinfo=UTC)
+            etl.run(connector, pool, start, start + timedelta(days=1), ["power"], etl.STATISTICS, client)
+            client.event_hooks["request"] = [lambda request: requests.append(request.url.path)]
+            event.listen(pool, "before_cursor_execute", lambda *event: statements.append(event[2].split()[0]))
+            monkeypatch.setattr(load.copy, "copy_in", lambda *rows: (statements.append("COPY"), copy_in(*rows)))
+    pool.dispose()
+    assert requests == ["/data"]
+    assert statements == ["SELECT", "SELECT", "CREATE", "COPY", "WITH"]  # between BEGIN and COMMIT
