@@ -3,6 +3,7 @@
 Imported only where FONTE_API_URL is unset: there alone one process knows both databases.
 """
 
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ def served() -> Iterator[str]:
             with engine.create(url, "fonte seed").begin() as connection:
                 seeding.seed_once(connection)
 
+    # What the connector has to say, it says to its client, who is this process: not on standard error as well.
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
         server = uvicorn.Server(uvicorn.Config(connector.app, log_config=None, lifespan="on"))

@@ -14,12 +14,14 @@ import httpx
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
 
+import etl
 import settings
 from fonte import client, seeding
 from fonte import embedded as fonte_embedded
 from postgres import embedded, engine
 
 ROOT = Path(__file__).resolve().parent.parent
+RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
 
 
@@ -129,6 +131,34 @@ def alvo(make_database, monkeypatch) -> URL:
     url = make_database()
     monkeypatch.setenv("ALVO_DATABASE_URL", url.render_as_string(hide_password=False))
     return url
+
+
+def alvo_values(url_or_pool):
+    """What a connection of its own reads in Alvo: {(timestamp, name): value}; None where there are no tables."""
+    pool = create_engine(url_or_pool) if not hasattr(url_or_pool, "connect") else url_or_pool
+    with pool.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('data')")) is None:
+            return None
+        rows = connection.execute(text("SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id"))
+        values = {(timestamp, name): value for timestamp, name, value in rows}
+    pool.dispose()
+    return values
+
+
+def external(connector, alvo):
+    """The environment of a command that uses these services."""
+    return os.environ | {"FONTE_API_URL": connector, "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False)}
+
+
+@pytest.fixture
+def undisturbed(make_database, make_pool, fonte_api, monkeypatch):
+    """What Alvo holds after the ten days of RANGE, each run alone."""
+    alvo = make_database()
+    with monkeypatch.context() as environment:
+        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
+        for day in range(20, 30):
+            assert etl.main([f"2024-05-{day}", *RANGE[2:]]) == 0
+    return alvo_values(make_pool(alvo))
 
 
 @pytest.fixture

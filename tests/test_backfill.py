@@ -24,28 +24,8 @@ import etl
 from alvo import load
 from backfill import days
 from postgres import engine
-from tests.conftest import ROOT
+from tests.conftest import RANGE, ROOT, alvo_values, external
 from tests.faulty import answering, http
-from tests.test_etl import alvo_values
-
-FIRST, LAST = "2024-05-20", "2024-05-29"
-RANGE = [FIRST, LAST, "--columns", "power"]
-
-
-def external(connector, alvo):
-    """The environment of a command that uses these services."""
-    return os.environ | {"FONTE_API_URL": connector, "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False)}
-
-
-@pytest.fixture
-def undisturbed(make_database, make_pool, fonte_api, monkeypatch):
-    """What Alvo holds after the ten days of RANGE, each run alone."""
-    alvo = make_database()
-    with monkeypatch.context() as environment:
-        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
-        for number in range(10):
-            assert etl.main([str(date(2024, 5, 20) + timedelta(days=number)), "--columns", "power"]) == 0
-    return alvo_values(make_pool(alvo))
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/Sao_Paulo", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe"])
@@ -161,7 +141,7 @@ def test_resume_leaves_out_the_days_that_have_every_variable(fonte_api, alvo_poo
 
 
 def test_resume_in_an_empty_alvo_runs_every_day(fonte_api, alvo_pool, capsys):
-    assert etl.main([FIRST, "2024-05-21", "--resume"]) == 0
+    assert etl.main([RANGE[0], "2024-05-21", "--resume"]) == 0
     assert capsys.readouterr().out.startswith("2024-05-20 UTC")
 
 
@@ -173,7 +153,7 @@ def test_keep_going_runs_the_rest_and_tells_how_to_run_the_failed_days_again(alv
     answers = [day_answer(20), http(500), http(404), day_answer(23), http(body=b"<html>"), day_answer(25)]
     with answering(*answers) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
-        asked = [FIRST, "2024-05-25", "--columns", "power", "--keep-going", "--days-at-once", "1"]
+        asked = [RANGE[0], "2024-05-25", "--columns", "power", "--keep-going", "--days-at-once", "1"]
         assert etl.main(asked) == 3
     output = capsys.readouterr()
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 23, 25}
@@ -210,7 +190,7 @@ def test_an_interrupted_range_leaves_whole_days_and_says_how_to_go_on(
 
 def test_overlapping_backfills_with_a_daily_run_inside_end_in_the_right_table(fonte_api, alvo, alvo_pool, undisturbed):
     environment = external(fonte_api, alvo)
-    runs = [RANGE, ["2024-05-23", LAST, "--columns", "power"], RANGE, ["2024-05-24", "--columns", "power"]]
+    runs = [RANGE, ["2024-05-23", RANGE[1], "--columns", "power"], RANGE, ["2024-05-24", "--columns", "power"]]
     processes = [
         subprocess.Popen([sys.executable, "etl.py", *run], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         for run in runs

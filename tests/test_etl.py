@@ -16,22 +16,10 @@ import seed
 from fonte import client
 from postgres import embedded
 from tests import reference
-from tests.conftest import ROOT
+from tests.conftest import ROOT, alvo_values
 from tests.faulty import HANG, RESET, answering, http
 
 STATISTICS = ("mean", "min", "max", "std")
-
-
-def alvo_values(url_or_pool):
-    """What a connection of its own reads in Alvo: {(timestamp, name): value}; None where there are no tables."""
-    pool = create_engine(url_or_pool) if not hasattr(url_or_pool, "connect") else url_or_pool
-    with pool.connect() as connection:
-        if connection.scalar(text("SELECT to_regclass('data')")) is None:
-            return None
-        rows = connection.execute(text("SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id"))
-        values = {(timestamp, name): value for timestamp, name, value in rows}
-    pool.dispose()
-    return values
 
 
 def exact_values(pool, start, end, columns):

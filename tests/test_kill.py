@@ -3,16 +3,18 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
+import httpx
 import psutil
 from sqlalchemy import text
 
-from tests.conftest import ROOT
+from tests.conftest import RANGE, ROOT, alvo_values, external
 from tests.test_embedded import servers
-from tests.test_etl import alvo_values
 
 COMMAND = [sys.executable, "etl.py", "2024-05-20"]
 
@@ -36,10 +38,7 @@ def powers(pool):
 
 
 def test_a_killed_run_leaves_the_old_day_or_the_new_one(connector, fonte_pool, alvo, alvo_pool, pytestconfig):
-    environment = os.environ | {
-        "FONTE_API_URL": connector,
-        "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False),
-    }
+    environment = external(connector, alvo)
     moments = random.Random(2024)
     began = time.perf_counter()
     subprocess.run(COMMAND, cwd=ROOT, env=environment, check=True, capture_output=True)
@@ -77,3 +76,69 @@ def test_a_killed_first_run_needs_no_hand_and_leaves_no_server(checkout, pytestc
     run = run_command(*COMMAND[1:])
     assert run.returncode == 0, run.stderr
     assert "of 1,440 samples (100.0%), 144 windows" in run.stdout
+
+
+def test_a_range_whose_postgresql_is_killed_is_mended_by_resume(checkout, run_command):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+    long_range = ["etl.py", "2024-05-20", "2024-07-18", "--columns", "power"]
+    assert run_command("seed.py", "--days", "60").returncode == 0
+    with subprocess.Popen(
+        [sys.executable, *long_range],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        for _ in range(5):
+            run.stdout.readline()
+        for pid in servers(checkout / ".embedded"):
+            if psutil.Process(pid).name() == "postgres":
+                psutil.Process(pid).kill()
+        _, error = run.communicate()
+    assert run.returncode in (3, 4), error
+    assert error.count("\n") == 1
+    resumed = run_command(*long_range, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert 0 < resumed.stdout.count("UTC") < 60
+    again = run_command(*long_range).stdout
+    assert again.endswith("60 days: 0 values written, 34,560 unchanged, 0 removed\n")
+
+
+@contextmanager
+def connector_process(fonte, port):
+    command = [sys.executable, "-m", "uvicorn", "fonte.connector:app", "--port", str(port), "--log-level", "error"]
+    environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_range_whose_connector_is_killed_is_mended_by_resume(fonte, alvo, alvo_pool, undisturbed):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = external(f"http://127.0.0.1:{port}", alvo)
+    command = [sys.executable, "etl.py", *RANGE]
+    with (
+        connector_process(fonte, port) as connector,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as run,
+    ):
+        run.stdout.readline()
+        connector.kill()
+        _, error = run.communicate()
+    assert run.returncode == 3, error
+    assert alvo_values(alvo_pool).items() < undisturbed.items()
+    with connector_process(fonte, port):
+        resumed = subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=False)
+    assert resumed.returncode == 0
+    assert alvo_values(alvo_pool) == undisturbed

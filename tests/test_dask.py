@@ -1,0 +1,77 @@
+"""A range on a Dask cluster of processes of its own."""
+
+import os
+import signal
+
+import pytest
+from sqlalchemy import text
+
+import etl
+from tests.conftest import RANGE, alvo_values
+from tests.faulty import answering, http
+
+distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def asked(cluster):
+    return [*RANGE, "--dask", cluster.scheduler_address]
+
+
+def test_a_cluster_gives_the_same_results(asked, fonte_api, alvo_pool, undisturbed, capsys):
+    capsys.readouterr()
+    assert etl.main(asked) == 0
+    assert alvo_values(alvo_pool) == undisturbed
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in lines[:-1]] == [f"2024-05-{day}" for day in range(20, 30)]
+    assert lines[-1] == "10 days: 5,760 values written, 0 unchanged, 0 removed"
+
+
+@pytest.mark.parametrize(("answer", "code"), [(http(500), 3), (http(422, body={"detail": "no"}), 2), (http(), 5)])
+def test_a_cluster_gives_the_same_exit_codes(asked, alvo_pool, monkeypatch, capsys, answer, code):
+    with answering(answer) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main(asked) == code
+    assert capsys.readouterr().err.startswith("etl.py: Fonte ")
+
+
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(
+    cluster, asked, connector, fonte_pool, alvo_pool, undisturbed, monkeypatch, capsys
+):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    tell, killed = etl._line, []
+
+    def kill_a_worker(period, outcome):
+        if not killed:
+            with distributed.Client(cluster, set_as_default=False) as client:
+                killed.append(next(iter(client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+        return tell(period, outcome)
+
+    monkeypatch.setattr(etl, "_line", kill_a_worker)
+    assert etl.main(asked) == 0
+    assert killed
+    assert alvo_values(alvo_pool) == undisturbed
+    with alvo_pool.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM signal")) == 4
+
+
+def test_a_cluster_needs_services_that_it_can_reach(asked, alvo, capsys):
+    assert etl.main(asked) == 2
+    assert "--dask needs FONTE_API_URL and ALVO_DATABASE_URL" in capsys.readouterr().err
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):
+    monkeypatch.setattr(etl, "DASK_TIMEOUT_S", 0.3)
+    assert etl.main([*RANGE, "--dask", f"tcp://127.0.0.1:{refused_port}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"etl.py: no Dask scheduler answers at tcp://127.0.0.1:{refused_port}")
+    assert error.count("\n") == 1
