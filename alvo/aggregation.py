@@ -110,7 +110,7 @@ def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
     results = np.full((len(ALL_STATISTICS), *counts.shape), np.nan)
     np.copyto(results[-1], counts, where=counts > 0)
     for place, matrix in _matrices(columns, counts):
-        for number, computed in enumerate(_statistics(matrix.reshape(len(matrix), -1))):
+        for number, computed in enumerate(_statistics(matrix.reshape(len(matrix), matrix[0].size))):
             results[number][place] = computed.reshape(matrix.shape[1:])
     return results
 

@@ -31,6 +31,11 @@ _BEGIN = text("""
     FROM generate_series(CAST(:first_day AS integer), CAST(:last_day AS integer)) AS day
 """)
 
+_SIGNALS = text("""
+    SELECT name, id, EXISTS (SELECT FROM data WHERE signal_id = id AND timestamp >= :start AND timestamp < :end)
+    FROM signal WHERE name = ANY(:names)
+""")
+
 # Only rows that differ are touched: ON CONFLICT alone would lock, and so write, every row that it meets.
 _REPLACE = text("""
     WITH old AS (
@@ -97,12 +102,15 @@ def replace_period(
         raise ValueError(f"the window {window_starts[~inside][0]}Z lies outside the period from {start} to {end}")
     with engine.begin() as connection:
         _wait_for_turn(connection, start, end)
-        ids = _signal_ids(connection, signals)
+        ids, holds_some = _signal_ids(connection, signals, start, end)
+        rows = _rows(window_starts, signals, ids)
+        if not holds_some:
+            copy.copy_in(connection, "data", rows)
+            return Report(len(rows["value"]), 0, 0)
         connection.execute(text("CREATE TEMP TABLE incoming (LIKE data) ON COMMIT DROP"))
-        copy.copy_in(connection, "incoming", _rows(window_starts, signals, ids))
-        written, offered, removed = connection.execute(
-            _REPLACE, {"start": start, "end": end, "signal_ids": list(ids.values())}
-        ).one()
+        copy.copy_in(connection, "incoming", rows)
+        parameters = {"start": start, "end": end, "signal_ids": list(ids.values())}
+        written, offered, removed = connection.execute(_REPLACE, parameters).one()
     return Report(written, offered - written, removed)
 
 
@@ -117,15 +125,21 @@ def _wait_for_turn(connection: Connection, start: datetime, end: datetime) -> No
         schema.create_absent(connection)
 
 
-def _signal_ids(connection: Connection, signals: Mapping[str, Values]) -> dict[str, int]:
-    """Return the ids of signals; those that are absent are created where they have a value, and left out elsewhere."""
-    query = select(schema.signal.c.name, schema.signal.c.id).where(schema.signal.c.name.in_(signals))
-    ids = {name: signal_id for name, signal_id in connection.execute(query)}
+def _signal_ids(
+    connection: Connection, signals: Mapping[str, Values], start: datetime, end: datetime
+) -> tuple[dict[str, int], bool]:
+    """Return the ids of signals, and whether the period holds a value of any.
+
+    Those that are absent are created where they have a value, and left out elsewhere.
+    """
+    found = connection.execute(_SIGNALS, {"names": list(signals), "start": start, "end": end}).all()
+    ids = {name: signal_id for name, signal_id, _ in found}
     valued = sorted(name for name, values in signals.items() if np.isfinite(values).any())
     if absent := [{"name": name} for name in valued if name not in ids]:
         connection.execute(insert(schema.signal).values(absent).on_conflict_do_nothing())
+        query = select(schema.signal.c.name, schema.signal.c.id).where(schema.signal.c.name.in_(signals))
         ids = {name: signal_id for name, signal_id in connection.execute(query)}
-    return ids
+    return ids, any(holds_some for _, _, holds_some in found)
 
 
 def _rows(

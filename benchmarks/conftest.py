@@ -1,6 +1,8 @@
-"""Prints the accuracy of the candidates below the table of their speed."""
+"""Servers for the benchmarks; prints the accuracy of the candidates below the table of their speed."""
 
 import numpy as np
+
+from tests.conftest import administrator, make_database, server  # noqa: F401
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -39,7 +39,7 @@ def pytest_report_header(config):
 
 
 def _kind(config):
-    if chosen := config.getoption("--postgres"):
+    if chosen := config.getoption("--postgres", default=None):
         return chosen
     if os.environ.get("TEST_POSTGRES_URL"):
         return "url"

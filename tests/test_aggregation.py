@@ -1,4 +1,5 @@
 import math
+import random
 import tracemalloc
 
 import numpy as np
@@ -74,19 +75,72 @@ def test_windows_do_not_touch_each_other(size, data):
 
 
 @pytest.mark.parametrize(
-    ("rows", "window_s", "shapes"),
+    ("minutes_present", "window_s", "shapes"),
     [
-        (60_000, 600, [(10, 6552), (10, 5448)]),
-        (60_000, 600_000, [(10_000, 6), (10_000, 6)]),
-        (210_000, 4_200_000, [(70_000, 2)] * 3),
+        (range(60_000), 600, [(10, 6552), (10, 5448)]),
+        (range(60_000), 600_000, [(10_000, 6), (10_000, 6)]),
+        (range(210_000), 4_200_000, [(70_000, 2)] * 3),
+        (range(1, 100_000), 600, [(9, 1), (10, 6553), (10, 3446)] * 2),
+        (range(1, 210_000), 4_200_000, [(69_999, 1), (70_000, 1), (70_000, 1)] * 2),
     ],
 )
-def test_a_regular_series_is_computed_in_as_few_pieces_as_fit_the_cache(monkeypatch, rows, window_s, shapes):
+def test_a_series_is_computed_in_as_few_pieces_as_fit_the_cache(monkeypatch, minutes_present, window_s, shapes):
     computed, compute = [], aggregation._statistics
     monkeypatch.setattr(aggregation, "_statistics", lambda x: computed.append(x.shape) or compute(x))
-    timestamps = np.datetime64(0, "us") + np.arange(rows) * MINUTE
-    aggregate(timestamps, {"a": np.arange(float(rows)), "b": np.ones(rows)}, window_s)
+    values = np.array(minutes_present, dtype=float)
+    aggregate(np.datetime64(0, "us") + np.array(minutes_present) * MINUTE, {"a": values, "b": values}, window_s)
     assert computed == shapes
+
+
+def test_a_regular_series_is_told_by_the_edges_of_its_windows(monkeypatch):
+    """That is the reason why it is fast: its rows are not divided one by one."""
+    monkeypatch.setattr(aggregation.np, "flatnonzero", None)
+    starts, sizes = aggregation._windows(np.arange(0, 36_000, 60), 600)
+    assert (starts == np.arange(0, 36_000, 600)).all()
+    assert (sizes == 10).all()
+
+
+@pytest.mark.parametrize(
+    "sizes", [[10, 10], [10, 9, 11], [10, 11, 9], [2, 1, 3], [2, 3, 1], [1, 1, 1], [3, 0, 3], [4, 8]]
+)
+def test_rows_belong_to_the_window_that_they_lie_in_whatever_the_others_hold(sizes):
+    offsets = [window * 600 + row * 10 for window, size in enumerate(sizes) for row in range(size)]
+    timestamps = START + np.array(offsets) * np.timedelta64(1_000_000, "us")
+    _, signals = aggregate(timestamps, {"v": np.ones(len(offsets))}, statistics=["count"])
+    assert signals["v_count"].tolist() == [size for size in sizes if size]
+
+
+@pytest.mark.parametrize("resolution", ["s", "ms", "ns"])
+def test_timestamps_of_another_resolution_mean_the_same(resolution):
+    values = {"v": np.arange(60.0)}
+    same = aggregate(minutes(60).astype(f"datetime64[{resolution}]"), values)
+    assert as_dict(*same) == as_dict(*aggregate(minutes(60), values))
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_means_near_a_tie_are_rounded_to_the_right_side_by_the_thousand(size):
+    """What breaks the tie is the last digit of a value that is neither large nor tiny."""
+    generator = random.Random(size)
+    windows = []
+    for _ in range(1000):
+        mean, last = generator.randrange(2**52, 5 * 2**50), generator.choice([26, 30, 33])
+        spread = generator.choice([0, 2**20, 2**50])
+        total = size * mean + size // 2
+        integers = [total // (size - 1) + generator.randint(-spread, spread) for _ in range(size - 2)]
+        integers.append(total - sum(integers))
+        windows.append([*map(float, integers), generator.choice([1, -1]) * (2.0**last + 2.0 ** (last - 52))])
+    timestamps = START + np.arange(len(windows))[:, None] * WINDOW + np.arange(size) * MINUTE
+    _, signals = aggregate(timestamps.ravel(), {"v": np.array(windows).ravel()})
+    assert signals["v_mean"].tolist() == [reference.as_double(reference.mean(window)) for window in windows]
+
+
+@pytest.mark.parametrize("size", [2, 7, 15, 31])
+def test_the_deviations_of_thousands_of_windows_are_all_but_correctly_rounded(size):
+    windows = np.random.default_rng(size).uniform(-1, 1, (1000, size))
+    timestamps = START + np.arange(len(windows))[:, None] * WINDOW + np.arange(size) * np.timedelta64(1_000_000, "us")
+    _, signals = aggregate(timestamps.ravel(), {"v": windows.ravel()})
+    errors = map(reference.error_ulp, signals["v_std"].tolist(), map(reference.std, windows.tolist()))
+    assert max(errors) <= 0.51
 
 
 @pytest.mark.parametrize("gaps", [0.0, 0.01], ids=["regular", "1 % missing"])

@@ -212,17 +212,24 @@ def test_a_kill_in_the_middle_of_a_range_is_mended_by_resume(connector, alvo, al
 
 
 def test_a_day_is_one_request_and_at_most_six_statements(connector, alvo, monkeypatch):
-    """The second day of a range, when neither tables nor signals nor connections are new."""
+    """When neither tables nor signals nor connections are new; between BEGIN and COMMIT."""
     requests, statements = [], []
     copy_in = load.copy.copy_in
     pool = engine.create(alvo, "test")
     with etl.connect(connector) as client:
-        for day in (20, 21):
+
+        def run(day):
             start = datetime(2024, 5, day, tzinfo=UTC)
             etl.run(connector, pool, start, start + timedelta(days=1), ["power"], etl.STATISTICS, client)
-            client.event_hooks["request"] = [lambda request: requests.append(request.url.path)]
-            event.listen(pool, "before_cursor_execute", lambda *event: statements.append(event[2].split()[0]))
-            monkeypatch.setattr(load.copy, "copy_in", lambda *rows: (statements.append("COPY"), copy_in(*rows)))
+
+        run(20)
+        client.event_hooks["request"] = [lambda request: requests.append(request.url.path)]
+        event.listen(pool, "before_cursor_execute", lambda *event: statements.append(event[2].split()[0]))
+        monkeypatch.setattr(load.copy, "copy_in", lambda *rows: (statements.append("COPY"), copy_in(*rows)))
+        run(21)
+        assert (requests, statements) == (["/data"], ["SELECT", "SELECT", "COPY"])
+        statements.clear()
+        run(21)
     pool.dispose()
-    assert requests == ["/data"]
-    assert statements == ["SELECT", "SELECT", "CREATE", "COPY", "WITH"]  # between BEGIN and COMMIT
+    assert requests == ["/data", "/data"]
+    assert statements == ["SELECT", "SELECT", "CREATE", "COPY", "WITH"]

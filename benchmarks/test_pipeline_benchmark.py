@@ -1,0 +1,296 @@
+"""Fetch, load and the whole command beside what others would write, each over a real server in the same run."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import insert, text
+
+pytest.importorskip("adbc_driver_postgresql", reason="the benchmarks need pip install '.[test,bench]'")
+import adbc_driver_postgresql.dbapi
+import pandas
+from psycopg2.extras import execute_values
+
+import etl
+from alvo import schema
+from alvo.aggregation import aggregate
+from alvo.load import replace_period
+from benchmarks import naive_etl
+from fonte import client, seeding
+from fonte import schema as fonte_schema
+from postgres import engine
+from tests.conftest import ROOT
+
+START = datetime(2023, 1, 1, tzinfo=UTC)
+COLUMNS = ["wind_speed", "power"]
+SIZES = {"a day": timedelta(days=1), "a year": timedelta(days=365)}
+size = pytest.mark.parametrize("size", SIZES)
+
+
+def libpq(url):
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def fonte(make_database):
+    """A Fonte that holds the year."""
+    url = make_database()
+    pool = engine.create(url, "benchmark")
+    with pool.begin() as connection:
+        seeding.fill_synthetic(connection, START.date(), 365, "turbine", 1, lambda done, days: None)
+    with pool.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE data"))
+    pool.dispose()
+    return url
+
+
+@pytest.fixture(scope="module")
+def alvo(make_database):
+    url = make_database()
+    pool = engine.create(url, "benchmark")
+    schema.metadata.create_all(pool)
+    yield pool
+    pool.dispose()
+
+
+@contextmanager
+def served(app, fonte, port):
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--log-level", "error"]
+    environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        base_url = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                try:
+                    httpx.get(f"{base_url}/docs")
+                    break
+                except httpx.TransportError:
+                    assert process.poll() is None
+            yield base_url
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def connectors(fonte):
+    with (
+        served("fonte.connector:app", fonte, 18081) as ours,
+        served("benchmarks.naive_connector:app", fonte, 18082) as naive,
+    ):
+        yield ours, naive
+
+
+def with_adbc(fonte, start, end):
+    with adbc_driver_postgresql.dbapi.connect(libpq(fonte)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT timestamp, wind_speed, power FROM data WHERE timestamp >= $1 AND timestamp < $2 ORDER BY 1",
+            [start, end],
+        )
+        return [column.to_numpy() for column in cursor.fetch_arrow_table().columns]
+
+
+@size
+@pytest.mark.parametrize(
+    "candidate", ["fonte-alvo", "fonte-alvo, new connection", "adbc, no HTTP", "list of dicts, pandas"]
+)
+def test_fetch(benchmark, connectors, fonte, size, candidate):
+    ours, naive = connectors
+    start, end = START, START + SIZES[size]
+    benchmark.group = f"fetch of {size}: wire to arrays"
+    benchmark.name = candidate
+    with client.connect(ours) as http:
+        fetches = {
+            "fonte-alvo": lambda: client.fetch(ours, start, end, COLUMNS, http),
+            "fonte-alvo, new connection": lambda: client.fetch(ours, start, end, COLUMNS),
+            "adbc, no HTTP": lambda: with_adbc(fonte, start, end),
+            "list of dicts, pandas": lambda: naive_etl.fetch(naive, start, end),
+        }
+        benchmark.pedantic(fetches[candidate], rounds=50 if size == "a day" else 5, warmup_rounds=1)
+
+
+@pytest.fixture(scope="module")
+def year(connectors):
+    timestamps, samples = client.fetch(connectors[0], START, START + SIZES["a year"], COLUMNS)
+    return aggregate(timestamps, samples)
+
+
+def rows_of(alvo, year):
+    """The rows that everybody loads: timestamps, the signals' ids, values."""
+    window_starts, signals = year
+    with alvo.begin() as connection:
+        connection.execute(text("TRUNCATE data, signal RESTART IDENTITY"))
+        connection.execute(insert(schema.signal), [{"name": name} for name in signals])
+    ids = np.repeat(np.arange(1, len(signals) + 1, dtype=np.int32), len(window_starts))
+    frame = {
+        "timestamp": np.tile(window_starts, len(signals)),
+        "signal_id": ids,
+        "value": np.concatenate(list(signals.values())),
+    }
+    frame = pandas.DataFrame(frame)
+    frame["timestamp"] = frame["timestamp"].dt.tz_localize("UTC")
+    return frame
+
+
+def with_replace_period(alvo, year, frame):
+    return lambda: replace_period(alvo, START, START + SIZES["a year"], *year)
+
+
+def with_to_sql(alvo, year, frame):
+    return lambda: frame.to_sql("data", alvo, if_exists="append", index=False)
+
+
+def with_insertmanyvalues(alvo, year, frame):
+    def load():
+        with alvo.begin() as connection:
+            connection.execute(insert(schema.data), frame.to_dict("records"))
+
+    return load
+
+
+def with_execute_values(alvo, year, frame):
+    def load():
+        with alvo.begin() as connection:
+            rows = list(frame.itertuples(index=False, name=None))
+            execute_values(connection.connection.cursor(), "INSERT INTO data VALUES %s", rows, page_size=10_000)
+
+    return load
+
+
+def with_adbc_ingest(alvo, year, frame):
+    def load():
+        with (
+            adbc_driver_postgresql.dbapi.connect(libpq(alvo.url.set(query={}))) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.adbc_ingest("data", frame_as_table(frame), mode="append")
+            connection.commit()
+
+    return load
+
+
+def frame_as_table(frame):
+    import pyarrow
+
+    return pyarrow.Table.from_pandas(frame, preserve_index=False)
+
+
+def with_insert_select(alvo, year, frame):
+    with alvo.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS staged"))
+    frame.to_sql("staged", alvo, index=False)
+
+    def load():
+        with alvo.begin() as connection:
+            connection.execute(text("INSERT INTO data SELECT timestamp, signal_id, value FROM staged"))
+
+    return load
+
+
+LOADS = {
+    "fonte-alvo": with_replace_period,
+    "fonte-alvo, unchanged rerun": with_replace_period,
+    "adbc ingest": with_adbc_ingest,
+    "execute_values": with_execute_values,
+    "insertmanyvalues": with_insertmanyvalues,
+    "to_sql": with_to_sql,
+    "floor: INSERT..SELECT inside the server": with_insert_select,
+}
+
+
+@pytest.mark.parametrize("candidate", LOADS)
+def test_load_of_a_year(benchmark, alvo, year, candidate):
+    benchmark.group = "load of a year: 420,480 values"
+    benchmark.name = candidate
+    load = LOADS[candidate](alvo, year, rows_of(alvo, year))
+
+    def empty():
+        with alvo.begin() as connection:
+            connection.execute(text("TRUNCATE data"))
+
+    if "rerun" in candidate:
+        load()
+    benchmark.pedantic(load, setup=None if "rerun" in candidate else empty, rounds=3)
+
+
+INSERT_SELECT = """
+    WITH statistics AS (
+        SELECT date_bin('10 minutes', timestamp, 'epoch') AS timestamp,
+            avg(wind_speed) AS a, min(wind_speed) AS b, max(wind_speed) AS c, stddev_samp(wind_speed) AS d,
+            avg(power) AS e, min(power) AS f, max(power) AS g, stddev_samp(power) AS h
+        FROM fonte_data WHERE timestamp >= :start AND timestamp < :end GROUP BY 1
+    ), deleted AS (DELETE FROM data WHERE timestamp >= :start AND timestamp < :end)
+    INSERT INTO data SELECT timestamp, signal_id, value FROM statistics, LATERAL (
+        VALUES (1, a), (2, b), (3, c), (4, d), (5, e), (6, f), (7, g), (8, h)) AS signals (signal_id, value)
+    ON CONFLICT (signal_id, timestamp) DO UPDATE SET value = excluded.value
+"""
+
+
+@pytest.mark.parametrize("candidate", ["fonte-alvo", "floor: INSERT..SELECT inside one server"])
+def test_warm_day(benchmark, connectors, fonte, alvo, year, candidate):
+    """From the request to the commit, of days that Alvo does not hold yet; connections are there."""
+    benchmark.group = "a warm day: API to commit"
+    benchmark.name = candidate
+    rows_of(alvo, year)
+    with alvo.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS fonte_data"))
+        connection.execute(text("CREATE TABLE fonte_data (LIKE data)"))
+        connection.execute(text("DROP TABLE fonte_data"))
+        fonte_schema.data.to_metadata(schema.sa.MetaData(), name="fonte_data").create(connection)
+        seeding.copy.copy_in(
+            connection,
+            "fonte_data",
+            {
+                "timestamp": seeding.synthetic.minutes(START.date(), 365),
+                **seeding.synthetic.turbine(START.date(), 365, 1),
+            },
+        )
+    days = iter(range(1, 365))
+    with client.connect(connectors[0]) as http:
+
+        def day():
+            start = START + timedelta(days=next(days))
+            end = start + timedelta(days=1)
+            if candidate == "fonte-alvo":
+                etl.run(connectors[0], alvo, start, end, COLUMNS, etl.STATISTICS, http)
+            else:
+                with alvo.begin() as connection:
+                    connection.execute(text(INSERT_SELECT), {"start": start, "end": end})
+
+        benchmark.pedantic(day, rounds=100, warmup_rounds=5)
+
+
+@pytest.mark.parametrize("candidate", ["fonte-alvo", "naive script", "floor: import of the libraries"])
+def test_command_for_a_day(benchmark, connectors, alvo, candidate):
+    benchmark.group = "the whole command, a day"
+    benchmark.name = candidate
+    benchmark.pedantic(command(candidate, connectors, alvo, "2023-03-01"), rounds=9, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("candidate", ["fonte-alvo", "naive script"])
+def test_command_for_a_year(benchmark, connectors, alvo, year, candidate):
+    benchmark.group = "the whole command, a year"
+    benchmark.name = candidate
+    rows_of(alvo, year)
+    benchmark.pedantic(command(candidate, connectors, alvo, "2023-01-01", "2023-12-31"), rounds=1)
+
+
+def command(candidate, connectors, alvo, *dates):
+    arguments = {
+        "fonte-alvo": ["etl.py", *dates],
+        "naive script": ["benchmarks/naive_etl.py", *dates],
+        "floor: import of the libraries": ["-c", "import httpx, sqlalchemy, psycopg2, numpy"],
+    }[candidate]
+    environment = os.environ | {
+        "FONTE_API_URL": connectors[candidate == "naive script"],
+        "ALVO_DATABASE_URL": alvo.url.render_as_string(hide_password=False),
+    }
+
+    def run():
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    return run
