@@ -8,6 +8,13 @@ from tests.conftest import administrator, make_database, server  # noqa: F401
 def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("benchmark_only"):
         return
+    for measured in config._benchmarksession.benchmarks:
+        for what, value in measured.extra_info.items():
+            terminalreporter.write_line(f"{measured.group}, {measured.name}: {what} {value}")
+    _accuracy(terminalreporter)
+
+
+def _accuracy(terminalreporter):
     try:
         from benchmarks.candidates import CANDIDATES
     except ImportError:

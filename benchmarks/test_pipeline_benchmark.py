@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from sqlalchemy import insert, text
 
@@ -111,6 +115,62 @@ def test_fetch(benchmark, connectors, fonte, size, candidate):
             "list of dicts, pandas": lambda: naive_etl.fetch(naive, start, end),
         }
         benchmark.pedantic(fetches[candidate], rounds=50 if size == "a day" else 5, warmup_rounds=1)
+
+
+def serving_memory_mib(base_url):
+    """The peak memory of the process that listens there."""
+    port = httpx.URL(base_url).port
+    process = next(p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or []))
+    peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+    return round(int(peak.split()[1]) / 1024, 1)
+
+
+@size
+@pytest.mark.parametrize("form", ["json", "csv", "arrow"])
+def test_first_byte(benchmark, connectors, size, form):
+    benchmark.group = f"first byte of {size}"
+    benchmark.name = form
+    parameters = {"start_timestamp": START.isoformat(), "end_timestamp": (START + SIZES[size]).isoformat()}
+
+    def first_byte():
+        with httpx.stream("GET", f"{connectors[0]}/data", params={**parameters, "format": form}) as answer:
+            pieces = answer.iter_raw()
+            next(pieces)
+
+    benchmark.pedantic(first_byte, rounds=20, warmup_rounds=1)
+    with httpx.stream("GET", f"{connectors[0]}/data", params={**parameters, "format": form}) as answer:
+        for _ in answer.iter_raw():
+            pass
+    benchmark.extra_info["server's peak memory so far in MiB"] = serving_memory_mib(connectors[0])
+
+
+@pytest.mark.parametrize("readers", [0, 20])
+def test_health_beside_readers_of_a_year(benchmark, connectors, readers):
+    benchmark.group = "GET /health"
+    benchmark.name = f"beside {readers} readers of a year each"
+    stop = threading.Event()
+
+    def read():
+        with client.connect(connectors[0]) as http:
+            while not stop.is_set():
+                client.fetch(connectors[0], START, START + SIZES["a year"], COLUMNS, http)
+
+    threads = [threading.Thread(target=read) for _ in range(readers)]
+    for thread in threads:
+        thread.start()
+    seconds = []
+    with httpx.Client(base_url=connectors[0], timeout=60) as http:
+
+        def health():
+            began = time.perf_counter()
+            http.get("/health").raise_for_status()
+            seconds.append(time.perf_counter() - began)
+
+        benchmark.pedantic(health, rounds=200, warmup_rounds=5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    benchmark.extra_info["p99 in ms"] = round(1000 * float(np.quantile(seconds, 0.99)), 1)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +328,7 @@ def test_warm_day(benchmark, connectors, fonte, alvo, year, candidate):
 def test_command_for_a_day(benchmark, connectors, alvo, candidate):
     benchmark.group = "the whole command, a day"
     benchmark.name = candidate
-    benchmark.pedantic(command(candidate, connectors, alvo, "2023-03-01"), rounds=9, warmup_rounds=1)
+    benchmark.pedantic(command(benchmark, candidate, connectors, alvo, "2023-03-01"), rounds=9, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("candidate", ["fonte-alvo", "naive script"])
@@ -276,10 +336,10 @@ def test_command_for_a_year(benchmark, connectors, alvo, year, candidate):
     benchmark.group = "the whole command, a year"
     benchmark.name = candidate
     rows_of(alvo, year)
-    benchmark.pedantic(command(candidate, connectors, alvo, "2023-01-01", "2023-12-31"), rounds=1)
+    benchmark.pedantic(command(benchmark, candidate, connectors, alvo, "2023-01-01", "2023-12-31"), rounds=1)
 
 
-def command(candidate, connectors, alvo, *dates):
+def command(benchmark, candidate, connectors, alvo, *dates):
     arguments = {
         "fonte-alvo": ["etl.py", *dates],
         "naive script": ["benchmarks/naive_etl.py", *dates],
@@ -291,6 +351,12 @@ def command(candidate, connectors, alvo, *dates):
     }
 
     def run():
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        with subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        ) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        benchmark.extra_info["peak memory in MiB"] = round(usage.ru_maxrss / 1024, 1)
 
     return run

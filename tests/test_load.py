@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
+from alvo import load as loading
 from alvo.load import Report, replace_period
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
@@ -271,3 +272,43 @@ def test_a_load_takes_few_statements(alvo_pool):
     event.listen(alvo_pool, "before_cursor_execute", lambda *arguments: statements.append(arguments[2].split()[0]))
     load(alvo_pool, power_mean=np.zeros(144))
     assert statements == ["SELECT", "SELECT", "CREATE", "WITH"]
+
+
+def plan(connection, statement, parameters):
+    return "\n".join(connection.execute(text(f"EXPLAIN {statement}"), parameters).scalars())
+
+
+def test_a_day_and_a_period_of_a_signal_are_ranges_of_the_primary_key(alvo_pool):
+    """With three years of eight signals, so that reading the whole table would be dear."""
+    with alvo_pool.begin() as connection:
+        loading.schema.create_absent(connection)
+        connection.execute(text("INSERT INTO signal (name) SELECT 's' || number FROM generate_series(1, 8) AS number"))
+        connection.execute(
+            text("""
+                INSERT INTO data SELECT moment, id, 1 FROM signal,
+                    generate_series('2021-01-01Z', '2023-12-31 23:50Z'::timestamptz, '10 minutes') AS moment
+            """)
+        )
+        connection.execute(text("ANALYZE data"))
+        connection.execute(text("CREATE TEMP TABLE incoming (LIKE data)"))
+        day = {"start": datetime(2023, 5, 20, tzinfo=UTC), "end": datetime(2023, 5, 21, tzinfo=UTC)}
+        replaced = plan(connection, loading._REPLACE.text, day | {"signal_ids": [1, 2, 3, 4]})
+        looked_up = plan(connection, loading._SIGNALS.text, day | {"names": ["s1", "s2"]})
+        read = plan(
+            connection,
+            "SELECT timestamp, value FROM data WHERE signal_id = 3 AND timestamp >= :start AND timestamp < :end",
+            day,
+        )
+    for found in (replaced, looked_up, read):
+        assert "data_pkey" in found
+        assert "Seq Scan on data" not in found
+
+
+def test_the_foreign_key_stays_on_and_validated(alvo_pool):
+    load(alvo_pool, power_mean=np.arange(144.0))
+    with alvo_pool.connect() as connection:
+        constraint = text("SELECT convalidated FROM pg_constraint WHERE conrelid = 'data'::regclass AND contype = 'f'")
+        assert connection.execute(constraint).scalars().all() == [True]
+        assert connection.scalar(
+            text("SELECT bool_and(tgenabled = 'O') FROM pg_trigger WHERE tgrelid = 'data'::regclass")
+        )
