@@ -8,8 +8,8 @@ whole matrix. The method, for one window:
    All q are multiples of unit below 2**53 / n units: their sum is exact in any order. The r are at most half a unit:
    their sum is exact, or its error is far below the last digit of the mean.
    (Rump, Ogita, Oishi: Accurate floating-point summation, part I, 2008, section 3: error-free extraction.)
-2. Mean. `coarse` is the mean rounded to a multiple of unit, `fine` what is left of the sums, divided by n. The pair
-   coarse + fine is the mean to about 100 bits, its rounded sum the mean that is returned.
+2. Mean. `coarse` is the mean of q, rounded to a multiple of unit; `fine` is what is left of both sums, divided by n.
+   The pair coarse + fine is the mean to about 100 bits, its rounded sum the mean that is returned.
 3. Variance. With d = q - coarse, n * d**2 is below 2**53 units**2, so sum(d * d) is exact. The sums of 2 * d * r and
    r * r, smaller by 2**24, complete the squares of d + r, the deviations from coarse; what coarse lacks of the mean is
    corrected by fine * sum(d + r), as in the corrected two-pass algorithm. No offset of the data costs a digit, because
@@ -109,9 +109,11 @@ def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
     """Compute all statistics (5, columns, w) of consecutive runs of values, whose lengths are counts."""
     results = np.full((len(ALL_STATISTICS), *counts.shape), np.nan)
     np.copyto(results[-1], counts, where=counts > 0)
+    flat = results.reshape(len(results), counts.size)
     for place, matrix in _matrices(columns, counts):
+        target = results if matrix.ndim == 3 else flat
         for number, computed in enumerate(_statistics(matrix.reshape(len(matrix), matrix[0].size))):
-            results[number][place] = computed.reshape(matrix.shape[1:])
+            target[number][place] = computed.reshape(matrix.shape[1:])
     return results
 
 
@@ -127,17 +129,24 @@ def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[tup
                 matrix[:, column] = values[first * size : windows.stop * size].reshape(matrix.shape[2], size).T
             yield (slice(None), windows), matrix
         return
-    for column, values in enumerate(columns):
-        starts = np.cumsum(counts[column]) - counts[column]
-        for size in (np.flatnonzero(np.bincount(counts[column])[1:]) + 1).tolist():
-            same = np.flatnonzero(counts[column] == size)
-            step = max(1, CHUNK_VALUES // size)
-            for chunk in np.split(same, range(step, len(same), step)):
-                matrix = np.empty((size, len(chunk)))
-                for number, row in enumerate(matrix):
-                    # No index is out of bounds; to clip spares NumPy a copy.
-                    values[number:].take(starts[chunk], out=row, mode="clip")
-                yield (column, chunk), matrix
+    values, sizes = np.concatenate(columns), counts.ravel()
+    starts = np.cumsum(sizes) - sizes
+    for size in (np.flatnonzero(np.bincount(sizes)[1:]) + 1).tolist():
+        same = np.flatnonzero(sizes == size)
+        step = max(1, CHUNK_VALUES // size)
+        for chunk in np.split(same, range(step, len(same), step)):
+            yield chunk, _gathered(values, starts[chunk], size)
+
+
+def _gathered(values: Values, starts: Integers, size: int) -> Values:
+    """Return a matrix (size, w) whose columns are the runs at starts; its longer side is contiguous in memory."""
+    if size > len(starts):
+        return values.take(starts[:, None] + np.arange(size)).T
+    matrix = np.empty((size, len(starts)))
+    for number, row in enumerate(matrix):
+        # No index is out of bounds; to clip spares NumPy a copy.
+        values[number:].take(starts, out=row, mode="clip")
+    return matrix
 
 
 def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:

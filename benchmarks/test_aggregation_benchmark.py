@@ -6,7 +6,8 @@ import pytest
 pytest.importorskip("polars", reason="the benchmarks need pip install '.[test,bench]'")
 from benchmarks.candidates import CANDIDATES
 
-SIZES = {"a day": 1440, "a year": 525_600, "ten years": 5_256_000}
+# Rows, and the seconds between them.
+SIZES = {"a day": (1440, 60), "a day at 1 Hz": (86_400, 1), "a year": (525_600, 60), "ten years": (5_256_000, 60)}
 
 
 @pytest.fixture(params=["regular", "1 % missing"], scope="module")
@@ -16,10 +17,10 @@ def gaps(request):
 
 @pytest.fixture(params=SIZES, scope="module")
 def samples(request, gaps):
-    """Timestamps and two columns, one sample a minute."""
+    """Timestamps and two columns."""
     random = np.random.default_rng(2024)
-    count = SIZES[request.param]
-    timestamps = np.datetime64("2014-01-01", "us") + np.arange(count) * np.timedelta64(60_000_000, "us")
+    count, interval_s = SIZES[request.param]
+    timestamps = np.datetime64("2014-01-01", "us") + np.arange(count) * np.timedelta64(interval_s * 1_000_000, "us")
     columns = {"wind_speed": random.weibull(2, count) * 8.5, "power": random.uniform(0, 1900, count)}
     kept = random.random(count) >= (0.01 if gaps == "1 % missing" else 0)
     return request.param, timestamps[kept], {name: values[kept] for name, values in columns.items()}

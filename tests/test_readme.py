@@ -18,7 +18,7 @@ def blocks(readme, language):
 
 
 def without_times(text):
-    return re.sub(r"\d+\.\d\d(?= s:|,|$)", "0.00", text, flags=re.MULTILINE)
+    return re.sub(r"\d+\.\d\d(?= s\b|,|$)", "0.00", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("readme", READMES)
