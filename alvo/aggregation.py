@@ -117,8 +117,11 @@ def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
     return results
 
 
-def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[tuple[Any, Any], Values]]:
-    """Yield matrices (n, ...), a run of n values in each column, and the places of the runs among the results."""
+def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[Any, Values]]:
+    """Yield matrices with a run of n values in each column, and where the runs' results belong.
+
+    A matrix (n, columns, w) belongs to a slice of the results (columns, w), a matrix (n, w) to places of them, flattened.
+    """
     size = int(counts.flat[0]) if counts.size else 0
     if size and (counts == size).all():
         step = max(1, CHUNK_VALUES // (size * len(columns)))
