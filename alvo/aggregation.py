@@ -120,7 +120,7 @@ def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
 def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[Any, Values]]:
     """Yield matrices with a run of n values in each column, and where the runs' results belong.
 
-    A matrix (n, columns, w) belongs to a slice of the results (columns, w), a matrix (n, w) to places of them, flattened.
+    A matrix (n, columns, w) belongs to a slice of the results (columns, w), a matrix (n, w) to places of the flat ones.
     """
     size = int(counts.flat[0]) if counts.size else 0
     if size and (counts == size).all():
