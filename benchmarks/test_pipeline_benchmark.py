@@ -117,10 +117,23 @@ def test_fetch(benchmark, connectors, fonte, size, candidate):
         benchmark.pedantic(fetches[candidate], rounds=50 if size == "a day" else 5, warmup_rounds=1)
 
 
+def serving(base_url):
+    """The process that listens there."""
+    port = str(httpx.URL(base_url).port)
+    return next(process for process in psutil.process_iter(["cmdline"]) if port in (process.info["cmdline"] or []))
+
+
+def cpu_s(processes):
+    """The processor time of processes, and of those of their children that have ended."""
+    return sum(sum(process.cpu_times()[:4]) for process in processes)
+
+
+def postgres():
+    return [process for process in psutil.process_iter(["name"]) if process.info["name"] == "postgres"]
+
+
 def serving_memory_mib(base_url):
-    """The peak memory of the process that listens there."""
-    port = httpx.URL(base_url).port
-    process = next(p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or []))
+    process = serving(base_url)
     peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
     return round(int(peak.split()[1]) / 1024, 1)
 
@@ -328,7 +341,13 @@ def test_warm_day(benchmark, connectors, fonte, alvo, year, candidate):
 def test_command_for_a_day(benchmark, connectors, alvo, candidate):
     benchmark.group = "the whole command, a day"
     benchmark.name = candidate
-    benchmark.pedantic(command(benchmark, candidate, connectors, alvo, "2023-03-01"), rounds=9, warmup_rounds=1)
+    command, environment = prepared(candidate, connectors, alvo, "2023-03-01")
+
+    def run():
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    benchmark.pedantic(run, rounds=9, warmup_rounds=1)
+    run_measured(benchmark, command, environment)
 
 
 @pytest.mark.parametrize("candidate", ["fonte-alvo", "naive script"])
@@ -336,31 +355,40 @@ def test_command_for_a_year(benchmark, connectors, alvo, year, candidate):
     benchmark.group = "the whole command, a year"
     benchmark.name = candidate
     rows_of(alvo, year)
-    benchmark.pedantic(command(benchmark, candidate, connectors, alvo, "2023-01-01", "2023-12-31"), rounds=1)
+    command = prepared(candidate, connectors, alvo, "2023-01-01", "2023-12-31")
+    benchmark.pedantic(lambda: run_measured(benchmark, *command), rounds=1)
 
 
-PEAK_OF_A_COMMAND = (
-    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
-    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-)
-
-
-def command(benchmark, candidate, connectors, alvo, *dates):
+def prepared(candidate, connectors, alvo, *dates):
+    """The command of a candidate, and its environment."""
     arguments = {
         "fonte-alvo": ["etl.py", *dates],
         "naive script": ["benchmarks/naive_etl.py", *dates],
         "floor: import of the libraries": ["-c", "import httpx, sqlalchemy, psycopg2, numpy"],
     }[candidate]
-    environment = os.environ | {
+    return [sys.executable, *arguments], os.environ | {
         "FONTE_API_URL": connectors[candidate == "naive script"],
         "ALVO_DATABASE_URL": alvo.url.render_as_string(hide_password=False),
     }
 
-    def run():
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
 
-    # Through a small process: what a large one starts is born with its peak.
-    measured = [sys.executable, "-c", PEAK_OF_A_COMMAND, sys.executable, *arguments]
-    peak = subprocess.run(measured, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
-    benchmark.extra_info["peak memory in MiB"] = round(int(peak.split()[-1]) / 1024, 1)
-    return run
+# Through a small process: what a large one starts is born with its peak.
+MEASURED = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+    "usage = resource.getrusage(resource.RUSAGE_CHILDREN);"
+    "print(usage.ru_maxrss, usage.ru_utime + usage.ru_stime)"
+)
+
+
+def run_measured(benchmark, command, environment):
+    """Run a command once; notes its peak memory and what it cost all processes."""
+    others = {"PostgreSQL": postgres(), "the connector": [serving(environment["FONTE_API_URL"])]}
+    before = {name: cpu_s(processes) for name, processes in others.items()}
+    measured = [sys.executable, "-c", MEASURED, *command]
+    run = subprocess.run(measured, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    peak_kib, used_s = map(float, run.stdout.split()[-2:])
+    benchmark.extra_info["peak memory in MiB"] = round(peak_kib / 1024, 1)
+    benchmark.extra_info["CPU of the command in s"] = round(used_s, 1)
+    for name, processes in others.items():
+        used_s = cpu_s(process for process in processes if process.is_running()) - before[name]
+        benchmark.extra_info[f"CPU of {name} in s"] = round(used_s, 1)
