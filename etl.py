@@ -21,7 +21,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -182,15 +182,15 @@ def _run_range(
     try:
         with _progress(len(periods)) as (tell, aside):
             for period, future in results:
-                error = future.exception()
+                error = _failure(future)
                 if error is None:
                     outcomes.append(future.result())
                     tell(_line(period, outcomes[-1]))
                     continue
                 with aside():
-                    codes[period] = command.failed("etl.py", _told(error), EXIT_CODES, debug=options.debug)
+                    codes[period] = command.failed("etl.py", error, EXIT_CODES, debug=options.debug)
                 tell(None)
-                if codes[period] != EXIT_CODES[EmptyPeriod] and not options.keep_going:
+                if isinstance(error, ClusterError) or not (options.keep_going or isinstance(error, EmptyPeriod)):
                     break
     except KeyboardInterrupt:
         results.close()
@@ -208,11 +208,15 @@ def _run_range(
     return next(iter(codes.values()), 0)
 
 
-def _told(error: BaseException) -> Exception:
-    """Return a failure of a day; what Dask says of its cluster becomes ours."""
+def _failure(future: Future[Outcome]) -> Exception | None:
+    """Return why a day failed, if it did; what Dask says of its cluster becomes ours."""
+    try:
+        error = future.exception()
+    except CancelledError:
+        return ClusterError("the Dask cluster lost its scheduler: start it again and add --resume")
     if type(error).__module__.startswith("distributed"):
         return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
-    assert isinstance(error, Exception)
+    assert error is None or isinstance(error, Exception)
     return error
 
 

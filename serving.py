@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -133,7 +133,8 @@ class Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             with CancelScope(shield=True):
-                await to_thread.run_sync(self._rows.close)
+                # A limit of its own: those that wait for the rows may hold all threads of the common one.
+                await to_thread.run_sync(self._rows.close, limiter=CapacityLimiter(1))
 
 
 def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:

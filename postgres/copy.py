@@ -47,7 +47,7 @@ def decode(chunks: Iterator[bytes], types: Mapping[str, str]) -> Iterator[dict[s
     row = _row(types)
     rest = b""
     for chunk in chunks:
-        # The header is as long as a stream's first piece at least.
+        # No row begins like the header of the stream.
         rest = rest + chunk if rest else chunk.removeprefix(_SIGNATURE)
         count = len(rest) // row.itemsize
         rows, rest = np.frombuffer(rest, row, count), rest[count * row.itemsize :]

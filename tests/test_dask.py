@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 from sqlalchemy import text
 
 import etl
-from tests.conftest import RANGE, alvo_values
+from tests.conftest import RANGE, ROOT, alvo_values
 from tests.faulty import answering, http
 
 distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
@@ -75,3 +78,29 @@ def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port
     error = capsys.readouterr().err
     assert error.startswith(f"etl.py: no Dask scheduler answers at tcp://127.0.0.1:{refused_port}")
     assert error.count("\n") == 1
+
+
+def started(*arguments):
+    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_pool, undisturbed, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    scheduler = started("distributed.cli.dask_scheduler", "--host", f"tcp://{address}", "--no-dashboard")
+    worker = started("distributed.cli.dask_worker", f"tcp://{address}", "--no-dashboard", "--nworkers", "1")
+    line = etl._line
+
+    def kill_the_scheduler(period, outcome):
+        scheduler.kill()
+        scheduler.wait()
+        return line(period, outcome)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(etl, "_line", kill_the_scheduler)
+        assert etl.main([*RANGE, "--dask", f"tcp://{address}", "--keep-going"]) == 1
+    worker.kill()
+    worker.wait()
+    assert "etl.py: the Dask cluster" in capsys.readouterr().err
+    assert etl.main([*RANGE, "--resume"]) == 0
+    assert alvo_values(alvo_pool) == undisturbed
