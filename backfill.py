@@ -54,7 +54,7 @@ def run(
 ) -> Generator[tuple[Period, Future[Outcome]], None, None]:
     """Carry periods on an executor, at most at_once of them in hand; yield each in order, with its finished future.
 
-    Who stops early, by closing the iterator or an exception, waits for the periods in hand: none is left half done.
+    Who stops early, by closing the iterator or an exception, starts no more; the executor finishes those in hand.
     """
     waiting = iter(periods)
     in_hand = deque((period, executor.submit(carry, period)) for period in islice(waiting, at_once))
@@ -64,7 +64,8 @@ def run(
             in_hand.extend((period, executor.submit(carry, period)) for period in islice(waiting, 1))
             yield in_hand.popleft()
     finally:
-        wait([future for _, future in in_hand if not future.cancel()])
+        for _, future in in_hand:
+            future.cancel()
 
 
 def ranges(periods: Iterable[Period]) -> list[tuple[date, date]]:

@@ -19,6 +19,7 @@ To start anew, delete that folder while no command runs.
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
@@ -193,9 +194,10 @@ def _run_range(
                 if isinstance(error, ClusterError) or not (options.keep_going or isinstance(error, EmptyPeriod)):
                     break
     except KeyboardInterrupt:
-        results.close()
-        rest = periods[len(outcomes) + len(codes) :]
-        print(f"etl.py: interrupted, and no day is half done. Go on with:\n  {_again(options, rest)}", file=sys.stderr)
+        # From here on Ctrl-C ends the process at once: the database rolls back what was in hand.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        rest = _again(options, periods[len(outcomes) + len(codes) :])
+        print(f"etl.py: interrupted; finishing the day in hand. Go on with:\n  {rest}", file=sys.stderr, flush=True)
         return 130  # 128 + SIGINT, as a shell reports it
     finally:
         results.close()

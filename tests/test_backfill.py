@@ -12,12 +12,13 @@ import sys
 import termios
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 import backfill
 import etl
@@ -64,7 +65,7 @@ def test_periods_come_in_order_and_no_more_than_asked_are_in_hand():
     assert max(most) == 2
 
 
-def test_who_stops_early_waits_for_what_is_in_hand_and_starts_no_more():
+def test_who_stops_early_starts_no_more_and_leaves_nothing_half_done():
     started, finished = [], []
     proceed = threading.Event()
 
@@ -77,9 +78,9 @@ def test_who_stops_early_waits_for_what_is_in_hand_and_starts_no_more():
     with ThreadPoolExecutor(3) as executor:
         results = backfill.run(some_days(9), carry, executor, 3)
         next(results)
-        threading.Timer(0.1, proceed.set).start()
         results.close()
-        assert sorted(finished) == sorted(started)
+        proceed.set()
+    assert sorted(finished) == sorted(started)
     assert max(started) <= 4
 
 
@@ -164,28 +165,49 @@ def test_keep_going_runs_the_rest_and_tells_how_to_run_the_failed_days_again(alv
     ]
 
 
-def test_an_interrupted_range_leaves_whole_days_and_says_how_to_go_on(
-    connector, alvo, alvo_pool, undisturbed, monkeypatch
-):
-    environment = external(connector, alvo)
-    command = [sys.executable, "etl.py", *RANGE]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        run.stdout.readline()
+@contextmanager
+def stuck(connector, alvo, alvo_pool):
+    """A range that has done three days and waits for the lock of the fourth, which the test holds."""
+    with alvo_pool.connect() as holder:
+        days_since_epoch = date(2024, 5, 23).toordinal() - date(1970, 1, 1).toordinal()
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": days_since_epoch})
+        command = [sys.executable, "etl.py", *RANGE]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=external(connector, alvo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as run:
+            assert [run.stdout.readline()[:10] for _ in range(3)] == ["2024-05-20", "2024-05-21", "2024-05-22"]
+            while not holder.scalar(text("SELECT bool_or(NOT granted) FROM pg_locks WHERE locktype = 'advisory'")):
+                assert run.poll() is None
+            yield run, holder
+
+
+def test_an_interrupted_range_finishes_the_day_in_hand_and_says_how_to_go_on(connector, alvo, alvo_pool, undisturbed):
+    with stuck(connector, alvo, alvo_pool) as (run, holder):
         run.send_signal(signal.SIGINT)
-        rest, message = run.communicate()
-    assert run.returncode == 130
+        assert run.stderr.readline() == "etl.py: interrupted; finishing the day in hand. Go on with:\n"
+        again = run.stderr.readline()
+        holder.rollback()
+        assert run.wait() == 130
     held = alvo_values(alvo_pool)
-    assert held.items() <= undisturbed.items()
+    assert {20, 21, 22, 23} <= {moment.day for moment, _ in held} <= {20, 21, 22, 23, 24}
     assert len(held) % 576 == 0
-    assert "10 days" not in rest
-    first, again = message.splitlines()
-    assert first == "etl.py: interrupted, and no day is half done. Go on with:"
-    python, *arguments = shlex.split(again)
-    assert python == "python"
-    assert subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=False).returncode == 0
+    assert held.items() <= undisturbed.items()
+    assert again == "  python etl.py 2024-05-23 2024-05-29 --columns power\n"
+    rest = [sys.executable, *shlex.split(again)[1:]]
+    assert subprocess.run(rest, cwd=ROOT, env=external(connector, alvo), check=False).returncode == 0
     assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_a_second_interrupt_ends_at_once_and_the_day_in_hand_is_rolled_back(connector, alvo, alvo_pool, undisturbed):
+    with stuck(connector, alvo, alvo_pool) as (run, _):
+        run.send_signal(signal.SIGINT)
+        run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        assert run.wait() == -signal.SIGINT
+    held = alvo_values(alvo_pool)
+    assert {20, 21, 22} <= {moment.day for moment, _ in held} <= {20, 21, 22, 24}
+    assert len(held) % 576 == 0
+    assert held.items() <= undisturbed.items()
 
 
 def test_overlapping_backfills_with_a_daily_run_inside_end_in_the_right_table(fonte_api, alvo, alvo_pool, undisturbed):
