@@ -1,5 +1,6 @@
 """A SQLAlchemy engine from a URL, and the one line that tells why a database failed."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,9 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from postgres.embedded import EmbeddedServerError
+
+# What a pool logs of a lost connection, the failure that it causes tells on its one line.
+logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 CONNECT_TIMEOUT_S = 5
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")

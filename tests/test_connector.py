@@ -376,3 +376,27 @@ def test_the_description_tells_units_bounds_and_answers(api):
     assert all(route.get("get", {}).get("summary") for route in description["paths"].values())
     assert all(list(route) == ["get"] for route in description["paths"].values())
     assert api.get("/docs").status_code == 200
+
+
+def test_a_connection_lost_in_mid_copy_is_told_by_its_failure_alone(run_command, fonte):
+    """In a process of its own, where what is logged and nobody handles goes to standard error."""
+    code = """
+import settings
+from postgres import copy, engine
+from sqlalchemy import text
+
+url = settings.fonte_database_url()
+rows = iter(copy.CopyOut(engine.create(url, "reader"), "SELECT generate_series(1, 9999999)", {}, "FORMAT csv"))
+next(rows)
+with engine.create(url, "killer").connect() as killer:
+    other = "datname = current_database() AND pid <> pg_backend_pid()"
+    killer.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {other}"))
+try:
+    list(rows)
+except Exception as error:
+    print(engine.reason(error))
+"""
+    run = run_command("-c", code, FONTE_DATABASE_URL=fonte.render_as_string(hide_password=False))
+    # psycopg2 itself may print that it met a second error while it raised the first.
+    assert (run.returncode, "during reset" in run.stderr) == (0, False)
+    assert run.stdout.count("\n") == 1

@@ -97,7 +97,9 @@ def test_a_range_whose_postgresql_is_killed_is_mended_by_resume(checkout, run_co
                 psutil.Process(pid).kill()
         _, error = run.communicate()
     assert run.returncode in (3, 4), error
-    assert error.count("\n") == 1
+    # psycopg2 may print lines of its own where a server dies within a COPY.
+    assert error.splitlines()[-1].startswith("etl.py: ")
+    assert "during reset" not in error
     resumed = run_command(*long_range, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert 0 < resumed.stdout.count("UTC") < 60
