@@ -228,8 +228,10 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor]:
         with ThreadPoolExecutor(options.days_at_once) as threads:
             yield threads
         return
-    from distributed import Client
-
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SettingsError("--dask needs the package distributed: python -m pip install '.[dask]'") from error
     try:
         client = Client(options.dask, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as error:

@@ -72,6 +72,12 @@ def test_a_cluster_needs_services_that_it_can_reach(asked, alvo, capsys):
     assert "--dask needs FONTE_API_URL and ALVO_DATABASE_URL" in capsys.readouterr().err
 
 
+def test_without_its_package_the_option_says_how_to_get_it(fonte_api, alvo, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert etl.main([*RANGE, "--dask", "tcp://127.0.0.1:8786"]) == 2
+    assert "python -m pip install '.[dask]'" in capsys.readouterr().err
+
+
 def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):
     monkeypatch.setattr(etl, "DASK_TIMEOUT_S", 0.3)
     assert etl.main([*RANGE, "--dask", f"tcp://127.0.0.1:{refused_port}"]) == 1
