@@ -171,7 +171,11 @@ def stuck(connector, alvo, alvo_pool):
     with alvo_pool.connect() as holder:
         days_since_epoch = date(2024, 5, 23).toordinal() - date(1970, 1, 1).toordinal()
         holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": days_since_epoch})
-        command = [sys.executable, "etl.py", *RANGE]
+        # What a shell starts in the background ignores Ctrl-C, and so do its children, unless they say otherwise.
+        heard = (
+            "import etl, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(etl.main())"
+        )
+        command = [sys.executable, "-c", heard, *RANGE]
         with subprocess.Popen(
             command, cwd=ROOT, env=external(connector, alvo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as run:
