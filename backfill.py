@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 WINDOW = timedelta(minutes=10)
+CHECK_EVERY_S = 1
 
 Outcome = TypeVar("Outcome")
 
@@ -50,17 +51,23 @@ def days(first: date, last: date, zone: ZoneInfo) -> Iterator[Period]:
 
 
 def run(
-    periods: Iterable[Period], carry: Callable[[Period], Outcome], executor: Executor, at_once: int
+    periods: Iterable[Period],
+    carry: Callable[[Period], Outcome],
+    executor: Executor,
+    at_once: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[Period, Future[Outcome]], None, None]:
     """Carry periods on an executor, at most at_once of them in hand; yield each in order, with its finished future.
 
-    Who stops early, by closing the iterator or an exception, starts no more; the executor finishes those in hand.
+    check is called while a period takes long, and raises where the executor is lost. Who stops early, by closing the
+    iterator or an exception, starts no more; the executor finishes those in hand.
     """
     waiting = iter(periods)
     in_hand = deque((period, executor.submit(carry, period)) for period in islice(waiting, at_once))
     try:
         while in_hand:
-            wait([in_hand[0][1]])
+            while not wait([in_hand[0][1]], CHECK_EVERY_S).done:
+                check()
             in_hand.extend((period, executor.submit(carry, period)) for period in islice(waiting, 1))
             yield in_hand.popleft()
     finally:

@@ -21,7 +21,7 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -52,6 +52,7 @@ COLUMNS = ["wind_speed", "power"]
 DAYS_AT_ONCE = 2
 DASK_RETRIES = 2
 DASK_TIMEOUT_S = 10
+LOST_SCHEDULER = "the Dask cluster lost its scheduler: start it again and add --resume"
 
 
 class EmptyPeriod(Exception):
@@ -169,15 +170,17 @@ def _run(options: argparse.Namespace) -> int:
                 print(_summary(periods[0], carry(periods[0])))
                 return 0
             apart = partial(run_apart, base_url, alvo_url, options.columns, options.statistics)
-            with _executor(options) as executor:
-                return _run_range(options, periods, apart if options.dask else carry, executor)
+            with _executor(options) as (executor, check):
+                results = backfill.run(periods, apart if options.dask else carry, executor, options.days_at_once, check)
+                return _run_range(options, periods, results)
 
 
 def _run_range(
-    options: argparse.Namespace, periods: Sequence[Period], carry: Callable[[Period], Outcome], executor: Executor
+    options: argparse.Namespace,
+    periods: Sequence[Period],
+    results: Generator[tuple[Period, Future[Outcome]], None, None],
 ) -> int:
     """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
-    results = backfill.run(periods, carry, executor, options.days_at_once)
     outcomes: list[Outcome] = []
     codes: dict[Period, int] = {}
     try:
@@ -215,7 +218,7 @@ def _failure(future: Future[Outcome]) -> Exception | None:
     try:
         error = future.exception()
     except CancelledError:
-        return ClusterError("the Dask cluster lost its scheduler: start it again and add --resume")
+        return ClusterError(LOST_SCHEDULER)
     if type(error).__module__.startswith("distributed"):
         return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
     assert error is None or isinstance(error, Exception)
@@ -223,10 +226,11 @@ def _failure(future: Future[Outcome]) -> Exception | None:
 
 
 @contextmanager
-def _executor(options: argparse.Namespace) -> Iterator[Executor]:
+def _executor(options: argparse.Namespace) -> Iterator[tuple[Executor, Callable[[], None]]]:
+    """Give what runs the days, and a check that it still can."""
     if options.dask is None:
         with ThreadPoolExecutor(options.days_at_once) as threads:
-            yield threads
+            yield threads, lambda: None
         return
     try:
         from distributed import Client
@@ -236,8 +240,16 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor]:
         client = Client(options.dask, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise ClusterError(f"no Dask scheduler answers at {options.dask}: {error}; check --dask") from error
-    with client, client.get_executor(retries=DASK_RETRIES) as executor:
-        yield executor
+
+    def check() -> None:
+        if client.status in ("closing", "closed"):
+            raise ClusterError(LOST_SCHEDULER)
+
+    with client:
+        executor = client.get_executor(retries=DASK_RETRIES)
+        yield executor, check
+        if client.status == "running":
+            executor.shutdown()
 
 
 @contextmanager
