@@ -2,20 +2,30 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
 from typing import NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
+from settings import SettingsError
+
 WINDOW = timedelta(minutes=10)
 CHECK_EVERY_S = 1
+DASK_RETRIES = 2
+DASK_TIMEOUT_S = 10
+LOST_SCHEDULER = "the Dask cluster lost its scheduler: start it again and add --resume"
 
 Outcome = TypeVar("Outcome")
 
 
 class BadPeriod(Exception):
     """The asked period cannot be run."""
+
+
+class ClusterError(Exception):
+    """The Dask cluster cannot be used, or lost a day more often than it tries."""
 
 
 class Period(NamedTuple):
@@ -84,3 +94,45 @@ def ranges(periods: Iterable[Period]) -> list[tuple[date, date]]:
         else:
             joined.append((period.day, period.day))
     return joined
+
+
+def failure(future: Future[Outcome]) -> Exception | None:
+    """Return why a finished period failed, if it did; what Dask says of its cluster becomes a ClusterError."""
+    try:
+        error = future.exception()
+    except CancelledError:
+        return ClusterError(LOST_SCHEDULER)
+    if type(error).__module__.startswith("distributed"):
+        return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
+    assert error is None or isinstance(error, Exception)
+    return error
+
+
+@contextmanager
+def executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callable[[], None]]]:
+    """Give what carries the periods, threads or the Dask cluster of this scheduler, and run's check for it.
+
+    Raises ClusterError, and SettingsError where Dask is not installed.
+    """
+    if dask is None:
+        with ThreadPoolExecutor(at_once) as threads:
+            yield threads, lambda: None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SettingsError("Dask needs the package distributed: python -m pip install '.[dask]'") from error
+    try:
+        client = Client(dask, timeout=DASK_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {dask}: {error}; start it, or correct its address") from error
+
+    def check() -> None:
+        if client.status in ("closing", "closed"):
+            raise ClusterError(LOST_SCHEDULER)
+
+    with client:
+        cluster = client.get_executor(retries=DASK_RETRIES)
+        yield cluster, check
+        if client.status == "running":
+            cluster.shutdown()

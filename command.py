@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date
 from typing import NoReturn
 
@@ -53,3 +54,26 @@ def day(text: str) -> date:
     if parsed is None or parsed.isoformat() != text:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date: expected YYYY-MM-DD")
     return parsed
+
+
+@contextmanager
+def progress(
+    steps: int, unit: str
+) -> Iterator[tuple[Callable[[str | None], None], Callable[[], AbstractContextManager[object]]]]:
+    """Give a function that tells of a finished step, and a context for other lines.
+
+    On a terminal a bar with rate and remaining time moves; elsewhere each step is a line.
+    """
+    if not sys.stderr.isatty():
+        yield lambda line: print(line, flush=True) if line else None, nullcontext
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=steps, unit=unit, dynamic_ncols=True, file=sys.stderr) as bar:
+
+        def tell(line: str | None) -> None:
+            if line and not sys.stdout.isatty():
+                print(line, flush=True)
+            bar.update()
+
+        yield tell, lambda: tqdm.external_write_mode(file=sys.stderr)

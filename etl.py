@@ -21,13 +21,12 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime, timedelta
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -36,42 +35,25 @@ from sqlalchemy import URL, Engine
 
 import backfill
 import command
+import outcome
 import settings
 from alvo import load
 from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
-from alvo.load import Report, replace_period
-from backfill import WINDOW, BadPeriod, Period
+from alvo.load import replace_period
+from backfill import WINDOW, BadPeriod, ClusterError, Period
 from fonte.client import FonteError, RequestRefused, connect, fetch
+from outcome import Outcome
 from postgres import embedded, engine
 from postgres.engine import DatabaseError
 from settings import SettingsError
 
-SAMPLE_INTERVAL = timedelta(minutes=1)
 COLUMNS = ["wind_speed", "power"]
 # So that one day is fetched while the one before it is loaded.
 DAYS_AT_ONCE = 2
-DASK_RETRIES = 2
-DASK_TIMEOUT_S = 10
-LOST_SCHEDULER = "the Dask cluster lost its scheduler: start it again and add --resume"
 
 
 class EmptyPeriod(Exception):
     """Fonte holds no finite sample in the whole period."""
-
-
-class ClusterError(Exception):
-    """The Dask cluster cannot be reached, or lost a day more often than it tries."""
-
-
-class Outcome(NamedTuple):
-    """What the run of a period did: finite samples and windows per variable, what was left out, seconds per phase."""
-
-    samples: dict[str, int]
-    windows: dict[str, int]
-    not_finite: int
-    overflowed: int
-    report: Report
-    seconds: dict[str, float]
 
 
 # The first that fits counts: RequestRefused is a FonteError.
@@ -167,10 +149,10 @@ def _run(options: argparse.Namespace) -> int:
                 print("Alvo already holds values of every variable on every day: nothing to do")
                 return 0
             if options.last_date is None and options.dask is None:
-                print(_summary(periods[0], carry(periods[0])))
+                print(outcome.summary(periods[0], carry(periods[0])))
                 return 0
             apart = partial(run_apart, base_url, alvo_url, options.columns, options.statistics)
-            with _executor(options) as (executor, check):
+            with backfill.executor(options.dask, options.days_at_once) as (executor, check):
                 results = backfill.run(periods, apart if options.dask else carry, executor, options.days_at_once, check)
                 return _run_range(options, periods, results)
 
@@ -184,12 +166,12 @@ def _run_range(
     outcomes: list[Outcome] = []
     codes: dict[Period, int] = {}
     try:
-        with _progress(len(periods)) as (tell, aside):
+        with command.progress(len(periods), "day") as (tell, aside):
             for period, future in results:
-                error = _failure(future)
+                error = backfill.failure(future)
                 if error is None:
                     outcomes.append(future.result())
-                    tell(_line(period, outcomes[-1]))
+                    tell(outcome.line(period, outcomes[-1]))
                     continue
                 with aside():
                     codes[period] = command.failed("etl.py", error, EXIT_CODES, debug=options.debug)
@@ -204,73 +186,14 @@ def _run_range(
         return 130  # 128 + SIGINT, as a shell reports it
     finally:
         results.close()
-    print(_total(outcomes))
+    print(outcome.total(outcomes))
     failed = [period for period, code in codes.items() if code != EXIT_CODES[EmptyPeriod]]
     if failed and options.keep_going:
         print(
-            f"etl.py: {_days(len(failed))} failed. Run them again with:\n  {_again(options, failed)}", file=sys.stderr
+            f"etl.py: {outcome.days(len(failed))} failed. Run them again with:\n  {_again(options, failed)}",
+            file=sys.stderr,
         )
     return next(iter(codes.values()), 0)
-
-
-def _failure(future: Future[Outcome]) -> Exception | None:
-    """Return why a day failed, if it did; what Dask says of its cluster becomes ours."""
-    try:
-        error = future.exception()
-    except CancelledError:
-        return ClusterError(LOST_SCHEDULER)
-    if type(error).__module__.startswith("distributed"):
-        return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
-    assert error is None or isinstance(error, Exception)
-    return error
-
-
-@contextmanager
-def _executor(options: argparse.Namespace) -> Iterator[tuple[Executor, Callable[[], None]]]:
-    """Give what runs the days, and a check that it still can."""
-    if options.dask is None:
-        with ThreadPoolExecutor(options.days_at_once) as threads:
-            yield threads, lambda: None
-        return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise SettingsError("--dask needs the package distributed: python -m pip install '.[dask]'") from error
-    try:
-        client = Client(options.dask, timeout=DASK_TIMEOUT_S)
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"no Dask scheduler answers at {options.dask}: {error}; check --dask") from error
-
-    def check() -> None:
-        if client.status in ("closing", "closed"):
-            raise ClusterError(LOST_SCHEDULER)
-
-    with client:
-        executor = client.get_executor(retries=DASK_RETRIES)
-        yield executor, check
-        if client.status == "running":
-            executor.shutdown()
-
-
-@contextmanager
-def _progress(days: int) -> Iterator[tuple[Callable[[str | None], None], Callable[[], AbstractContextManager[object]]]]:
-    """Give a function to tell of a finished day, and a context for other lines.
-
-    On a terminal a bar with rate and remaining time moves; elsewhere each day is a line.
-    """
-    if not sys.stderr.isatty():
-        yield lambda line: print(line, flush=True) if line else None, nullcontext
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=days, unit="day", dynamic_ncols=True, file=sys.stderr) as bar:
-
-        def tell(line: str | None) -> None:
-            if line and not sys.stdout.isatty():
-                print(line, flush=True)
-            bar.update()
-
-        yield tell, lambda: tqdm.external_write_mode(file=sys.stderr)
 
 
 def _again(options: argparse.Namespace, periods: Sequence[Period]) -> str:
@@ -292,47 +215,6 @@ def _fonte() -> AbstractContextManager[str]:
     from fonte.embedded import served
 
     return served()
-
-
-def _summary(period: Period, outcome: Outcome) -> str:
-    expected = (period.end - period.start) // SAMPLE_INTERVAL
-    width = max(map(len, outcome.samples))
-    lines = [_title(period)]
-    for name, samples in outcome.samples.items():
-        coverage = f"{samples:,} of {expected:,} samples ({samples / expected:.1%})"
-        lines.append(f"  {name:{width}}  {coverage}, {outcome.windows[name]} windows")
-    if outcome.not_finite:
-        lines.append(f"  left out: {outcome.not_finite:,} values that are NULL, NaN or infinite")
-    if outcome.overflowed:
-        lines.append(f"  left out: {outcome.overflowed:,} results beyond the largest double")
-    phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in outcome.seconds.items())
-    lines.append(f"  Alvo: {_changes(outcome.report)}")
-    lines.append(f"  {sum(outcome.seconds.values()):.2f} s: {phases}")
-    return "\n".join(lines)
-
-
-def _title(period: Period) -> str:
-    return f"{period.day} {period.zone}" + (", not over yet" if period.end > datetime.now(UTC) else "")
-
-
-def _line(period: Period, outcome: Outcome) -> str:
-    expected = (period.end - period.start) // SAMPLE_INTERVAL * len(outcome.samples)
-    samples = f"{sum(outcome.samples.values()):,} of {expected:,} samples"
-    return f"{_title(period)}  {samples}, {_changes(outcome.report)}, {sum(outcome.seconds.values()):.2f} s"
-
-
-def _total(outcomes: Sequence[Outcome]) -> str:
-    reports = [outcome.report for outcome in outcomes]
-    total = Report(*map(sum, zip(*reports, strict=True))) if reports else Report(0, 0, 0)
-    return f"{_days(len(outcomes))}: {_changes(total)}"
-
-
-def _days(count: int) -> str:
-    return f"{count:,} day{'s' * (count != 1)}"
-
-
-def _changes(report: Report) -> str:
-    return f"{report.written:,} values written, {report.unchanged:,} unchanged, {report.removed:,} removed"
 
 
 def _parser() -> command.Parser:

@@ -1,8 +1,19 @@
 """Servers for the benchmarks; prints the accuracy of the candidates below the table of their speed."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from tests.conftest import administrator, make_database, server  # noqa: F401
+
+
+def pytest_collection_modifyitems(items, config):
+    """Skip before the servers and years of data are made, which pytest-benchmark alone would wait for."""
+    if not config.getoption("benchmark_only"):
+        for item in items:
+            if item.path.parent == Path(__file__).parent:
+                item.add_marker(pytest.mark.skip(reason="a benchmark: pytest --benchmark-only"))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ from postgres import embedded, engine
 
 ROOT = Path(__file__).resolve().parent.parent
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
+SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
 SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
 
 
@@ -55,12 +57,23 @@ def server(pytestconfig, tmp_path_factory) -> Iterator[URL]:
     if kind == "url":
         yield engine.parse(os.environ["TEST_POSTGRES_URL"])
     elif kind == "embedded":
-        yield embedded.url("postgres", tmp_path_factory.mktemp("postgres") / "embedded")
+        yield _without_fsync(embedded.url("postgres", tmp_path_factory.mktemp("postgres") / "embedded"))
     else:
         from testcontainers.community.postgres import PostgresContainer
 
         with PostgresContainer("postgres:18", driver="psycopg2") as container:
-            yield make_url(container.get_connection_url()).set(host="127.0.0.1")
+            yield _without_fsync(make_url(container.get_connection_url()).set(host="127.0.0.1"))
+
+
+def _without_fsync(url: URL) -> URL:
+    """Spare a server that only the tests use the wait for the disk, which no killed process can lose."""
+    pool = create_engine(url, isolation_level="AUTOCOMMIT")
+    with pool.connect() as connection:
+        for name in ("fsync", "full_page_writes"):
+            connection.execute(text(f"ALTER SYSTEM SET {name} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    pool.dispose()
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +84,7 @@ def administrator(server):
 
 
 @pytest.fixture(scope="session")
-def make_database(administrator, server):
+def make_database(administrator, server, pytestconfig):
     """Create a database, a copy of another one where a template is named; gives its URL."""
     made = []
 
@@ -83,8 +96,9 @@ def make_database(administrator, server):
         return server.set(database=name)
 
     yield make
+    # A server of the tests' own goes as a whole: to drop hundreds of databases one by one takes it ten seconds.
     with administrator.connect() as connection:
-        for name in made:
+        for name in made if _kind(pytestconfig) == "url" else []:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
@@ -105,13 +119,22 @@ def make_pool():
 @pytest.fixture(scope="session")
 def seeded_template(make_database) -> str:
     """The name of a database that holds the ten default days."""
-    url = make_database()
+    return seeded(make_database(), seeding.DAYS).database
+
+
+@pytest.fixture
+def sixty_days_fonte(make_database) -> URL:
+    """A Fonte that holds the days of SIXTY_DAYS."""
+    return seeded(make_database(), 60)
+
+
+def seeded(url: URL, days: int) -> URL:
+    """Fill a Fonte with so many days from the default start on."""
     pool = engine.create(url, "test")
     with pool.begin() as connection:
-        seeding.seed_once(connection)
+        seeding.fill_synthetic(connection, seeding.START, days, "turbine", seeding.RANDOM_SEED, lambda done, days: None)
     pool.dispose()
-    assert url.database
-    return url.database
+    return url
 
 
 @pytest.fixture
@@ -151,14 +174,20 @@ def external(connector, alvo):
 
 
 @pytest.fixture
-def undisturbed(make_database, make_pool, fonte_api, monkeypatch):
+def undisturbed(make_database, shared_connector):
     """What Alvo holds after the ten days of RANGE, each run alone."""
-    alvo = make_database()
-    with monkeypatch.context() as environment:
+    return values_of_days_alone(make_database(), shared_connector, RANGE)
+
+
+def values_of_days_alone(alvo, connector, asked):
+    """What Alvo holds after each day of a range was run alone, in an Alvo of its own."""
+    first, last = map(date.fromisoformat, asked[:2])
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_API_URL", connector)
         environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
-        for day in range(20, 30):
-            assert etl.main([f"2024-05-{day}", *RANGE[2:]]) == 0
-    return alvo_values(make_pool(alvo))
+        for number in range((last - first).days + 1):
+            assert etl.main([str(first + timedelta(days=number)), *asked[2:]]) == 0
+    return alvo_values(alvo)
 
 
 @pytest.fixture

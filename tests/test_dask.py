@@ -9,8 +9,10 @@ import sys
 import pytest
 from sqlalchemy import text
 
+import backfill
 import etl
-from tests.conftest import RANGE, ROOT, alvo_values
+import outcome
+from tests.conftest import RANGE, ROOT, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone
 from tests.faulty import answering, http
 
 distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
@@ -47,21 +49,27 @@ def test_a_cluster_gives_the_same_exit_codes(asked, alvo_pool, monkeypatch, caps
 
 
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(
-    cluster, asked, connector, fonte_pool, alvo_pool, undisturbed, monkeypatch, capsys
+    cluster, sixty_days_fonte, alvo_pool, make_database, monkeypatch
 ):
-    monkeypatch.setenv("FONTE_API_URL", connector)
-    tell, killed = etl._line, []
+    tell, told, killed = outcome.line, [], []
 
-    def kill_a_worker(period, outcome):
-        if not killed:
+    def kill_a_worker(period, done):
+        told.append(period)
+        if len(told) == 20:
             with distributed.Client(cluster, set_as_default=False) as client:
                 killed.append(next(iter(client.run(os.getpid).values())))
             os.kill(killed[0], signal.SIGKILL)
-        return tell(period, outcome)
+        return tell(period, done)
 
-    monkeypatch.setattr(etl, "_line", kill_a_worker)
-    assert etl.main(asked) == 0
+    monkeypatch.setattr(outcome, "line", kill_a_worker)
+    asked = [*SIXTY_DAYS, "--dask", cluster.scheduler_address]
+    with connector_over(sixty_days_fonte) as connector:
+        monkeypatch.setenv("FONTE_API_URL", connector)
+        assert etl.main(asked) == 0
+        assert etl.main([*asked, "--resume"]) == 0
+        undisturbed = values_of_days_alone(make_database(), connector, SIXTY_DAYS)
     assert killed
+    assert len(told) == 60
     assert alvo_values(alvo_pool) == undisturbed
     with alvo_pool.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM signal")) == 4
@@ -79,7 +87,7 @@ def test_without_its_package_the_option_says_how_to_get_it(fonte_api, alvo, monk
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):
-    monkeypatch.setattr(etl, "DASK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(backfill, "DASK_TIMEOUT_S", 0.3)
     assert etl.main([*RANGE, "--dask", f"tcp://127.0.0.1:{refused_port}"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"etl.py: no Dask scheduler answers at tcp://127.0.0.1:{refused_port}")
@@ -95,15 +103,15 @@ def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_po
         address = f"127.0.0.1:{free.getsockname()[1]}"
     scheduler = started("distributed.cli.dask_scheduler", "--host", f"tcp://{address}", "--no-dashboard")
     worker = started("distributed.cli.dask_worker", f"tcp://{address}", "--no-dashboard", "--nworkers", "1")
-    line = etl._line
+    line = outcome.line
 
-    def kill_the_scheduler(period, outcome):
+    def kill_the_scheduler(period, done):
         scheduler.kill()
         scheduler.wait()
-        return line(period, outcome)
+        return line(period, done)
 
     with monkeypatch.context() as changed:
-        changed.setattr(etl, "_line", kill_the_scheduler)
+        changed.setattr(outcome, "line", kill_the_scheduler)
         assert etl.main([*RANGE, "--dask", f"tcp://{address}", "--keep-going"]) == 1
     worker.kill()
     worker.wait()

@@ -13,7 +13,7 @@ import httpx
 import psutil
 from sqlalchemy import text
 
-from tests.conftest import RANGE, ROOT, alvo_values, external
+from tests.conftest import ROOT, SIXTY_DAYS, alvo_values, external, values_of_days_alone
 from tests.test_embedded import servers
 
 COMMAND = [sys.executable, "etl.py", "2024-05-20"]
@@ -80,7 +80,7 @@ def test_a_killed_first_run_needs_no_hand_and_leaves_no_server(checkout, pytestc
 
 def test_a_long_range_that_is_killed_and_whose_postgresql_is_killed_is_mended_by_resume(checkout, run_command):
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
-    sixty_days = ["etl.py", "2024-05-20", "2024-07-18", "--columns", "power", "--resume"]
+    sixty_days = ["etl.py", *SIXTY_DAYS, "--resume"]
     assert run_command("seed.py", "--days", "60").returncode == 0
     command = [sys.executable, *sixty_days]
     with subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.PIPE) as run:
@@ -124,23 +124,26 @@ def connector_process(fonte, port):
             process.kill()
 
 
-def test_a_range_whose_connector_is_killed_is_mended_by_resume(fonte, alvo, alvo_pool, undisturbed):
+def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(sixty_days_fonte, alvo, alvo_pool, make_database):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = external(f"http://127.0.0.1:{port}", alvo)
-    command = [sys.executable, "etl.py", *RANGE]
+    command = [sys.executable, "etl.py", *SIXTY_DAYS]
     with (
-        connector_process(fonte, port) as connector,
+        connector_process(sixty_days_fonte, port) as connector,
         subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as run,
     ):
-        run.stdout.readline()
+        for _ in range(20):
+            run.stdout.readline()
         connector.kill()
         _, error = run.communicate()
     assert run.returncode == 3, error
-    assert alvo_values(alvo_pool).items() < undisturbed.items()
-    with connector_process(fonte, port):
+    held = alvo_values(alvo_pool)
+    with connector_process(sixty_days_fonte, port):
+        undisturbed = values_of_days_alone(make_database(), environment["FONTE_API_URL"], SIXTY_DAYS)
         resumed = subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=False)
+    assert held.items() < undisturbed.items()
     assert resumed.returncode == 0
     assert alvo_values(alvo_pool) == undisturbed

@@ -75,7 +75,7 @@ def test_a_day_loads_no_library_that_it_does_not_need(run_command, connector, al
     code = "import etl, sys; etl.main(['2024-05-20']); print(*{name.partition('.')[0] for name in sys.modules})"
     run = run_command("-c", code, FONTE_API_URL=connector, ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False))
     loaded = set(run.stdout.splitlines()[-1].split()) - sys.stdlib_module_names
-    project = {"alvo", "backfill", "command", "etl", "fonte", "postgres", "settings"}
+    project = {"alvo", "backfill", "command", "etl", "fonte", "outcome", "postgres", "settings"}
     libraries = {"httpx", "numpy", "psycopg2", "sqlalchemy"}
     their_own = {"anyio", "certifi", "charset_normalizer", "greenlet", "h11", "httpcore", "idna", "typing_extensions"}
     unasked = {name for name in loaded - project - libraries - their_own if not name.startswith("_")}
