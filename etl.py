@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
     periods = list(backfill.days(options.date, options.last_date or options.date, options.timezone))
     if options.dask and not settings.services_are_external():
         raise SettingsError("--dask needs FONTE_API_URL and ALVO_DATABASE_URL: its workers cannot reach this process")
-    with _fonte() as base_url:
+    with connector() as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
             alvo_url = settings.alvo_database_url()
             alvo = engine.create(alvo_url, "etl.py", pool_size=options.days_at_once)
@@ -207,9 +207,12 @@ def _again(options: argparse.Namespace, periods: Sequence[Period]) -> str:
     return "\n  ".join(shlex.join(["python", "etl.py", *dates, *same]) for dates in days)
 
 
-def _fonte() -> AbstractContextManager[str]:
-    """Give the base URL of the connector, which this process serves where FONTE_API_URL is unset."""
-    url = settings.fonte_api_url()
+def connector(given: str | None = None) -> AbstractContextManager[str]:
+    """Give the base URL of the connector, which this process serves where FONTE_API_URL is unset.
+
+    given: in place of FONTE_API_URL. Raises SettingsError and FonteError.
+    """
+    url = settings.fonte_api_url(given)
     if url is not None:
         return nullcontext(url)
     from fonte.embedded import served

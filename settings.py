@@ -15,9 +15,9 @@ class SettingsError(Exception):
     """A setting that is there cannot be used; the message names it."""
 
 
-def fonte_api_url() -> str | None:
-    """Return FONTE_API_URL, or None where the connector is to be served by this process. Raises SettingsError."""
-    url = _read("FONTE_API_URL")
+def fonte_api_url(given: str | None = None) -> str | None:
+    """Return the given URL or else FONTE_API_URL; None means: serve it in this process. Raises SettingsError."""
+    url = given or _read("FONTE_API_URL")
     if url is None:
         return None
     import httpx
@@ -47,13 +47,18 @@ def services_are_external() -> bool:
     return _read("FONTE_API_URL") is not None and _read("ALVO_DATABASE_URL") is not None
 
 
-def alvo_database_url() -> URL:
-    """Return ALVO_DATABASE_URL, or the embedded server's database. Raises SettingsError, EmbeddedServerError."""
-    return _database_url("ALVO_DATABASE_URL", "alvo")
+def alvo_database_url(given: str | None = None) -> URL:
+    """Return the given URL, or ALVO_DATABASE_URL, or the embedded server's. Raises SettingsError, EmbeddedServerError."""
+    return _database_url("ALVO_DATABASE_URL", "alvo", given)
 
 
-def _database_url(name: str, embedded_database: str) -> URL:
-    url = _read(name)
+def child_environment(**settings: str) -> dict[str, str]:
+    """Return the environment for a process that is to have these settings."""
+    return {**os.environ, **settings}
+
+
+def _database_url(name: str, embedded_database: str, given: str | None = None) -> URL:
+    url = given or _read(name)
     if url is None:
         return embedded.url(embedded_database)
     try:

@@ -1,0 +1,50 @@
+"""The connector, the databases and Dagster in one command; Ctrl-C stops them all.
+
+FONTE_API_URL and ALVO_DATABASE_URL name services of your own; what is unset is started here.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import command
+import etl
+import settings
+from fonte.client import FonteError
+from postgres import engine
+
+ROOT = Path(__file__).resolve().parent.parent
+EXIT_CODES = {settings.SettingsError: 2, FonteError: 3, engine.DatabaseError: 4}
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    parser = command.Parser(prog="python -m orchestration", description=__doc__)
+    parser.add_argument("--port", default="3000", help="where the browser finds Dagster; default: %(default)s")
+    options = parser.parse_args()
+    return command.run("orchestration", lambda: _serve(options.port), EXIT_CODES)
+
+
+def _serve(port: str) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with etl.connector() as base_url:
+        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
+            alvo = settings.alvo_database_url()
+        environment = settings.child_environment(
+            FONTE_API_URL=base_url, ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False)
+        )
+        line = [sys.executable, "-m", "dagster", "dev", "--port", port]
+        # Of a session of its own, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
+        with subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True) as dagster:
+            try:
+                return dagster.wait()
+            except KeyboardInterrupt:
+                dagster.send_signal(signal.SIGINT)
+                dagster.wait()
+                return 130  # 128 + SIGINT, as a shell reports it
+
+
+if __name__ == "__main__":
+    sys.exit(main())
