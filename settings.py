@@ -48,7 +48,7 @@ def services_are_external() -> bool:
 
 
 def alvo_database_url(given: str | None = None) -> URL:
-    """Return the given URL, or ALVO_DATABASE_URL, or the embedded server's. Raises SettingsError, EmbeddedServerError."""
+    """Return the given URL, ALVO_DATABASE_URL, or the embedded one. Raises SettingsError, EmbeddedServerError."""
     return _database_url("ALVO_DATABASE_URL", "alvo", given)
 
 

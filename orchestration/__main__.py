@@ -3,7 +3,6 @@
 FONTE_API_URL and ALVO_DATABASE_URL name services of your own; what is unset is started here.
 """
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -28,14 +27,16 @@ def main() -> int:
 
 
 def _serve(port: str) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also where the shell that started this lets Ctrl-C be ignored.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     with etl.connector() as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
             alvo = settings.alvo_database_url()
         environment = settings.child_environment(
             FONTE_API_URL=base_url, ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False)
         )
-        line = [sys.executable, "-m", "dagster", "dev", "--port", port]
+        line = [str(Path(sys.executable).with_name("dg")), "dev", "--use-active-venv", "--port", port]
         # Of a session of its own, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
         with subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True) as dagster:
             try:

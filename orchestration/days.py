@@ -46,18 +46,16 @@ def between(first: str, last: str) -> list[Period]:
 def connected(
     context: dg.OpExecutionContext, fonte: FonteApi, alvo: AlvoDatabase, connections: int
 ) -> Iterator[tuple[httpx.Client, Engine]]:
-    """Give tested connections for a run, and let Dagster try again what fails and may pass by itself."""
+    """Give tested connections for a run; Dagster tries again what fails and may pass by itself, and nothing else."""
     try:
         with fonte.connect() as http, alvo.connect(connections) as engine:
             yield http, engine
-    except RequestRefused:
-        raise
-    except (FonteError, DatabaseError, ClusterError) as error:
-        # The last attempt fails with its own words.
-        if context.retry_number == RETRIES:
-            raise
-        context.log.warning(f"will be tried again: {error}")
-        raise dg.RetryRequested(RETRIES, BACKOFF_S * 2**context.retry_number) from error
+    except tuple(etl.EXIT_CODES) as error:
+        passes = isinstance(error, (FonteError, DatabaseError, ClusterError)) and not isinstance(error, RequestRefused)
+        if passes and context.retry_number < RETRIES:
+            context.log.warning(f"will be tried again: {error}")
+            raise dg.RetryRequested(RETRIES, BACKOFF_S * 2**context.retry_number) from error
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def carried(

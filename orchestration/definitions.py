@@ -36,8 +36,9 @@ def ten_minute_statistics(
         known = units(http)
         for period, done in days.carried(days.between(keys.start, keys.end), config, http, engine):
             if isinstance(done, etl.EmptyPeriod):
-                context.log.warning(f"{period.day} skipped: {done}; Alvo stays as it was")
-                yield dg.AssetObservation(quality.ASSET, partition=str(period.day), metadata={"skipped": str(done)})
+                reason = f"{period.day} skipped: {done}; Alvo stays as it was"
+                context.log.warning(reason)
+                yield dg.AssetObservation(quality.ASSET, reason, partition=str(period.day))
             else:
                 context.log.info(outcome.line(period, done))
                 yield from quality.events(period, done, engine, known)
@@ -58,11 +59,10 @@ class Range(days.Options):
 @dg.op(pool=POOL)
 def run_etl(context: dg.OpExecutionContext, config: Range) -> None:
     """Carry the days of a range, as `python etl.py START_DATE END_DATE` does."""
-    periods = days.between(config.start_date, config.end_date)
     outcomes = []
     fonte, alvo = FonteApi(url=config.api_url), AlvoDatabase(url=config.database_url)
     with days.connected(context, fonte, alvo, config.days_at_once) as (http, engine):
-        for period, done in days.carried(periods, config, http, engine):
+        for period, done in days.carried(days.between(config.start_date, config.end_date), config, http, engine):
             if isinstance(done, etl.EmptyPeriod):
                 context.log.warning(f"{period.day} skipped: {done}; Alvo stays as it was")
             else:

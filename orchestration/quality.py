@@ -1,7 +1,7 @@
 """What Dagster shows of a day: its figures, its picture, and the checks of what Alvo then holds."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 import numpy as np
@@ -37,29 +37,30 @@ def events(period: Period, done: Outcome, alvo: Engine, units: Mapping[str, str]
     with engine.failures("Alvo", "the day is loaded: check ALVO_DATABASE_URL and run again"):
         window_starts, signals, not_finite = read.period(alvo, period.start, period.end, names)
     axes = {name: f"{name} ({units[name]})" if name in units else name for name in done.samples}
-    title = outcome.line(period, done).split(" samples")[0] + " samples"
+    figures = _figures(period, done)
+    title = f"{period.day} {period.zone}, {figures['coverage_percent']:.1f} % of the samples"
     png = plot.picture(title, period.start, period.end, window_starts, signals, axes)
     picture = f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+    summary = dg.MetadataValue.md(f"```\n{outcome.summary(period, done)}\n```")
     key = str(period.day)
     yield dg.AssetMaterialization(
-        ASSET, partition=key, metadata={"plot": dg.MetadataValue.md(picture), **_figures(period, done)}
+        ASSET, partition=key, metadata={"plot": dg.MetadataValue.md(picture), "summary": summary, **figures}
     )
     for name, (passed, metadata) in _checked(period, done, window_starts, signals, not_finite).items():
         severity = dg.AssetCheckSeverity.WARN if name == "fresh" else dg.AssetCheckSeverity.ERROR
         yield dg.AssetCheckEvaluation(ASSET, name, passed, metadata, severity=severity, partition=key)
 
 
-def _figures(period: Period, done: Outcome) -> dict[str, dg.MetadataValue | int | float]:
+def _figures(period: Period, done: Outcome) -> dict[str, int | float]:
     samples, expected = sum(done.samples.values()), (period.end - period.start) // SAMPLE_INTERVAL * len(done.samples)
     return {
-        "summary": dg.MetadataValue.md(f"```\n{outcome.summary(period, done)}\n```"),
         "samples": samples,
-        "coverage": samples / expected,
+        "coverage_percent": 100 * samples / expected,
         "windows": sum(done.windows.values()),
         "values_written": done.report.written,
         "values_unchanged": done.report.unchanged,
         "values_removed": done.report.removed,
-        "seconds": sum(done.seconds.values()),
+        "seconds": round(sum(done.seconds.values()), 3),
         "dagster/partition_row_count": done.report.written + done.report.unchanged,
     }
 
@@ -91,5 +92,4 @@ def _out_of_order(low: Values, mean: Values, high: Values) -> int:
 
 def _last(window_starts: Timestamps, values: Values) -> np.datetime64 | None:
     """Return the start of the last window with a value, if any has one."""
-    held: Sequence[np.datetime64] = window_starts[np.isfinite(values)]
-    return held[-1] if len(held) else None
+    return next(iter(window_starts[np.isfinite(values)][::-1]), None)

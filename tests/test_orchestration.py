@@ -1,0 +1,349 @@
+"""Dagster in this process: days, ranges, ticks, failures and checks, over a real Fonte and a real Alvo."""
+
+import base64
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import text
+
+import etl
+from tests.conftest import ROOT, alvo_values, values_of_days_alone
+from tests.faulty import answering, http
+
+dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
+from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
+
+from orchestration import days  # noqa: E402
+from orchestration.definitions import defs  # noqa: E402
+from orchestration.quality import CHECKS  # noqa: E402
+
+DAY = "2024-05-21"
+EMPTY_DAY = "2024-06-21"
+Type = dg.DagsterEventType
+
+
+@pytest.fixture
+def instance(monkeypatch):
+    """An instance of Dagster of the test's own, in which nobody waits before a retry."""
+    monkeypatch.setattr(days, "BACKOFF_S", 0)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def daily_job():
+    return defs.resolve_job_def("ten_minute_statistics_job")
+
+
+@pytest.fixture
+def materialise(daily_job, instance):
+    """Run the daily job for a partition, or for a range of them in one run."""
+
+    def run(first=DAY, last=None, **config):
+        tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last or first}
+        partition = {"tags": tags} if last else {"partition_key": first}
+        run_config = {"ops": {"ten_minute_statistics": {"config": config}}}
+        return daily_job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False, **partition)
+
+    return run
+
+
+def events(run, kind):
+    return [event.event_specific_data for event in run.all_events if event.event_type == kind]
+
+
+def materialised(run):
+    return {data.materialization.partition: data.materialization for data in events(run, Type.ASSET_MATERIALIZATION)}
+
+
+def figures(run, *names, day=DAY):
+    return tuple(materialised(run)[day].metadata[name].value for name in names)
+
+
+def failure(run):
+    """What failed: the exception's name and words."""
+    (data,) = events(run, Type.STEP_FAILURE)
+    return data.error.cause
+
+
+def test_a_partition_is_the_day_that_etl_py_makes(materialise, fonte_api, alvo, make_database):
+    assert materialise().success
+    assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [DAY, DAY])
+
+
+def test_a_second_materialisation_changes_nothing(materialise, fonte_api, alvo):
+    names = ("values_written", "values_unchanged", "values_removed")
+    assert figures(materialise(), *names) == (1152, 0, 0)
+    before = alvo_values(alvo)
+    assert figures(materialise(), *names) == (0, 1152, 0)
+    assert alvo_values(alvo) == before
+
+
+def test_a_partition_tells_what_it_did(materialise, fonte_api, alvo):
+    run = materialise(variables=["power"])
+    told = figures(run, "samples", "coverage_percent", "windows", "dagster/partition_row_count")
+    assert told == (1440, 100.0, 144, 576)
+    assert figures(run, "seconds")[0] > 0
+    assert "1,440 of 1,440 samples (100.0%), 144 windows" in figures(run, "summary")[0]
+    picture = figures(run, "plot")[0].partition("base64,")[2].removesuffix(")")
+    assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
+
+
+def test_the_checks_of_a_whole_day_pass(materialise, fonte_api, alvo):
+    evaluations = events(materialise(), Type.ASSET_CHECK_EVALUATION)
+    assert {(check.check_name, check.partition, check.passed) for check in evaluations} == {
+        (name, DAY, True) for name in CHECKS
+    }
+
+
+@pytest.mark.parametrize(
+    ("check", "damage"),
+    [
+        ("rows_match_coverage", "DELETE FROM data WHERE timestamp = '2024-05-21 13:00Z'"),
+        ("rows_match_coverage", "INSERT INTO data SELECT '2024-05-21 12:00Z', id, 1 FROM signal"),
+        ("mean_between_min_and_max", "UPDATE data SET value = 1e9 FROM signal WHERE id = signal_id AND name ~ 'min'"),
+        ("mean_between_min_and_max", "UPDATE data SET value = -1e9 FROM signal WHERE id = signal_id AND name ~ 'max'"),
+        ("no_nan", "UPDATE data SET value = 'infinity' FROM signal WHERE id = signal_id AND name ~ 'std'"),
+        ("fresh", "DELETE FROM data WHERE timestamp >= '2024-05-21 23:50Z'"),
+        ("fresh", "DELETE FROM data USING signal WHERE id = signal_id AND name ~ 'power'"),
+    ],
+)
+def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, monkeypatch, alvo_pool, check, damage):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        twelve = "timestamp >= '2024-05-21 12:00Z' AND timestamp < '2024-05-21 12:10Z'"
+        connection.execute(text(f"DELETE FROM data WHERE {twelve}"))
+    carry = etl.run
+
+    def carry_and_damage(*arguments, **options):
+        done = carry(*arguments, **options)
+        with alvo_pool.begin() as connection:
+            connection.execute(text(damage))
+        return done
+
+    monkeypatch.setattr(etl, "run", carry_and_damage)
+    run = materialise()
+    failed = {event.check_name for event in events(run, Type.ASSET_CHECK_EVALUATION) if not event.passed}
+    assert run.success
+    assert check in failed
+
+
+def test_a_day_that_stops_early_is_not_fresh(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = NULL WHERE timestamp >= '2024-05-21 23:50Z'"))
+    checks = events(materialise(), Type.ASSET_CHECK_EVALUATION)
+    assert [(check.check_name, check.severity.value) for check in checks if not check.passed] == [("fresh", "WARN")]
+
+
+@pytest.mark.parametrize("variables", [["wind_speed"], ["ambient_temperature"]])
+def test_an_empty_day_is_skipped_with_its_reason(materialise, fonte_api, alvo, variables):
+    run = materialise(EMPTY_DAY, variables=variables)
+    assert run.success
+    (skipped,) = events(run, Type.ASSET_OBSERVATION)
+    reason = skipped.asset_observation.description
+    assert reason.startswith(f"{EMPTY_DAY} skipped: Fonte holds no finite sample of {variables[0]} from {EMPTY_DAY}")
+    assert materialised(run) == {}
+    assert events(run, Type.ASSET_CHECK_EVALUATION) == []
+    assert alvo_values(alvo) is None
+
+
+def fonte_is_down(monkeypatch, port):
+    monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{port}")
+
+
+def alvo_is_down(monkeypatch, port):
+    monkeypatch.setenv("ALVO_DATABASE_URL", f"postgresql://nobody:secret@127.0.0.1:{port}/alvo")
+
+
+@pytest.mark.parametrize(
+    ("goes", "kind", "said"),
+    [(fonte_is_down, "FonteError", "check FONTE_API_URL"), (alvo_is_down, "DatabaseError", "check ALVO_DATABASE_URL")],
+)
+def test_what_is_down_fails_the_run_after_its_retries(
+    materialise, fonte_api, alvo, monkeypatch, refused_port, goes, kind, said
+):
+    goes(monkeypatch, refused_port)
+    run = materialise()
+    assert not run.success
+    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == days.RETRIES
+    assert failure(run).cls_name == kind
+    assert said in failure(run).message
+    assert "secret" not in failure(run).message
+    assert materialised(run) == {}
+
+
+def test_a_connector_whose_database_is_away_fails_the_run(materialise, alvo, monkeypatch):
+    with answering(http(503, body={"detail": "Fonte does not answer"})) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        run = materialise()
+    assert "is not ready: it answers 503; check FONTE_API_URL" in failure(run).message
+    assert len(server.requests) == 1 + days.RETRIES
+
+
+def test_a_fault_that_passes_costs_a_retry_and_nothing_else(materialise, alvo, monkeypatch):
+    record = {"timestamp": f"{DAY}T00:00:00Z", "wind_speed": 5.0, "power": 300.0}
+    # Each attempt asks for health and columns before the data.
+    with answering(http(), http(404), http(500), http(), http(404), http(body=[record])) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        run = materialise()
+    assert run.success
+    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == 1
+    assert len(alvo_values(alvo)) == 6
+
+
+def as_it_is(monkeypatch, fonte):
+    """The settings stay."""
+
+
+def a_bad_url(monkeypatch, fonte):
+    monkeypatch.setenv("FONTE_API_URL", "ftp://elsewhere")
+
+
+def a_connector_in_this_process(monkeypatch, fonte):
+    monkeypatch.delenv("FONTE_API_URL")
+    monkeypatch.setenv("FONTE_DATABASE_URL", fonte.render_as_string(hide_password=False))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "kind"),
+    [
+        ({"variables": ["wind"]}, as_it_is, "RequestRefused"),
+        ({}, a_bad_url, "SettingsError"),
+        ({"dask": "tcp://127.0.0.1:1"}, a_connector_in_this_process, "SettingsError"),
+    ],
+)
+def test_bad_input_fails_the_run_at_once(materialise, fonte_api, fonte, alvo, monkeypatch, config, settings, kind):
+    settings(monkeypatch, fonte)
+    run = materialise(**config)
+    assert failure(run).cls_name == kind
+    assert events(run, Type.STEP_UP_FOR_RETRY) == []
+    assert alvo_values(alvo) is None
+
+
+def test_a_range_is_one_run_and_each_day_its_own_partition(materialise, fonte_api, alvo, undisturbed):
+    run = materialise("2024-05-20", "2024-05-29", variables=["power"])
+    assert run.success
+    assert sorted(materialised(run)) == [f"2024-05-{day}" for day in range(20, 30)]
+    assert alvo_values(alvo) == undisturbed
+    assert len(events(run, Type.ASSET_CHECK_EVALUATION)) == 10 * len(CHECKS)
+
+
+def test_an_empty_day_does_not_stop_a_range(materialise, fonte_api, alvo):
+    run = materialise("2024-05-28", "2024-05-31")
+    assert run.success
+    assert sorted(materialised(run)) == ["2024-05-28", "2024-05-29"]
+    skipped = [data.asset_observation.partition for data in events(run, Type.ASSET_OBSERVATION)]
+    assert skipped == ["2024-05-30", "2024-05-31"]
+
+
+def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api, alvo, monkeypatch):
+    carry = etl.run
+
+    def fail_on_the_23rd(base_url, alvo, start, *others, **options):
+        if start.day == 23:
+            raise ArithmeticError("a bug")
+        return carry(base_url, alvo, start, *others, **options)
+
+    monkeypatch.setattr(etl, "run", fail_on_the_23rd)
+    run = materialise("2024-05-20", "2024-05-29")
+    assert failure(run).cls_name == "ArithmeticError"
+    assert sorted(materialised(run)) == ["2024-05-20", "2024-05-21", "2024-05-22"]
+
+
+def test_a_range_on_dask_gives_the_same_results(materialise, fonte_api, alvo, undisturbed):
+    distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        run = materialise("2024-05-20", "2024-05-29", variables=["power"], dask=cluster.scheduler_address)
+    assert run.success
+    assert alvo_values(alvo) == undisturbed
+
+
+def test_a_dask_cluster_that_is_away_is_tried_again(materialise, fonte_api, alvo, refused_port, monkeypatch):
+    pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
+    monkeypatch.setattr("backfill.DASK_TIMEOUT_S", 0.1)
+    run = materialise(dask=f"tcp://127.0.0.1:{refused_port}")
+    assert failure(run).cls_name == "ClusterError"
+    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == days.RETRIES
+
+
+# It is Dagster's own.
+@pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("tick", "day"),
+    [
+        ("2024-05-21 06:00", "2024-05-20"),
+        ("2024-05-21 23:59", "2024-05-20"),
+        ("2024-05-22 00:00", "2024-05-21"),
+        ("2024-05-22 06:00", "2024-05-21"),
+    ],
+)
+def test_a_tick_runs_the_day_before(daily_job, instance, fonte_api, alvo, make_database, tick, day):
+    moment = datetime.fromisoformat(tick).replace(tzinfo=UTC)
+    schedule = defs.resolve_schedule_def("daily")
+    with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests
+    run = daily_job.execute_in_process(
+        run_config=request.run_config, partition_key=request.partition_key, tags=request.tags, instance=instance
+    )
+    assert list(materialised(run)) == [day]
+    assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [day, day])
+
+
+def test_a_tick_before_the_first_day_is_over_says_why_it_runs_nothing(instance):
+    moment = datetime(2024, 5, 20, 6, tzinfo=UTC)
+    with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
+        result = defs.resolve_schedule_def("daily").evaluate_tick(context)
+    assert result.run_requests == []
+    assert result.skip_message
+
+
+def test_the_schedule_is_on_and_fires_at_three_in_sao_paulo():
+    schedule = defs.resolve_schedule_def("daily")
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 6 * * *", "UTC")
+    assert datetime.fromisoformat("2024-05-21T03:00-03:00").astimezone(UTC).hour == 6
+
+
+def test_the_run_configuration_works_as_it_is_written(instance, fonte_api, alvo, make_database):
+    written = (ROOT / "orchestration/etl.yaml").read_text()
+    run = defs.resolve_job_def("etl").execute_in_process(load_run_config_yaml(written), instance)
+    assert total(run) == "3 days: 3,456 values written, 0 unchanged, 0 removed"
+    assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, ["2024-05-20", "2024-05-22"])
+
+
+def total(run):
+    (output,) = events(run, Type.STEP_OUTPUT)
+    return output.metadata["total"].value
+
+
+def run_range(instance, first, last, **config):
+    run_config = {"ops": {"run_etl": {"config": {"start_date": first, "end_date": last, **config}}}}
+    return defs.resolve_job_def("etl").execute_in_process(run_config, instance, raise_on_error=False)
+
+
+def test_a_range_goes_where_its_run_configuration_says(instance, shared_connector, make_database, monkeypatch):
+    url = make_database()
+    config = {"api_url": shared_connector, "database_url": url.render_as_string(hide_password=False)}
+    run = run_range(instance, "2024-05-28", "2024-05-30", variables=["power"], **config)
+    assert total(run) == "2 days: 1,152 values written, 0 unchanged, 0 removed"
+    assert len(alvo_values(url)) == 1152
+
+
+@pytest.mark.parametrize(
+    ("dates", "config", "kind"),
+    [
+        (("2024-05-20", "today"), {}, "BadPeriod"),
+        (("2024-05-21", "2024-05-20"), {}, "BadPeriod"),
+        ((DAY, DAY), {"api_url": "localhost:8000"}, "SettingsError"),
+        ((DAY, DAY), {"database_url": "mysql://localhost"}, "SettingsError"),
+        ((DAY, DAY), {"days_at_once": 0}, "ValidationError"),
+    ],
+)
+def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, dates, config, kind):
+    run = run_range(instance, *dates, **config)
+    assert failure(run).cls_name == kind
+    assert events(run, Type.STEP_UP_FOR_RETRY) == []
+    assert alvo_values(alvo) is None
