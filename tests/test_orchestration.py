@@ -1,9 +1,15 @@
 """Dagster in this process: days, ranges, ticks, failures and checks, over a real Fonte and a real Alvo."""
 
 import base64
+import re
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+import yaml
 from sqlalchemy import text
 
 import etl
@@ -15,7 +21,7 @@ from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
 
 from orchestration import days  # noqa: E402
 from orchestration.definitions import defs  # noqa: E402
-from orchestration.quality import CHECKS  # noqa: E402
+from orchestration.quality import ASSET, CHECKS  # noqa: E402
 
 DAY = "2024-05-21"
 EMPTY_DAY = "2024-06-21"
@@ -39,7 +45,7 @@ def daily_job():
 def materialise(daily_job, instance):
     """Run the daily job for a partition, or for a range of them in one run."""
 
-    def run(first=DAY, last=None, **config):
+    def run(first=DAY, last=None, instance=instance, **config):
         tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last or first}
         partition = {"tags": tags} if last else {"partition_key": first}
         run_config = {"ops": {"ten_minute_statistics": {"config": config}}}
@@ -347,3 +353,29 @@ def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, date
     assert failure(run).cls_name == kind
     assert events(run, Type.STEP_UP_FOR_RETRY) == []
     assert alvo_values(alvo) is None
+
+
+def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, make_database, tmp_path, monkeypatch):
+    """A second process finds there what the first one did."""
+    pytest.importorskip("dagster_postgres", reason="tox -e orchestration has it")
+    monkeypatch.setenv("DAGSTER_DATABASE_URL", make_database().render_as_string(hide_password=False))
+    shutil.copy(ROOT / "orchestration/dagster.postgres.yaml", tmp_path / "dagster.yaml")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert materialise(instance=instance).success
+    with dg.DagsterInstance.from_config(str(tmp_path)) as another:
+        assert another.get_materialized_partitions(ASSET) == {DAY}
+
+
+def test_both_configurations_limit_and_keep_quiet_alike():
+    development, postgres = (
+        yaml.safe_load((ROOT / name).read_text()) for name in ("dagster.yaml", "orchestration/dagster.postgres.yaml")
+    )
+    for part in ("telemetry", "nux", "concurrency", "run_monitoring"):
+        assert development[part] == postgres[part]
+
+
+def test_dg_finds_the_definitions():
+    dg_command = Path(sys.executable).with_name("dg")
+    run = subprocess.run([dg_command, "list", "defs", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = set(re.findall(r'"(?:asset_key|key|name)": "(\w+)"', run.stdout))
+    assert found >= {"ten_minute_statistics", "ten_minute_statistics_job", "etl", "daily", "fonte", "alvo"}

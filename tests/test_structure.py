@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGES = ("alvo", "fonte", "postgres")
+PACKAGES = ("alvo", "fonte", "orchestration", "postgres")
 SOURCES = sorted([*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).glob("*.py"))])
 
 
@@ -57,6 +57,20 @@ def test_the_command_reaches_fonte_through_its_client_alone():
     assert {".".join(name.split(".")[:2]) for name in reached} == {"fonte.client", "fonte.embedded"}
 
 
+@pytest.mark.parametrize(
+    ("library", "users"),
+    [
+        ("dagster", {"orchestration"}),
+        ("distributed", {"backfill.py"}),
+        ("matplotlib", {"alvo"}),
+        ("orchestration", {"orchestration"}),
+    ],
+)
+def test_a_library_of_one_room_is_imported_there_alone(library, users):
+    reached = {file for file in SOURCES if library in {name.split(".")[0] for name in imported(file.read_text())}}
+    assert {file.relative_to(ROOT).parts[0] for file in reached} == users
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_function_is_long(file):
     source = file.read_text()
@@ -66,8 +80,10 @@ def test_no_function_is_long(file):
             assert len(lines & set(range(node.lineno, node.end_lineno + 1))) < 40, node.name
 
 
-def test_the_pipeline_is_small():
-    assert sum(len(code_lines(file.read_text())) for file in SOURCES) < 2000
+@pytest.mark.parametrize(("of_dagster", "most"), [(False, 2000), (True, 300)])
+def test_the_pipeline_is_small(of_dagster, most):
+    files = [file for file in SOURCES if (file.parent.name == "orchestration") == of_dagster]
+    assert sum(len(code_lines(file.read_text())) for file in files) < most
 
 
 def test_a_day_loads_no_library_that_it_does_not_need(run_command, connector, alvo):
