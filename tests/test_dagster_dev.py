@@ -97,20 +97,25 @@ def page(dagster):
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def backfilled(ask):
-    """The finished backfill of the ten days."""
+def backfill(ask):
+    """Fill the ten days; gives the finished backfill."""
     launch = """mutation ($p: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $p) {
         ... on LaunchBackfillSuccess {backfillId}
     }}"""
     asked = {"assetSelection": [{"path": ["ten_minute_statistics"]}], "partitionNames": DAYS}
     backfill_id = ask(launch, p=asked)["launchPartitionBackfill"]["backfillId"]
     look = """query ($id: String!) {partitionBackfillOrError(backfillId: $id) {
-        ... on PartitionBackfill {status runs {status}}
+        ... on PartitionBackfill {status runs {status startTime endTime}}
     }}"""
-    while (backfill := ask(look, id=backfill_id)["partitionBackfillOrError"])["status"] == "REQUESTED":
+    while (found := ask(look, id=backfill_id)["partitionBackfillOrError"])["status"] == "REQUESTED":
         pass
-    return backfill
+    return found
+
+
+@pytest.fixture(scope="module")
+def backfilled(ask):
+    """The finished backfill of the ten days."""
+    return backfill(ask)
 
 
 def test_ten_days_are_filled_in_one_run(backfilled, ask):

@@ -1,0 +1,22 @@
+"""Ten days by Dagster, from the click to the end of the backfill, beside etl.py in the same checkout."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("dagster", reason="the benchmark of Dagster needs pip install '.[dagster]'")
+from tests.test_dagster_dev import DAYS, ask, backfill, clone, dagster, log  # noqa: F401
+
+
+@pytest.mark.parametrize("candidate", ["etl.py", "Dagster, a backfill in one run"])
+def test_ten_days(benchmark, clone, ask, candidate):  # noqa: F811
+    benchmark.group = "ten days that Alvo holds already"
+    benchmark.name = candidate
+    if candidate == "etl.py":
+        command = [sys.executable, "etl.py", DAYS[0], DAYS[-1]]
+        benchmark.pedantic(subprocess.run, [command], {"cwd": clone, "check": True}, rounds=5, warmup_rounds=1)
+        return
+    done = benchmark.pedantic(backfill, [ask], rounds=1)
+    (run,) = done["runs"]
+    benchmark.extra_info["seconds of them for the run itself"] = round(run["endTime"] - run["startTime"], 1)
