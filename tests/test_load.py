@@ -225,23 +225,6 @@ def test_a_connection_killed_in_the_middle_leaves_the_old_day(alvo, make_pool, a
     assert load(make_pool(alvo), power_mean=np.zeros(144)) == Report(144, 0, 0)
 
 
-def test_tables_made_by_their_owner_are_enough_for_a_role_that_cannot_create(administrator, alvo, make_pool, alvo_pool):
-    from alvo import schema
-
-    with alvo_pool.begin() as connection:
-        schema.create_absent(connection)
-        role = f"writer_{alvo.database}"
-        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'writer'"))
-        connection.execute(text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON data TO {role}"))
-        connection.execute(text(f"GRANT SELECT, INSERT ON signal TO {role}"))
-    try:
-        assert load(make_pool(alvo.set(username=role, password="writer")), power_mean=np.ones(144)) == Report(144, 0, 0)
-    finally:
-        with alvo_pool.begin() as connection:
-            connection.execute(text(f"DROP OWNED BY {role}"))
-            connection.execute(text(f"DROP ROLE {role}"))
-
-
 def test_the_tables_hold_exactly_the_columns_of_the_brief_and_their_checks(alvo_pool):
     load(alvo_pool, last=1, power_mean=[1.0])
     with alvo_pool.connect() as connection:
