@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alvo import load as loading
 from alvo.load import Report, replace_period
+from postgres import engine
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
 END = START + timedelta(days=1)
@@ -141,9 +142,8 @@ def test_two_loads_of_one_day_at_once_end_with_one_whole_day(alvo, make_pool):
     assert len(held) == 144 - next(iter(held.values()))
 
 
-def test_a_load_of_the_same_day_waits_and_one_of_another_day_does_not(administrator, alvo, make_pool):
-    with administrator.connect() as connection:
-        connection.execute(text(f"ALTER DATABASE {alvo.database} SET lock_timeout = 50"))
+def test_a_load_of_the_same_day_waits_and_one_of_another_day_does_not(alvo, make_pool, monkeypatch):
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
     first, second = make_pool(alvo), make_pool(alvo)
     load(first, power_mean=np.ones(144))
     with first.begin() as holder:
