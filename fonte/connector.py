@@ -89,6 +89,8 @@ app = FastAPI(
     version="1",
     lifespan=_lifespan,
     generate_unique_id_function=lambda route: route.name,
+    # A redirection would repeat the Host that the client names.
+    redirect_slashes=False,
 )
 answer_problems(app, "Fonte's database")
 
