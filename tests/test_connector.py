@@ -333,12 +333,13 @@ def test_a_role_that_may_only_select_is_enough(administrator, fonte, fonte_pool)
             connection.execute(text(f"DROP ROLE {role}"))
 
 
-def test_the_connector_could_not_write_if_it_tried(fonte):
+@pytest.mark.parametrize("name", ["engine", "streams"])
+def test_the_connector_could_not_write_if_it_tried(fonte, name):
     from fonte.connector import _lifespan, app
 
     async def statement():
         async with _lifespan(app) as state:
-            with state["engine"].connect() as connection:
+            with state[name].connect() as connection:
                 connection.execute(text("DELETE FROM data"))
 
     import asyncio
