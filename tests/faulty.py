@@ -20,7 +20,10 @@ def http(status=200, body=b"[]", content_type="application/json", length=None, h
 
 
 class Faulty:
-    """Answers connection after connection with the given answers, the last one again and again."""
+    """Answers connection after connection with the given answers, the last one again and again.
+
+    An answer is bytes, or a function that yields pieces, perhaps without end.
+    """
 
     def __init__(self, listener, answers):
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -48,7 +51,10 @@ class Faulty:
             elif self.pause_s:
                 self._drip(connection, answer)
             else:
-                connection.sendall(answer)
+                # Who refuses an answer does not read it to its end.
+                with suppress(OSError):
+                    for piece in [answer] if isinstance(answer, bytes) else answer():
+                        connection.sendall(piece)
             connection.close()
 
     def _drip(self, connection, answer):

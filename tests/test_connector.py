@@ -315,24 +315,6 @@ def test_a_database_that_is_away_is_a_503_and_is_found_again(administrator, font
         assert len(httpx.get(base_url + DAY).json()) == 1440
 
 
-def test_a_role_that_may_only_select_is_enough(administrator, fonte, fonte_pool):
-    role = f"reader_{fonte.database}"
-    with administrator.connect() as connection:
-        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'reader'"))
-    with fonte_pool.begin() as connection:
-        connection.execute(text(f"GRANT SELECT ON data TO {role}"))
-    try:
-        with connector_over(fonte.set(username=role, password="reader")) as base_url:
-            assert len(httpx.get(base_url + DAY).json()) == 1440
-            for path in ("/columns", "/period", "/health"):
-                assert httpx.get(base_url + path).status_code == 200
-    finally:
-        with fonte_pool.begin() as connection:
-            connection.execute(text(f"DROP OWNED BY {role}"))
-        with administrator.connect() as connection:
-            connection.execute(text(f"DROP ROLE {role}"))
-
-
 @pytest.mark.parametrize("name", ["engine", "streams"])
 def test_the_connector_could_not_write_if_it_tried(fonte, name):
     from fonte.connector import _lifespan, app
