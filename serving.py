@@ -188,19 +188,25 @@ class Stream(StreamingResponse):
                 )
         finally:
             with CancelScope(shield=True):
-                # A limit of its own: those that wait for the rows may hold all threads of the common one.
-                await to_thread.run_sync(self._rows.close, limiter=CapacityLimiter(1))
+                await to_thread.run_sync(self._rows.close, limiter=_own_thread())
 
 
-def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+async def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Make the first piece now: a database that is away is a 503 here, and a broken stream later."""
-    return chain([next(pieces)], pieces)
+    return chain([await to_thread.run_sync(next, pieces, limiter=_own_thread())], pieces)
 
 
 async def _drawn(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     # A thread that waits for the database is left behind when the client goes; closing the rows ends it.
-    while (piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True)) is not None:
+    while (
+        piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True, limiter=_own_thread())
+    ) is not None:
         yield piece
+
+
+def _own_thread() -> CapacityLimiter:
+    """Streams wait for the database in threads that are none of the few in which the other routes answer."""
+    return CapacityLimiter(1)
 
 
 def _described(error: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ from fonte import arrow, schema
 from postgres import copy, engine
 from serving import PROBLEMS, STREAM_TIMEOUT_S, Period, Stream, accepted, answer_problems, begun, json_list
 
-# FastAPI answers in 40 threads; each stream holds a connection.
+# Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
 POOL_SIZE = 40
+# The other routes have connections of their own: they answer however many streams there are.
+OTHER_POOL_SIZE = 5
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 Format = Literal["json", "csv", "arrow"]
@@ -76,9 +78,14 @@ class Variable(BaseModel):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Engine]]:
     url = settings.fonte_database_url()
-    pool = engine.create(url, "fonte connector", pool_size=POOL_SIZE, check_pooled=True, time_limit_s=STREAM_TIMEOUT_S)
-    yield {"engine": pool.execution_options(postgresql_readonly=True)}
-    pool.dispose()
+    name = "fonte connector"
+    pools = {
+        "engine": engine.create(url, name, pool_size=OTHER_POOL_SIZE, check_pooled=True),
+        "streams": engine.create(url, name, pool_size=POOL_SIZE, check_pooled=True, time_limit_s=STREAM_TIMEOUT_S),
+    }
+    yield {name: pool.execution_options(postgresql_readonly=True) for name, pool in pools.items()}
+    for pool in pools.values():
+        pool.dispose()
 
 
 app = FastAPI(
@@ -89,6 +96,8 @@ app = FastAPI(
     version="1",
     lifespan=_lifespan,
     generate_unique_id_function=lambda route: route.name,
+    # A redirection would repeat the Host that the client names.
+    redirect_slashes=False,
 )
 answer_problems(app, "Fonte's database")
 
@@ -104,7 +113,7 @@ def _to_data(**parameters: str) -> dict[str, Any]:
     responses={**PROBLEMS, 200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
     summary="Samples of a period, ordered by time",
 )
-def data(
+async def data(
     request: Request,
     query: Annotated[DataQuery, Query()],
     accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),
@@ -115,8 +124,8 @@ def data(
     """
     form = query.format or accepted(",".join(accept), MEDIA_TYPES)
     bounds = {"start": query.start_timestamp, "end": query.end_timestamp}
-    rows = copy.CopyOut(request.state.engine, _sql(query, form), bounds, COPY_OPTIONS[form])
-    return Stream(rows, begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
+    rows = copy.CopyOut(request.state.streams, _sql(query, form), bounds, COPY_OPTIONS[form])
+    return Stream(rows, await begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
 
 
 @app.get(
