@@ -1,27 +1,36 @@
-"""What the HTTP APIs share: how a period is asked for, in which format, and what they say when something is wrong."""
+"""What the HTTP APIs share: periods and formats, who may change data, and what is said when something is wrong."""
 
+import hmac
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from psycopg2 import Error as PostgresError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
+from sqlalchemy import URL, Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
 from postgres import engine
 from postgres.copy import CopyOut
 
+# FastAPI answers in 40 threads; each stream holds a connection.
+POOL_SIZE = 40
 FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
+ADMIN_TOKEN = "The admin token, which whoever runs this server has set."
+_log = logging.getLogger("uvicorn.error")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
 
 
@@ -57,6 +66,16 @@ class Period(BaseModel):
             raise PydanticCustomError("period", f"start_timestamp {start} is not before end_timestamp {end}")
         return self
 
+    def condition(self) -> str:
+        """Return the SQL condition that a row lies in the period; its parameters are those of bounds()."""
+        conditions = ["timestamp >= %(start)s"] * (self.start_timestamp is not None)
+        conditions += ["timestamp < %(end)s"] * (self.end_timestamp is not None)
+        return " AND ".join(conditions) or "true"
+
+    def bounds(self) -> dict[str, datetime | None]:
+        """Return the parameters of condition()."""
+        return {"start": self.start_timestamp, "end": self.end_timestamp}
+
 
 class Problem(BaseModel):
     """Why a request was not answered."""
@@ -68,6 +87,94 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "The request names something that does not exist or cannot be."},
     503: {"model": Problem, "description": "The database does not answer; ask again later."},
 }
+
+CHALLENGE = 'Bearer realm="admin"'
+_CHALLENGE_HEADER = {"WWW-Authenticate": {"description": CHALLENGE, "schema": {"type": "string"}}}
+PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
+    **PROBLEMS,
+    401: {"model": Problem, "description": "The admin token is missing or wrong.", "headers": _CHALLENGE_HEADER},
+    403: {"model": Problem, "description": "This server was started without an admin: nobody can change anything."},
+}
+
+
+class Changed(BaseModel):
+    """What a request changed."""
+
+    rows: int = Field(description="The number of rows deleted or written.", examples=[1440])
+
+
+@asynccontextmanager
+async def engines(name: str, url: URL, admin: tuple[URL, SecretStr] | None) -> AsyncIterator[dict[str, Any]]:
+    """Give the state of an app: an engine that only reads, and one that may write with the token that opens it.
+
+    name: as the database is to know the app. admin: the URL and the token; without them nobody may write.
+    """
+    admin_url, token = admin or (None, None)
+    reader = engine.create(url, name, pool_size=POOL_SIZE, check_pooled=True)
+    writer = engine.create(admin_url, f"{name} admin", check_pooled=True) if admin_url else None
+    yield {"engine": reader.execution_options(postgresql_readonly=True), "admin_engine": writer, "admin_token": token}
+    reader.dispose()
+    if writer:
+        writer.dispose()
+
+
+def _admin_engine(
+    request: Request,
+    sent: Annotated[
+        HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description=ADMIN_TOKEN))
+    ],
+) -> Engine:
+    """Return the engine that may write, to who sends the admin token; what RFC 6750 says to everybody else."""
+    token: SecretStr | None = request.state.admin_token
+    if token is None:
+        raise _refused(request, 403, "nothing can be changed here: the server has no admin database and token")
+    if sent is None:
+        raise _refused(request, 401, "the admin token is missing", CHALLENGE)
+    # As bytes, for a header can hold more than ASCII; in constant time, for the time must not tell how much is right.
+    if not hmac.compare_digest(sent.credentials.encode("latin-1"), token.get_secret_value().encode()):
+        raise _refused(request, 401, "the admin token is wrong", f'{CHALLENGE}, error="invalid_token"')
+    return request.state.admin_engine  # type: ignore[no-any-return]
+
+
+AdminEngine = Annotated[Engine, Depends(_admin_engine)]
+
+
+def _refused(request: Request, status: int, why: str, challenge: str | None = None) -> HTTPException:
+    audit(request, logging.WARNING, status=status, refused=why)
+    return HTTPException(status, why, {"WWW-Authenticate": challenge} if challenge else None)
+
+
+def audit(request: Request, level: int = logging.INFO, **facts: object) -> None:
+    """Log on one line, in key=value, who asked for a change and what became of it. Facts are never secret."""
+    client = request.client.host if request.client else None
+    line = {"action": f"{request.method} {request.url.path}", "client": client, **facts}
+    _log.log(level, "audit %s", " ".join(f"{name}={json.dumps(value, default=str)}" for name, value in line.items()))
+
+
+def delete_rows(connection: Connection, period: Period) -> int:
+    """Delete the rows of a period in the caller's transaction, until whose end nobody else writes; return how many."""
+    connection.exec_driver_sql("LOCK TABLE data IN SHARE ROW EXCLUSIVE MODE")
+    return connection.exec_driver_sql(f"DELETE FROM data WHERE {period.condition()}", period.bounds()).rowcount
+
+
+router = APIRouter()
+
+
+@router.get("/health", responses={503: PROBLEMS[503]}, summary="Whether the database answers")
+def health(request: Request) -> dict[str, Literal["ok"]]:
+    """Asks the database, not only this process."""
+    with request.state.engine.connect() as connection:
+        connection.execute(select(1))
+    return {"status": "ok"}
+
+
+@router.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the rows of a period")
+def delete_data(request: Request, admin: AdminEngine, period: Annotated[Period, Query()]) -> Changed:
+    """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
+    with admin.begin() as connection:
+        rows = delete_rows(connection, period)
+    audit(request, rows=rows, **period.model_dump())
+    return Changed(rows=rows)
 
 
 def answer_problems(app: FastAPI, database: str) -> None:
@@ -81,7 +188,7 @@ def answer_problems(app: FastAPI, database: str) -> None:
         return JSONResponse({"detail": "; ".join(map(_described, error.errors()))}, status_code=422)
 
     def unavailable(request: Request, error: Exception) -> JSONResponse:
-        logging.getLogger("uvicorn.error").error("%s: %s", database, engine.reason(error))
+        _log.error("%s: %s", database, engine.reason(error))
         detail = f"{database} does not answer, or is not set up; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
