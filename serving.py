@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from psycopg2 import Error as PostgresError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import URL, Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,8 +29,13 @@ from postgres.copy import CopyOut
 POOL_SIZE = 40
 FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
+FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
+ACCEPT = "The formats that the client takes, by their media types."
 ADMIN_TOKEN = "The admin token, which whoever runs this server has set."
+# The column timestamp as SQL writes it in RFC 3339, in a session whose time zone is of no account.
+TIMESTAMP = "to_json(timestamp AT TIME ZONE 'UTC') #>> '{}' || 'Z'"
 _log = logging.getLogger("uvicorn.error")
+Name = TypeVar("Name", bound=str)
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
 
 
@@ -47,7 +52,13 @@ def _timestamp(text: object) -> object:
         ) from None
 
 
-Name = TypeVar("Name", bound=str)
+def each_once(names: list[Name], field: ValidationInfo) -> list[Name]:
+    """Validate that a list, such as columns, names nothing twice."""
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("repeated", f"expected each {str(field.field_name).removesuffix('s')} once")
+    return names
+
+
 Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
 
 

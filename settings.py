@@ -64,6 +64,11 @@ def fonte_admin() -> "tuple[URL, SecretStr] | None":
     return _admin("FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN")
 
 
+def alvo_admin() -> "tuple[URL, SecretStr] | None":
+    """Return ALVO_ADMIN_DATABASE_URL and ALVO_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
+    return _admin("ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN")
+
+
 def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
     url, token = _read(url_name), _read(token_name)
     if url is None or token is None:

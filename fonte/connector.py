@@ -11,7 +11,7 @@ from enum import StrEnum, auto
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 import serving
@@ -21,9 +21,7 @@ from postgres import copy
 from serving import PROBLEMS, PROBLEMS_OF_CHANGES, AdminEngine, Changed, Period, Stream, Timestamp
 
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
-FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 Format = Literal["json", "csv", "arrow"]
-ACCEPT = "The formats that the client takes, by their media types."
 SEED = "The same seed gives the same values; left out, one is drawn, and answered."
 PROFILE = "Plausible values of a turbine, or plain random ones."
 MOST_DAYS = 366
@@ -42,16 +40,11 @@ class ColumnName(StrEnum):
 class DataQuery(Period):
     """What GET /data can be asked."""
 
-    columns: list[ColumnName] = Field(list(ColumnName), description=COLUMNS, examples=[["wind_speed", "power"]])
+    columns: Annotated[list[ColumnName], AfterValidator(serving.each_once)] = Field(
+        list(ColumnName), description=COLUMNS, examples=[["wind_speed", "power"]]
+    )
 
-    format: Format | None = Field(None, description=FORMAT)
-
-    @field_validator("columns")
-    @classmethod
-    def _each_once(cls, columns: list[ColumnName]) -> list[ColumnName]:
-        if len(set(columns)) < len(columns):
-            raise PydanticCustomError("repeated", "expected each column once")
-        return columns
+    format: Format | None = Field(None, description=serving.FORMAT)
 
 
 class RandomizeQuery(Period):
@@ -117,7 +110,9 @@ app.include_router(serving.router)
     summary="Samples of a period, ordered by time",
 )
 def data(
-    request: Request, query: Annotated[DataQuery, Query()], accept: Annotated[str, Header(description=ACCEPT)] = ""
+    request: Request,
+    query: Annotated[DataQuery, Query()],
+    accept: Annotated[str, Header(description=serving.ACCEPT)] = "",
 ) -> Stream:
     """Rows that hold `timestamp` and exactly the requested columns: a bare JSON list of flat records, CSV or Arrow.
 
@@ -160,7 +155,7 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
 
 
 def _sql(query: DataQuery, form: Format) -> str:
-    timestamp = "to_json(timestamp AT TIME ZONE 'UTC') #>> '{}' || 'Z' AS timestamp"
+    timestamp = f"{serving.TIMESTAMP} AS timestamp"
     where = f"WHERE {query.condition()}"
     if form == "arrow":
         # Without NULL all rows are of one length; which values are NULL is told apart from them.

@@ -24,7 +24,15 @@ from postgres import embedded, engine
 ROOT = Path(__file__).resolve().parent.parent
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
-SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN", "ALVO_DATABASE_URL")
+SETTINGS = (
+    "FONTE_API_URL",
+    "FONTE_DATABASE_URL",
+    "FONTE_ADMIN_DATABASE_URL",
+    "FONTE_ADMIN_TOKEN",
+    "ALVO_DATABASE_URL",
+    "ALVO_ADMIN_DATABASE_URL",
+    "ALVO_ADMIN_TOKEN",
+)
 
 
 def pytest_addoption(parser):

@@ -38,7 +38,7 @@ def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name
     assert "sec" not in str(failure.value)
 
 
-ADMINS = {"FONTE": settings.fonte_admin}
+ADMINS = {"FONTE": settings.fonte_admin, "ALVO": settings.alvo_admin}
 ADMIN_URL = "postgresql://u:p%40ss@h/d"
 
 
