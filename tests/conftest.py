@@ -36,7 +36,15 @@ for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
         print_blob=True,
     )
 properties.load_profile("default")
-SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
+SETTINGS = (
+    "FONTE_API_URL",
+    "FONTE_DATABASE_URL",
+    "FONTE_ADMIN_DATABASE_URL",
+    "FONTE_ADMIN_TOKEN",
+    "ALVO_DATABASE_URL",
+    "ALVO_ADMIN_DATABASE_URL",
+    "ALVO_ADMIN_TOKEN",
+)
 
 
 def pytest_addoption(parser):
