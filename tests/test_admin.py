@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 import seed
+import serving
 from fonte import seeding, synthetic
 from tests.conftest import connector_over
 
@@ -103,6 +104,15 @@ def test_without_the_token_nothing_changes_and_the_log_says_who_tried(
     [line] = lines
     assert line.startswith(f'audit action="{method} {path}" client="127.0.0.1" status=401 refused="the admin token is ')
     assert held() == before
+
+
+def test_the_token_is_compared_in_constant_time(connector, monkeypatch):
+    compared = []
+    monkeypatch.setattr(serving.hmac, "compare_digest", lambda *pair: compared.append(pair) or False)
+    for token in (TOKEN, "wrong"):
+        answer = httpx.delete(f"{connector}/data", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 401
+    assert compared == [(TOKEN.encode(), TOKEN.encode()), (b"wrong", TOKEN.encode())]
 
 
 @pytest.mark.parametrize("path", ["/data/randomize", "/data?start_timestamp=2024-05-20"])
