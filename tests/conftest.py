@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as properties
 from sqlalchemy import URL, create_engine, make_url, text
 
 import etl
@@ -24,6 +26,16 @@ from postgres import embedded, engine
 ROOT = Path(__file__).resolve().parent.parent
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
+for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
+    properties.register_profile(
+        profile,
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+properties.load_profile("default")
 SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
 
 
