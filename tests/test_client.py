@@ -304,6 +304,13 @@ def test_moments_that_only_wrap_around_into_the_period_are_refused(resolution, p
         fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
 
 
+def test_more_messages_than_anybody_writes_are_refused(monkeypatch):
+    monkeypatch.setattr(arrow, "_MOST_MESSAGES", 10)
+    body = arrow_stream({"timestamp": MINUTES[:20], "power": np.ones(20)}, rows_a_batch=1)
+    with pytest.raises(FonteError, match="more than 10 messages"):
+        fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+
+
 def test_a_signalling_nan_is_a_nan():
     power = np.frombuffer(struct.pack("<If", 0x7F800001, 1.5), np.float32)
     body = arrow_stream({"timestamp": MINUTES[:2], "power": power})
