@@ -9,13 +9,14 @@ from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from psycopg2 import Error as PostgresError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from postgres import engine
@@ -25,13 +26,18 @@ FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
 # Who reads more slowly than this would keep a connection to the database from others.
 STREAM_TIMEOUT_S = 600.0
-_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
+_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_HOUR = "([01][0-9]|2[0-3])"
+_TIME = f"{_HOUR}:[0-5][0-9](:[0-5][0-9]([.][0-9]{{1,6}})?)?(Z|[+-]{_HOUR}:[0-5][0-9])?"
+_TIMESTAMP = f"^{_DATE}([T ]{_TIME})?$"
+# A list that a client repeats by the thousand is not repeated to it.
+_ERRORS_TOLD = 5
 
 
 def _timestamp(text: object) -> object:
     """Read a timestamp of RFC 3339, its time and offset optional, as UTC."""
     try:
-        if not isinstance(text, str) or not _TIMESTAMP.fullmatch(text):
+        if not isinstance(text, str) or not re.fullmatch(_TIMESTAMP, text):
             raise ValueError
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -42,16 +48,16 @@ def _timestamp(text: object) -> object:
 
 
 Name = TypeVar("Name", bound=str)
-Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
+Timestamp = Annotated[
+    datetime | None, BeforeValidator(_timestamp), WithJsonSchema({"type": "string", "pattern": _TIMESTAMP})
+]
 
 
 class Period(BaseModel):
     """The half-open period [start, end); a bound that is left out does not bound."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    start_timestamp: Timestamp | None = Field(None, description=FIRST, examples=["2024-05-20T00:00:00Z"])
-    end_timestamp: Timestamp | None = Field(None, description=LAST, examples=["2024-05-21T00:00:00Z"])
+    start_timestamp: Timestamp = Field(None, description=FIRST, examples=["2024-05-20T00:00:00Z"])
+    end_timestamp: Timestamp = Field(None, description=LAST, examples=["2024-05-21T00:00:00Z"])
 
     @model_validator(mode="after")
     def _start_is_before_end(self) -> "Period":
@@ -69,7 +75,11 @@ class Problem(BaseModel):
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "The request names something that does not exist or cannot be."},
-    503: {"model": Problem, "description": "The database does not answer; ask again later."},
+    503: {
+        "model": Problem,
+        "description": "The database does not answer, or all connections to it are in use; ask again later.",
+        "headers": {"Retry-After": {"description": "After how many seconds.", "schema": {"type": "integer"}}},
+    },
 }
 
 
@@ -84,37 +94,63 @@ class LogLine(logging.Formatter):
 
 
 def answer_problems(app: FastAPI, database: str) -> None:
-    """Make an app answer 422 and 503 in one form: {"detail": "one line"}.
+    """Make an app answer 422 and 503 in one form: {"detail": "one line"}; to be called before routes are added.
 
+    A parameter that a route's description does not name, or that is repeated and no list, is refused on every route.
     database: its name in the answers. What the database said goes to the log, not to the client.
     """
 
     def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return JSONResponse({"detail": "; ".join(map(_described, error.errors()))}, status_code=422)
+        told = [_described(error) for error in error.errors()[:_ERRORS_TOLD]]
+        return JSONResponse({"detail": "; ".join(told)}, status_code=422)
 
     def unavailable(request: Request, error: Exception) -> JSONResponse:
         logging.getLogger("uvicorn.error").error("%s: %s", database, engine.reason(error))
         detail = f"{database} does not answer, or is not set up; ask again later"
+        if isinstance(error, PoolTimeoutError):
+            detail = f"all connections to {database} are in use; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
+    app.router.dependencies.append(Depends(_only_described))
     app.add_exception_handler(RequestValidationError, refused)
     app.add_exception_handler(SQLAlchemyError, unavailable)
     app.add_exception_handler(PostgresError, unavailable)
 
 
+async def _only_described(request: Request) -> None:
+    path = request.app.openapi()["paths"].get(request.scope["route"].path, {})
+    described = path.get(request.method.lower(), {}).get("parameters", [])
+    is_list = {each["name"]: each["schema"].get("type") == "array" for each in described if each["in"] == "query"}
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        if name not in is_list:
+            raise RequestValidationError([{"type": "unknown", "loc": ("query", name)}])
+        if len(values) > 1 and not is_list[name]:
+            raise RequestValidationError(
+                [{"type": "repeated", "loc": ("query", name), "msg": "expected it once", "input": values}]
+            )
+
+
 def accepted(accept: str, offered: Mapping[Name, str]) -> Name:
-    """Return the key of offered, media types by name, that an Accept header prefers; the first where it names none."""
-    ranges: list[tuple[float, str]] = []
-    for part in accept.split(","):
-        media_range, *parameters = part.replace(" ", "").lower().split(";")
+    """Return the key of offered, media types by name, that an Accept header prefers; the first where it names none.
+
+    Of several ranges that hold a media type the most specific counts (RFC 9110, section 12.5.1).
+    """
+    ranges: dict[str, tuple[float, int]] = {}
+    for position, part in enumerate(accept.lower().split(",")):
+        media_range, *parameters = map(str.strip, part.split(";"))
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        ranges.append((float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0, media_range))
-    for weight, media_range in sorted(ranges, key=lambda pair: -pair[0]):
-        for name, media_type in offered.items():
-            if weight > 0 and media_range in (media_type, media_type.split("/")[0] + "/*", "*/*"):
-                return name
-    return next(iter(offered))
+        weight = float(quality) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", quality) else 0.0
+        ranges.setdefault(media_range, (weight, -position))
+
+    def preference(name: Name) -> tuple[float, int]:
+        media_type = offered[name]
+        holding = (media_type, media_type.split("/")[0] + "/*", "*/*")
+        weight, position = next((ranges[each] for each in holding if each in ranges), (0.0, 0))
+        return (weight, position) if weight else (0.0, 0)
+
+    return max(offered, key=preference)
 
 
 def json_list(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -152,27 +188,34 @@ class Stream(StreamingResponse):
                 )
         finally:
             with CancelScope(shield=True):
-                # A limit of its own: those that wait for the rows may hold all threads of the common one.
-                await to_thread.run_sync(self._rows.close, limiter=CapacityLimiter(1))
+                await to_thread.run_sync(self._rows.close, limiter=_own_thread())
 
 
-def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+async def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Make the first piece now: a database that is away is a 503 here, and a broken stream later."""
-    return chain([next(pieces)], pieces)
+    return chain([await to_thread.run_sync(next, pieces, limiter=_own_thread())], pieces)
 
 
 async def _drawn(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     # A thread that waits for the database is left behind when the client goes; closing the rows ends it.
-    while (piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True)) is not None:
+    while (
+        piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True, limiter=_own_thread())
+    ) is not None:
         yield piece
+
+
+def _own_thread() -> CapacityLimiter:
+    """Streams wait for the database in threads that are none of the few in which the other routes answer."""
+    return CapacityLimiter(1)
 
 
 def _described(error: dict[str, Any]) -> str:
     location = error["loc"][1:]
-    message = str(error["msg"]).removeprefix("Input should be ")
     if not location:
-        return message
-    if error["type"] == "extra_forbidden":
-        return f"{location[0]}: no such parameter"
+        return str(error["msg"])
+    name = ascii(location[0])[1:-1]
+    if error["type"] == "unknown":
+        return f"{name:.80}: no such parameter"
+    message = str(error["msg"]).removeprefix("Input should be ")
     expected = message if message.startswith("expected") else f"expected {message}"
-    return f"{location[0]}={error['input']!r}: {expected}"
+    return f"{name}={error['input']!r:.200}: {expected}"

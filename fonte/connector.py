@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import StrEnum, auto
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Engine, select
 
@@ -16,13 +16,15 @@ from fonte import arrow, schema
 from postgres import copy, engine
 from serving import PROBLEMS, STREAM_TIMEOUT_S, Period, Stream, accepted, answer_problems, begun, json_list
 
-# FastAPI answers in 40 threads; each stream holds a connection.
+# Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
 POOL_SIZE = 40
+# The other routes have connections of their own: they answer however many streams there are.
+OTHER_POOL_SIZE = 5
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 Format = Literal["json", "csv", "arrow"]
-ACCEPT = "The formats that the client takes, by their media types."
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
+FormatParameter = Annotated[Format | None, WithJsonSchema({"type": "string", "enum": list(MEDIA_TYPES)})]
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
 
@@ -37,9 +39,14 @@ class ColumnName(StrEnum):
 class DataQuery(Period):
     """What GET /data can be asked."""
 
-    columns: list[ColumnName] = Field(list(ColumnName), description=COLUMNS, examples=[["wind_speed", "power"]])
+    columns: list[ColumnName] = Field(
+        list(ColumnName),
+        description=COLUMNS,
+        examples=[["wind_speed", "power"]],
+        json_schema_extra={"uniqueItems": True},
+    )
 
-    format: Format | None = Field(None, description=FORMAT)
+    format: FormatParameter = Field(None, description=FORMAT)
 
     @field_validator("columns")
     @classmethod
@@ -51,6 +58,8 @@ class DataQuery(Period):
 
 class Sample(BaseModel):
     """One minute: its timestamp and the requested variables, null where there is no finite value."""
+
+    model_config = ConfigDict(extra="forbid")
 
     timestamp: datetime = Field(examples=["2024-05-20T00:00:00Z"])
     wind_speed: float | None = Field(None, description="m/s", examples=[8.31])
@@ -69,9 +78,14 @@ class Variable(BaseModel):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Engine]]:
     url = settings.fonte_database_url()
-    pool = engine.create(url, "fonte connector", pool_size=POOL_SIZE, check_pooled=True, time_limit_s=STREAM_TIMEOUT_S)
-    yield {"engine": pool.execution_options(postgresql_readonly=True)}
-    pool.dispose()
+    name = "fonte connector"
+    pools = {
+        "engine": engine.create(url, name, pool_size=OTHER_POOL_SIZE, check_pooled=True),
+        "streams": engine.create(url, name, pool_size=POOL_SIZE, check_pooled=True, time_limit_s=STREAM_TIMEOUT_S),
+    }
+    yield {name: pool.execution_options(postgresql_readonly=True) for name, pool in pools.items()}
+    for pool in pools.values():
+        pool.dispose()
 
 
 app = FastAPI(
@@ -81,8 +95,16 @@ app = FastAPI(
     "without an offset. Nothing here changes anything.",
     version="1",
     lifespan=_lifespan,
+    generate_unique_id_function=lambda route: route.name,
+    # A redirection would repeat the Host that the client names.
+    redirect_slashes=False,
 )
 answer_problems(app, "Fonte's database")
+
+
+def _to_data(**parameters: str) -> dict[str, Any]:
+    """Describe that GET /data can be asked for what another answer tells."""
+    return {"operationId": "data", "parameters": parameters}
 
 
 @app.get(
@@ -91,20 +113,26 @@ answer_problems(app, "Fonte's database")
     responses={**PROBLEMS, 200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
     summary="Samples of a period, ordered by time",
 )
-def data(
-    request: Request, query: Annotated[DataQuery, Query()], accept: Annotated[str, Header(description=ACCEPT)] = ""
+async def data(
+    request: Request,
+    query: Annotated[DataQuery, Query()],
+    accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),
 ) -> Stream:
     """Rows that hold `timestamp` and exactly the requested columns: a bare JSON list of flat records, CSV or Arrow.
 
     JSON answers NULL, NaN and infinity as null; in CSV and Arrow they are themselves.
     """
-    form = query.format or accepted(accept, MEDIA_TYPES)
+    form = query.format or accepted(",".join(accept), MEDIA_TYPES)
     bounds = {"start": query.start_timestamp, "end": query.end_timestamp}
-    rows = copy.CopyOut(request.state.engine, _sql(query, form), bounds, COPY_OPTIONS[form])
-    return Stream(rows, begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
+    rows = copy.CopyOut(request.state.streams, _sql(query, form), bounds, COPY_OPTIONS[form])
+    return Stream(rows, await begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
 
 
-@app.get("/columns", summary="The variables, with their units")
+@app.get(
+    "/columns",
+    responses={422: PROBLEMS[422], 200: {"links": {"data": _to_data(columns="$response.body#/0/name")}}},
+    summary="The variables, with their units",
+)
 def columns() -> list[Variable]:
     """What `columns` of GET /data may name."""
     return [
@@ -113,13 +141,17 @@ def columns() -> list[Variable]:
     ]
 
 
-@app.get("/period", responses={503: PROBLEMS[503]}, summary="The period that Fonte holds")
+@app.get(
+    "/period",
+    responses={**PROBLEMS, 200: {"links": {"data": _to_data(start_timestamp="$response.body#/first_timestamp")}}},
+    summary="The period that Fonte holds",
+)
 def period(request: Request) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
     return schema.extent(request.state.engine)
 
 
-@app.get("/health", responses={503: PROBLEMS[503]}, summary="Whether the database answers")
+@app.get("/health", responses=PROBLEMS, summary="Whether the database answers")
 def health(request: Request) -> dict[str, Literal["ok"]]:
     """Asks the database, not only this process."""
     with request.state.engine.connect() as connection:

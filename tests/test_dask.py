@@ -48,6 +48,7 @@ def test_a_cluster_gives_the_same_exit_codes(asked, alvo_pool, monkeypatch, caps
     assert capsys.readouterr().err.startswith("etl.py: Fonte ")
 
 
+@pytest.mark.faults
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(
     cluster, sixty_days_fonte, alvo_pool, make_database, monkeypatch
 ):
@@ -98,6 +99,7 @@ def started(*arguments):
     return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.faults
 def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_pool, undisturbed, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"

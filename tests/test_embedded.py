@@ -82,6 +82,7 @@ def test_it_ends_when_its_user_is_killed(folder):
         assert servers(folder) == []
 
 
+@pytest.mark.faults
 def test_it_stays_while_one_of_its_users_lives(folder):
     with user(folder) as (first, first_port, _), user(folder) as (second, second_port, _):
         assert first_port == second_port
@@ -92,6 +93,7 @@ def test_it_stays_while_one_of_its_users_lives(folder):
         assert second.poll() is None
 
 
+@pytest.mark.faults
 def test_many_first_users_at_once_share_one_server(folder):
     together = threading.Barrier(6)
 
@@ -157,6 +159,7 @@ def test_a_wrong_password_is_refused(folder):
         create_engine(f"postgresql+psycopg2://postgres:wrong@127.0.0.1:{port}/alvo").connect()
 
 
+@pytest.mark.faults
 def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(folder):
     with user(folder) as (_, port, _):
         [guard] = [pid for pid in servers(folder) if "guard.py" in " ".join(psutil.Process(pid).cmdline())]
@@ -166,6 +169,7 @@ def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(f
             assert new_port != port
 
 
+@pytest.mark.faults
 def test_a_killed_server_is_started_anew_for_the_next_user(folder):
     with user(folder):
         server = int((folder / "data" / "postmaster.pid").read_text().split("\n")[0])
@@ -177,6 +181,7 @@ def test_a_killed_server_is_started_anew_for_the_next_user(folder):
             assert answer == "alvo"
 
 
+@pytest.mark.faults
 def test_a_killed_initialisation_is_begun_again(folder):
     folder.mkdir(mode=0o700)
     (folder / "data.new").mkdir()
@@ -187,6 +192,7 @@ def test_a_killed_initialisation_is_begun_again(folder):
     assert (folder / "password").read_text() != "old"
 
 
+@pytest.mark.faults
 def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
     with user(folder):
         pass
