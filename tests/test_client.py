@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fonte import arrow, client
 from fonte.client import FonteError, RequestRefused, fetch
-from tests.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies
+from tests.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies, lying
 from tests.faulty import HANG, RESET, answering, http
 
 
@@ -357,6 +357,9 @@ def test_timestamps_of_any_resolution_and_numbers_of_any_kind_are_taken(resoluti
             "timestamp is null",
         ),
         (arrow_stream({"timestamp": MINUTES, "power": [1.0] * 250}, compression="zstd"), "compressed"),
+        (lying({77: 2**61}), "a batch is shorter than its columns"),
+        (lying({77: 150, 616: 0}), "a batch is shorter than its columns"),
+        (struct.pack("<Ii", 0xFFFFFFFF, 2**20 + 8) + bytes(2**21), "no message begins at byte 0"),
         (arrow_stream({"timestamp": MINUTES[::-1], "power": [1.0] * 250}), "out of order"),
         (arrow_stream({"timestamp": MINUTES - np.timedelta64(1, "m"), "power": [1.0] * 250}), "outside the period"),
         (arrow_stream({"timestamp": MINUTES[[0, 0]], "power": [1.0, 2.0]}), "two values of power"),
