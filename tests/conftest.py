@@ -34,6 +34,9 @@ def pytest_addoption(parser):
         help="use TEST_POSTGRES_URL, a container of postgres:18, or the embedded server; default: the first there is",
     )
     parser.addoption("--kills", type=int, default=10, help="how often the kill tests kill")
+    parser.addoption(
+        "--faults", choices=["sample", "all"], default="sample", help="a fault at every operation, or all there are"
+    )
 
 
 def pytest_report_header(config):
