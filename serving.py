@@ -1,5 +1,6 @@
 """What the HTTP APIs share: how a period is asked for, in which format, and what they say when something is wrong."""
 
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -7,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -22,6 +23,8 @@ from postgres.copy import CopyOut
 
 FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
+# Who reads more slowly than this would keep a connection to the database from others.
+STREAM_TIMEOUT_S = 600.0
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
 
 
@@ -68,6 +71,16 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "The request names something that does not exist or cannot be."},
     503: {"model": Problem, "description": "The database does not answer; ask again later."},
 }
+
+
+class LogLine(logging.Formatter):
+    """Writes a record as one line of key=value, the message quoted as in JSON; for uvicorn's --log-config log.json."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        message = super().format(record)
+        return f"time={moment} level={record.levelname} logger={record.name} message={json.dumps(message)}"
 
 
 def answer_problems(app: FastAPI, database: str) -> None:
@@ -130,7 +143,13 @@ class Stream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the body; the rows are closed in any case."""
         try:
-            await super().__call__(scope, receive, send)
+            with move_on_after(STREAM_TIMEOUT_S) as limit:
+                await super().__call__(scope, receive, send)
+            if limit.cancelled_caught:
+                client = scope["client"][0]
+                logging.getLogger("uvicorn.error").warning(
+                    "%s took longer than %s s to read an answer: broken off", client, STREAM_TIMEOUT_S
+                )
         finally:
             with CancelScope(shield=True):
                 # A limit of its own: those that wait for the rows may hold all threads of the common one.

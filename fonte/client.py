@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ READ_TIMEOUT_S = 20.0
 ATTEMPTS = 5
 RETRY_FOR_S = 60.0
 BACKOFF_S = 0.2
+DOWNLOAD_TIMEOUT_S = 300.0
 MAX_DECODED_BYTES = 512 * 2**20
 # Servers that know nothing of Arrow answer JSON.
 ACCEPT = f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
@@ -108,11 +110,14 @@ def _is_transient(error: BaseException) -> bool:
 def _download(client: httpx.Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
     """Return the media type of the answer and its body."""
     body = bytearray()
+    began = monotonic()
     with client.stream("GET", "data", params=parameters, headers={"Accept": ACCEPT}) as response:
         for chunk in response.iter_bytes():
             body += chunk
             if len(body) > MAX_DECODED_BYTES:
                 raise ValueError(f"more than {MAX_DECODED_BYTES // 2**20} MiB for one period")
+            if monotonic() - began > DOWNLOAD_TIMEOUT_S:
+                raise ValueError(f"its answer took longer than {DOWNLOAD_TIMEOUT_S} s")
         if response.status_code != 200:
             message = f"HTTP {response.status_code} {response.reason_phrase}: {_detail(body)}"
             raise httpx.HTTPStatusError(message, request=response.request, response=response)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, select
 import settings
 from fonte import arrow, schema
 from postgres import copy, engine
-from serving import PROBLEMS, Period, Stream, accepted, answer_problems, begun, json_list
+from serving import PROBLEMS, STREAM_TIMEOUT_S, Period, Stream, accepted, answer_problems, begun, json_list
 
 # FastAPI answers in 40 threads; each stream holds a connection.
 POOL_SIZE = 40
@@ -69,7 +69,7 @@ class Variable(BaseModel):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Engine]]:
     url = settings.fonte_database_url()
-    pool = engine.create(url, "fonte connector", pool_size=POOL_SIZE, check_pooled=True)
+    pool = engine.create(url, "fonte connector", pool_size=POOL_SIZE, check_pooled=True, time_limit_s=STREAM_TIMEOUT_S)
     yield {"engine": pool.execution_options(postgresql_readonly=True)}
     pool.dispose()
 

@@ -152,6 +152,16 @@ def fonte_pool(fonte, make_pool):
 
 
 @pytest.fixture
+def large_fonte(fonte, fonte_pool) -> URL:
+    """A Fonte that holds more than all the buffers between it and a reader."""
+    many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2001-03-01Z'::timestamptz, '1 minute') moment"
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"INSERT INTO data {many}"))
+    fonte_pool.dispose()
+    return fonte
+
+
+@pytest.fixture
 def alvo(make_database, monkeypatch) -> URL:
     """An empty Alvo, which ALVO_DATABASE_URL names."""
     url = make_database()

@@ -211,17 +211,13 @@ def wait_until(condition):
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "arrow"])
-def test_a_client_that_goes_away_ends_the_query(administrator, fonte, fonte_pool, form):
-    many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2001-03-01Z'::timestamptz, '1 minute') moment"
-    with fonte_pool.begin() as connection:
-        connection.execute(text(f"INSERT INTO data {many}"))
-    fonte_pool.dispose()
-    with connector_over(fonte) as base_url, administrator.connect() as connection:
+def test_a_client_that_goes_away_ends_the_query(administrator, large_fonte, form):
+    with connector_over(large_fonte) as base_url, administrator.connect() as connection:
         with httpx.stream("GET", f"{base_url}/data?format={form}") as answer:
             pieces = answer.iter_raw(1000)
             next(pieces)
-            assert running(connection, fonte.database) == 1
-        wait_until(lambda: running(connection, fonte.database) == 0)
+            assert running(connection, large_fonte.database) == 1
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
         assert httpx.get(f"{base_url}/health").status_code == 200
 
 
@@ -342,18 +338,15 @@ def test_the_connector_could_not_write_if_it_tried(fonte):
             asyncio.run(statement())
 
 
-def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, fonte, fonte_pool):
-    # More than all the buffers between here and there hold, the largest of which is made small.
-    many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2000-07-01Z'::timestamptz, '1 minute') moment"
-    with fonte_pool.begin() as connection:
-        connection.execute(text(f"INSERT INTO data {many}"))
+def test_a_database_lost_in_the_middle_breaks_the_answer_off(administrator, large_fonte):
+    # The largest of the buffers is made small.
     transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
-    with connector_over(fonte) as base_url, httpx.Client(transport=transport) as client:
+    with connector_over(large_fonte) as base_url, httpx.Client(transport=transport) as client:
         with client.stream("GET", f"{base_url}/data") as answer, administrator.connect() as connection:
             chunks = answer.iter_raw(1000)
             next(chunks)
             killed = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
-            connection.execute(text(killed), {"name": fonte.database})
+            connection.execute(text(killed), {"name": large_fonte.database})
             with pytest.raises(httpx.RemoteProtocolError):
                 for _ in chunks:
                     pass
