@@ -10,11 +10,13 @@ together with the head of its answer, or a piece of its body. A kind of fault is
 Any other word is one of the script's actions, such as the backend's end: the proxy calls it and goes on.
 """
 
+import io
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 NETWORK = ("reset before", "reset after", "torn before", "torn after")
 BLOCK_BYTES = 8192
@@ -57,13 +59,15 @@ class Script:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def strike(self, label):
-        """Count an operation; gives the kind of its fault, or nothing."""
+    def strike(self, label, backend):
+        """Count an operation; gives the kind of its fault, or nothing. Where no backend is, its faults are resets."""
         with self._lock:
             self.operations.append(label)
             number = len(self.operations)
             last = max(self._faults, default=0)
             kind = self._faults.get(last if self._lasting and number > last else number, "")
+            if backend is None and kind.partition(" ")[0] in self.actions:
+                kind = f"reset {kind.partition(' ')[2]}"
             if kind:
                 self.struck.append(f"{kind} {number} {label}")
             return kind
@@ -95,7 +99,7 @@ class Link:
             closed.close()
 
     def operation(self, label, message=b"", answer=lambda: b""):
-        what, _, when = self.script.strike(f"{self.name} {label}").partition(" ")
+        what, _, when = self.script.strike(f"{self.name} {label}", self.backend).partition(" ")
         if when == "before":
             self._fail(what, self.server, message)
         self.server.sendall(message)
@@ -198,9 +202,9 @@ class HttpLink(Link):
         while True:
             request = b"".join(self._head(self.from_client))
             head = self.operation("request", request, lambda: self.answered(self._head(self.from_server)))
-            body = self.answered(self._pieces(head.lower()))
-            for begin in range(0, len(body), BLOCK_BYTES):
-                self.operation("body", answer=lambda begin=begin: body[begin : begin + BLOCK_BYTES])
+            body = io.BytesIO(self.answered(self._pieces(head.lower())))
+            while body.tell() < len(body.getbuffer()):
+                self.operation("body", answer=partial(body.read, BLOCK_BYTES))
             if self.server_ended:
                 raise Ended
 
