@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -24,6 +25,8 @@ from postgres import embedded, engine
 ROOT = Path(__file__).resolve().parent.parent
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
+# How many faults of each kind test_faults.py injected.
+INJECTED = pytest.StashKey[Counter[str]]()
 SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
 
 
@@ -37,6 +40,15 @@ def pytest_addoption(parser):
     parser.addoption(
         "--faults", choices=["sample", "all"], default="sample", help="a fault at every operation, or all there are"
     )
+
+
+def pytest_configure(config):
+    config.stash[INJECTED] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for what, number in config.stash[INJECTED].most_common():
+        terminalreporter.write_line(f"test_faults.py: {number:,} {what}")
 
 
 def pytest_report_header(config):

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 NETWORK = ("reset before", "reset after", "torn before", "torn after")
+HANG = ("hang before", "hang after")
 BLOCK_BYTES = 8192
 SSL_REQUEST, STARTUP, CANCEL_REQUEST = 80877103, 196608, 80877102
 # The backend's answers that end with something else than ReadyForQuery: COPY's data, and the steps of a password.

@@ -4,30 +4,42 @@ The faults are enumerated, not imagined: the first operation fails, then the sec
 strikes. `--faults all` takes every kind, faults that last, and all pairs; a plain run takes each operation once.
 """
 
+import os
+import resource
+import signal
+import subprocess
+import sys
 import time
-from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from typing import NamedTuple
 
 import httpx
+import psutil
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 import etl
 from alvo import schema
-from postgres import engine
-from tests.conftest import connector_over, external
-from tests.faults import NETWORK, HttpLink, PostgresLink, Script, proxied
+from fonte import client
+from postgres import embedded, engine
+from tests.conftest import INJECTED, ROOT, connector_over, external
+from tests.faults import HANG, NETWORK, HttpLink, PostgresLink, Script, proxied
 
 DAY = "2024-05-20"
 OLD_DAY, NO_TABLES = "old day", "no tables"
 # The connections of etl.py itself, and those of the connector, which has one in its pool or has to connect.
 COMMAND, POOLED, CONNECTING = "etl.py", "connector, pooled", "connector, connecting"
-BACKEND = ("terminate before", "terminate after")
+TERMINATE = ("terminate before", "terminate after")
+KILL_RUN = ("kill-run before", "kill-run after")
+# What takes a whole server down, which is then one of the test's own.
+CRASH = ("kill-backend before", "kill-backend after", "limit-files before", "fill-disk before")
+DISK_MIB = 160
 RUNS = 3
-PATIENCE_S = 10
+HANG_S = 1.0
+PATIENCE_S = 20
 OLD_VALUES = [
     "CREATE SCHEMA old",
     "CREATE TABLE old.signal AS SELECT * FROM signal WHERE name <> 'power_std'",
@@ -36,10 +48,13 @@ OLD_VALUES = [
         SELECT timestamp, signal_id, value + (extract(hour FROM timestamp) >= 20)::integer AS value
         FROM data JOIN old.signal ON signal.id = signal_id WHERE extract(hour FROM timestamp) >= 4""",
     """INSERT INTO old.data SELECT timestamp + days * '1 day'::interval, signal_id, value
-        FROM old.data, (VALUES (-1), (1)) AS other (days)""",
-    """INSERT INTO old.data SELECT DISTINCT timestamp, signal.id, 1
-        FROM data, old.signal WHERE signal.id >= 100""",
+        FROM old.data, (VALUES (-1), (1)) AS other (days) WHERE signal_id = 1""",
+    "INSERT INTO old.data SELECT DISTINCT timestamp, signal.id, 1 FROM data, old.signal WHERE signal.id >= 100",
 ]
+HELD = """
+    SELECT md5(string_agg(concat_ws(' ', timestamp, name, value), ',' ORDER BY timestamp, name))
+    FROM data JOIN signal ON signal.id = signal_id
+"""
 engine_create = engine.create
 
 
@@ -58,9 +73,11 @@ class Plan(NamedTuple):
 
 
 STARTS = [(COMMAND, OLD_DAY), (COMMAND, NO_TABLES), (POOLED, OLD_DAY), (CONNECTING, OLD_DAY)]
-SAMPLE = [Plan(*start, (*NETWORK, *BACKEND)) for start in STARTS]
+SAMPLE = [Plan(*start, (*NETWORK, *TERMINATE)) for start in STARTS]
 ALL = [
-    *(Plan(*start, (kind,), lasting) for start in STARTS for kind in (*NETWORK, *BACKEND) for lasting in (False, True)),
+    *(Plan(*start, (k,), lasting) for start in STARTS for k in (*NETWORK, *TERMINATE) for lasting in (False, True)),
+    *(Plan(*start, (kind,)) for start in STARTS for kind in HANG),
+    *(Plan(*start, (kind,)) for start in STARTS[:2] for kind in (*KILL_RUN, *CRASH)),
     *(Plan(*start, NETWORK, pairs=True) for start in STARTS),
 ]
 
@@ -75,52 +92,50 @@ class World:
     """Fonte, its connector and Alvo, with a proxy before each, and the day as it was and as it has to become."""
 
     def __init__(self, stack, fonte, alvo):
-        self.pool = engine.create(alvo, "test")
-        stack.callback(self.pool.dispose)
         self.command, self.connector = Script(), Script()
-        self.fonte_proxy = stack.enter_context(
-            proxied(partial(PostgresLink, "Fonte", self.connector), fonte.host, fonte.port)
-        )
+        self.alvo_pool, self.fonte_pool = (engine.create(url, "test") for url in (alvo, fonte))
+        for pool in (self.alvo_pool, self.fonte_pool):
+            stack.callback(pool.dispose)
+        link = partial(PostgresLink, "Fonte", self.connector)
+        self.fonte_proxy = stack.enter_context(proxied(link, fonte.host, fonte.port))
         behind = fonte.set(host="127.0.0.1", port=self.fonte_proxy.port)
         self.base_url = httpx.URL(stack.enter_context(connector_over(behind)))
-        http_proxy = stack.enter_context(
-            proxied(partial(HttpLink, "connector", self.command), self.base_url.host, self.base_url.port)
-        )
-        alvo_proxy = stack.enter_context(proxied(partial(PostgresLink, "Alvo", self.command), alvo.host, alvo.port))
-        self.environment = external(
-            f"http://127.0.0.1:{http_proxy.port}", alvo.set(host="127.0.0.1", port=alvo_proxy.port)
-        )
-        self.fonte_pool = engine.create(fonte, "test")
-        stack.callback(self.fonte_pool.dispose)
-        self.command.actions["terminate"] = partial(terminate, self.pool)
-        self.connector.actions["terminate"] = partial(terminate, self.fonte_pool)
-        self.old, self.new = {}, {}
+        link = partial(HttpLink, "connector", self.command)
+        http = stack.enter_context(proxied(link, self.base_url.host, self.base_url.port))
+        link = partial(PostgresLink, "Alvo", self.command)
+        behind = alvo.set(host="127.0.0.1", port=stack.enter_context(proxied(link, alvo.host, alvo.port)).port)
+        self.environment = external(f"http://127.0.0.1:{http.port}", behind)
+        self.command.actions |= {
+            "terminate": partial(terminate, self.alvo_pool),
+            "kill-run": lambda backend: self.process.kill(),
+        }
+        self.connector.actions |= {"terminate": partial(terminate, self.fonte_pool)}
         self._make_old_day()
 
     def _make_old_day(self):
         """An older day that lacks values and a signal, holds others and stale ones; and what no run may touch."""
         assert self.run() == 0
-        with self.pool.begin() as connection:
+        with self.alvo_pool.begin() as connection:
             for statement in OLD_VALUES:
                 connection.execute(text(statement))
+        self.old, self.new = {}, {}
         for start in (NO_TABLES, OLD_DAY):
             self.prepare(start)
             self.old[start] = self.held()
             assert self.run() == 0
             self.new[start] = self.held()
-        old, new = set(self.old[OLD_DAY]), set(self.new[OLD_DAY])
-        assert set(self.new[NO_TABLES]) < new
-        assert all(map(len, (old & new, old - new, new - old)))
 
     def prepare(self, start):
-        with self.pool.begin() as connection:
-            connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            connection.execute(text("DROP TABLE IF EXISTS data, signal"))
-            if start == OLD_DAY:
+        with self.alvo_pool.begin() as connection:
+            if start == NO_TABLES:
+                connection.execute(text("DROP TABLE IF EXISTS data, signal"))
+                return
+            if self.lacks_tables(connection):
                 schema.metadata.create_all(connection)
-                connection.execute(text("INSERT INTO signal OVERRIDING SYSTEM VALUE TABLE old.signal"))
-                connection.execute(text("INSERT INTO data TABLE old.data"))
-                connection.execute(text("SELECT setval(pg_get_serial_sequence('signal', 'id'), 200)"))
+            connection.execute(text("TRUNCATE data, signal"))
+            connection.execute(text("INSERT INTO signal OVERRIDING SYSTEM VALUE TABLE old.signal"))
+            connection.execute(text("INSERT INTO data TABLE old.data"))
+            connection.execute(text("SELECT setval(pg_get_serial_sequence('signal', 'id'), 200)"))
 
     def prepare_connector(self, side):
         """Let the connector have a connection in its pool, or find that those are gone."""
@@ -147,13 +162,18 @@ class World:
                 for pool in made:
                     pool.dispose()
 
+    def run_apart(self):
+        """Run the day in a process of its own, which may be killed."""
+        with subprocess.Popen([sys.executable, "etl.py", DAY], cwd=ROOT, env=self.environment) as self.process:
+            return self.process.wait()
+
     def held(self):
-        """What Alvo holds; None where there are no tables."""
-        with self.pool.connect() as connection:
-            if connection.scalar(text("SELECT to_regclass('data')")) is None:
-                return None
-            query = "SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id ORDER BY 1, 2"
-            return connection.execute(text(query)).all()
+        """A fingerprint of all that Alvo holds; None where there are no tables."""
+        with self.alvo_pool.begin() as connection:
+            return None if self.lacks_tables(connection) else connection.scalar(text(HELD))
+
+    def lacks_tables(self, connection):
+        return connection.scalar(text("SELECT to_regclass('data') IS NULL"))
 
 
 def terminate(pool, backend):
@@ -171,62 +191,119 @@ def patiently(pool, condition):
     return found
 
 
+class CrashingWorld(World):
+    """A world whose Alvo is a server of its own on a small disk of its own, all of which may fail."""
+
+    def __init__(self, stack, fonte, folder):
+        super().__init__(stack, fonte, embedded.url("alvo", folder / "embedded"))
+        self.ballast = folder / "ballast"
+        self.backend = None
+        self.command.actions |= {
+            "kill-backend": self.kill_backend,
+            "limit-files": self.limit_files,
+            "fill-disk": self.fill_disk,
+        }
+
+    def kill_backend(self, backend):
+        self.backend = backend
+        os.kill(backend, signal.SIGKILL)
+
+    def limit_files(self, backend):
+        """Let the backend write nothing any more: neither a table nor the log of a COMMIT."""
+        self.backend = backend
+        _, hard = resource.prlimit(backend, resource.RLIMIT_FSIZE)
+        resource.prlimit(backend, resource.RLIMIT_FSIZE, (0, hard))
+
+    def fill_disk(self, backend):
+        self.backend = backend
+        with self.ballast.open("wb") as file:
+            try:
+                while True:
+                    os.write(file.fileno(), bytes(2**16))
+            except OSError:
+                pass
+
+    def recover(self):
+        """Make the disk free again, and wait until a server whose backend crashed serves anew."""
+        self.ballast.unlink(missing_ok=True)
+        until = time.monotonic() + PATIENCE_S
+        # Once the backend is gone for its parent too, a new connection waits for the recovery.
+        while self.backend and psutil.pid_exists(self.backend):
+            assert time.monotonic() < until
+        self.alvo_pool.dispose()
+        while True:
+            try:
+                return self.held()
+            except DBAPIError:
+                assert time.monotonic() < until
+
+
 @pytest.fixture(scope="module")
 def world(make_database, seeded_template):
     with ExitStack() as stack:
         yield World(stack, make_database(seeded_template), make_database())
 
 
+@contextmanager
+def small_disk(folder):
+    """A file system that is soon full."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture(scope="module")
-def tally(request):
-    """Counts what was injected, and tells it at the end."""
-    counted = Counter()
-    yield counted
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.ensure_newline()
-    for what, number in sorted(counted.items()):
-        reporter.write_line(f"faults: {number:6,} {what}")
+def crashing_world(make_database, seeded_template, tmp_path_factory):
+    with ExitStack() as stack:
+        folder = stack.enter_context(small_disk(tmp_path_factory.mktemp("disk")))
+        yield CrashingWorld(stack, make_database(seeded_template), folder)
 
 
 def suffer(world, capfd, plan, faults):
     """Run the day with these faults, again where it fails; gives what struck, and what was wrong."""
     script = world.command if plan.side == COMMAND else world.connector
-    old, new = world.old[plan.start], world.new[plan.start]
     world.prepare(plan.start)
     if plan.side != COMMAND:
         world.prepare_connector(plan.side)
+    run = world.run_apart if plan.kinds[0] in KILL_RUN else world.run
     script.begin(faults, plan.lasting)
-    wrong = []
+    wrong, code = [], None
     for _ in range(RUNS if plan.pairs else 1):
         earlier = len(script.struck)
         capfd.readouterr()
-        code = world.run()
-        wrong += judged(code, capfd.readouterr().err, world.held(), old, new, script.struck[earlier:])
+        code = run()
+        said = capfd.readouterr().err
+        if plan.kinds[0] in CRASH and script.struck:
+            world.recover()
+        wrong += judged(code, said, world.held(), world.old[plan.start], world.new[plan.start], script.struck[earlier:])
         if code == 0:
             break
     script.heal()
-    if left := patiently(world.pool, "application_name = 'etl.py'"):
+    if left := patiently(world.alvo_pool, "application_name = 'etl.py'"):
         wrong.append(f"{left} connections stay behind")
-    if world.run() != 0 or world.held() != new or capfd.readouterr().err:
+    if code != 0 and (world.run() != 0 or world.held() != world.new[plan.start] or capfd.readouterr().err):
         wrong.append("the next run is not right")
     return script.struck, wrong
 
 
 def judged(code, said, held, old, new, struck):
     """What is wrong with a run's exit code, with what it said, and with what Alvo holds after it."""
-    wrong = []
-    if held not in (old, new):
-        wrong.append("Alvo holds neither the old day nor the new one")
-    if code == 0 and held != new:
-        wrong.append("exit code 0 without the new day")
-    last = struck[-1] if struck else ""
-    if code not in {0, 4 if " Alvo " in last else 3 if last else 0}:
-        wrong.append(f"exit code {code}")
-    if code != 0 and held == new != old and not (" after " in last and last.endswith(" COMMIT")):
-        wrong.append(f"exit code {code} with the new day")
-    if said.count("\n") != (code != 0) or not said.startswith("etl.py: " * (code != 0)) or "already closed" in said:
-        wrong.append(f"it said {said!r}")
-    return wrong
+    what, when, _, server, *operation = struck[-1].split() if struck else ["nothing", "", "", ""]
+    failure = -signal.SIGKILL if what == "kill-run" else 4 if server == "Alvo" else 3
+    lines = int(code in (3, 4))
+    committed = operation == ["COMMIT"] and (when == "after" or what == "kill-run")
+    certain = f"{what} {when}" not in CRASH and what != "kill-run"
+    wrong = {
+        f"exit code {code}": code not in ({0, failure} if struck else {0}),
+        "Alvo holds neither the old day nor the new one": held not in (old, new),
+        "the new day is not there": (code == 0 or committed) and held != new,
+        f"exit code {code} with the new day": certain and code != 0 and held == new and not committed,
+        f"it said {said!r}": said.count("\n") != lines or not said.startswith("etl.py: " * lines),
+        f"it hides the cause: {said}": "already closed" in said,
+    }
+    return [complaint for complaint, applies in wrong.items() if applies]
 
 
 def kind_at(plan, *numbers):
@@ -246,8 +323,15 @@ def enumerated(plan, suffered):
             return
 
 
-def test_no_fault_leaves_half_a_day_or_a_wrong_exit_code(world, tally, capfd, plan):
+def test_no_fault_leaves_half_a_day_or_a_wrong_exit_code(request, capfd, monkeypatch, plan):
+    tally = request.config.stash[INJECTED]
     all_wrong = []
+    world = request.getfixturevalue("crashing_world" if plan.kinds[0] in CRASH else "world")
+    if plan.kinds[0] in HANG:
+        monkeypatch.setattr(client, "READ_TIMEOUT_S", HANG_S)
+        monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)
+        # The client's own deadline has to do without the server's word.
+        monkeypatch.setattr(engine, "GRACE_S", HANG_S - engine.TIME_LIMIT_S)
 
     def suffered(faults):
         struck, wrong = suffer(world, capfd, plan, faults)
@@ -266,6 +350,6 @@ def test_a_backend_that_ends_within_a_copy_is_told_on_one_line(world, capfd, lab
     world.command.begin({})
     assert world.run() == 0
     number = world.command.operations.index(f"Alvo {label}") + 1
-    for when in ("before", "after"):
-        struck, wrong = suffer(world, capfd, Plan(COMMAND, OLD_DAY, ()), {number: f"terminate {when}"})
+    for kind in TERMINATE:
+        struck, wrong = suffer(world, capfd, Plan(COMMAND, OLD_DAY, (kind,)), {number: kind})
         assert (len(struck), wrong) == (1, [])
