@@ -243,9 +243,9 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            self._threads.append(threading.Thread(target=self._carry, args=(client,)))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._carry, args=(client,))
+            thread.start()
+            self._threads = [*(earlier for earlier in self._threads if earlier.is_alive()), thread]
 
     def _carry(self, client):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -268,14 +268,18 @@ class Proxy:
             self._open.remove(link)
             link.close()
 
+    def settle(self):
+        """Wait until all connections have ended, and what their clients sent last is done."""
+        for thread in self._threads:
+            thread.join()
+
     def cut(self):
-        """End all connections, and wait until their threads have."""
+        """End all connections."""
         for link in list(self._open):
             for connection in (link.client, link.server):
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+        self.settle()
 
 
 @contextmanager

@@ -101,10 +101,12 @@ class World:
         behind = fonte.set(host="127.0.0.1", port=self.fonte_proxy.port)
         self.base_url = httpx.URL(stack.enter_context(connector_over(behind)))
         link = partial(HttpLink, "connector", self.command)
-        http = stack.enter_context(proxied(link, self.base_url.host, self.base_url.port))
+        http_proxy = stack.enter_context(proxied(link, self.base_url.host, self.base_url.port))
         link = partial(PostgresLink, "Alvo", self.command)
-        behind = alvo.set(host="127.0.0.1", port=stack.enter_context(proxied(link, alvo.host, alvo.port)).port)
-        self.environment = external(f"http://127.0.0.1:{http.port}", behind)
+        alvo_proxy = stack.enter_context(proxied(link, alvo.host, alvo.port))
+        behind = alvo.set(host="127.0.0.1", port=alvo_proxy.port)
+        self.proxies = http_proxy, alvo_proxy
+        self.environment = external(f"http://127.0.0.1:{http_proxy.port}", behind)
         self.command.actions |= {
             "terminate": partial(terminate, self.alvo_pool),
             "kill-run": lambda backend: self.process.kill(),
@@ -274,6 +276,8 @@ def suffer(world, capfd, plan, faults):
         earlier = len(script.struck)
         capfd.readouterr()
         code = run()
+        for proxy in world.proxies:
+            proxy.settle()
         said = capfd.readouterr().err
         if plan.kinds[0] in CRASH and script.struck:
             world.recover()
