@@ -61,7 +61,7 @@ class Script:
                     connection.shutdown(socket.SHUT_RDWR)
 
     def strike(self, label, backend):
-        """Count an operation; gives the kind of its fault, or nothing. Where no backend is, its faults are resets."""
+        """Count an operation; gives its fault in words, or nothing. Where no backend is, its faults are resets."""
         with self._lock:
             self.operations.append(label)
             number = len(self.operations)
@@ -69,9 +69,7 @@ class Script:
             kind = self._faults.get(last if self._lasting and number > last else number, "")
             if backend is None and kind.partition(" ")[0] in self.actions:
                 kind = f"reset {kind.partition(' ')[2]}"
-            if kind:
-                self.struck.append(f"{kind} {number} {label}")
-            return kind
+            return kind and f"{kind} {number} {label}"
 
     def hang(self, client):
         """Wait until the client or the script ends the connection."""
@@ -100,19 +98,21 @@ class Link:
             closed.close()
 
     def operation(self, label, message=b"", answer=lambda: b""):
-        what, _, when = self.script.strike(f"{self.name} {label}", self.backend).partition(" ")
-        if when == "before":
-            self._fail(what, self.server, message)
+        fault = self.script.strike(f"{self.name} {label}", self.backend)
+        if " before " in fault:
+            self._fail(fault, self.server, message)
         self.server.sendall(message)
         answered = answer()
-        if when == "after":
-            self._fail(what, self.client, answered)
+        if " after " in fault and not self.server_ended:
+            self._fail(fault, self.client, answered)
         self.client.sendall(answered)
         if self.server_ended:
             raise Ended
         return answered
 
-    def _fail(self, what, receiver, message):
+    def _fail(self, fault, receiver, message):
+        self.script.struck.append(fault)
+        what = fault.split()[0]
         if what == "reset":
             raise Reset
         if what == "torn":

@@ -140,8 +140,9 @@ class World:
             connection.execute(text("SELECT setval(pg_get_serial_sequence('signal', 'id'), 200)"))
 
     def prepare_connector(self, side):
-        """Let the connector have a connection in its pool, or find that those are gone."""
-        httpx.get(f"{self.base_url}/health").raise_for_status()
+        """Let the connector have connections in its pool, or find that those are gone."""
+        for _ in range(RUNS):
+            httpx.get(f"{self.base_url}/health").raise_for_status()
         patiently(self.fonte_pool, "application_name = 'fonte connector' AND state <> 'idle'")
         if side == CONNECTING:
             self.fonte_proxy.cut()
@@ -276,8 +277,9 @@ def suffer(world, capfd, plan, faults):
         earlier = len(script.struck)
         capfd.readouterr()
         code = run()
-        for proxy in world.proxies:
-            proxy.settle()
+        if plan.side == COMMAND:
+            for proxy in world.proxies:
+                proxy.settle()
         said = capfd.readouterr().err
         if plan.kinds[0] in CRASH and script.struck:
             world.recover()
