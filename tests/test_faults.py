@@ -272,7 +272,7 @@ def suffer(world, capfd, plan, faults):
         world.prepare_connector(plan.side)
     run = world.run_apart if plan.kinds[0] in KILL_RUN else world.run
     script.begin(faults, plan.lasting)
-    wrong, code = [], None
+    wrong, code, before, new = [], None, world.old[plan.start], world.new[plan.start]
     for _ in range(RUNS if plan.pairs else 1):
         earlier = len(script.struck)
         capfd.readouterr()
@@ -283,18 +283,20 @@ def suffer(world, capfd, plan, faults):
         said = capfd.readouterr().err
         if plan.kinds[0] in CRASH and script.struck:
             world.recover()
-        wrong += judged(code, said, world.held(), world.old[plan.start], world.new[plan.start], script.struck[earlier:])
+        held = world.held()
+        wrong += judged(code, said, before, held, new, script.struck[earlier:])
+        before = held
         if code == 0:
             break
     script.heal()
     if left := patiently(world.alvo_pool, "application_name = 'etl.py'"):
         wrong.append(f"{left} connections stay behind")
-    if code != 0 and (world.run() != 0 or world.held() != world.new[plan.start] or capfd.readouterr().err):
+    if code != 0 and (world.run() != 0 or world.held() != new or capfd.readouterr().err):
         wrong.append("the next run is not right")
     return script.struck, wrong
 
 
-def judged(code, said, held, old, new, struck):
+def judged(code, said, before, held, new, struck):
     """What is wrong with a run's exit code, with what it said, and with what Alvo holds after it."""
     what, when, _, server, *operation = struck[-1].split() if struck else ["nothing", "", "", ""]
     failure = -signal.SIGKILL if what == "kill-run" else 4 if server == "Alvo" else 3
@@ -303,9 +305,9 @@ def judged(code, said, held, old, new, struck):
     certain = f"{what} {when}" not in CRASH and what != "kill-run"
     wrong = {
         f"exit code {code}": code not in ({0, failure} if struck else {0}),
-        "Alvo holds neither the old day nor the new one": held not in (old, new),
+        "Alvo holds neither the old day nor the new one": held not in (before, new),
         "the new day is not there": (code == 0 or committed) and held != new,
-        f"exit code {code} with the new day": certain and code != 0 and held == new and not committed,
+        f"exit code {code} with the new day": certain and code != 0 and held == new != before and not committed,
         f"it said {said!r}": said.count("\n") != lines or not said.startswith("etl.py: " * lines),
         f"it hides the cause: {said}": "already closed" in said,
     }
