@@ -34,8 +34,9 @@ OLD_DAY, NO_TABLES = "old day", "no tables"
 COMMAND, POOLED, CONNECTING = "etl.py", "connector, pooled", "connector, connecting"
 TERMINATE = ("terminate before", "terminate after")
 KILL_RUN = ("kill-run before", "kill-run after")
-# What takes a whole server down, which is then one of the test's own.
-CRASH = ("kill-backend before", "kill-backend after", "limit-files before", "fill-disk before")
+# What takes a whole server down, which is then one of the test's own. Only root can give it a disk that is full.
+DISK = ("fill-disk before",) if os.geteuid() == 0 else ()
+CRASH = ("kill-backend before", "kill-backend after", "limit-files before", *DISK)
 DISK_MIB = 160
 RUNS = 3
 HANG_S = 1.0
@@ -249,7 +250,10 @@ def world(make_database, seeded_template):
 
 @contextmanager
 def small_disk(folder):
-    """A file system that is soon full."""
+    """A file system that is soon full, where it is root who asks."""
+    if not DISK:
+        yield folder
+        return
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
     try:
         yield folder
