@@ -7,14 +7,14 @@ from enum import StrEnum, auto
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Engine, select
 
 import settings
 from fonte import arrow, schema
 from postgres import copy, engine
-from serving import PROBLEMS, STREAM_TIMEOUT_S, Period, Stream, accepted, answer_problems, begun, json_list
+from serving import PROBLEMS, STREAM_TIMEOUT_S, Period, Stream, accepted, answer_problems, begun, json_list, not_null
 
 # Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
 POOL_SIZE = 40
@@ -24,7 +24,6 @@ COLUMNS = "The variables wanted, one parameter each; all of them where it is lef
 FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 Format = Literal["json", "csv", "arrow"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
-FormatParameter = Annotated[Format | None, WithJsonSchema({"type": "string", "enum": list(MEDIA_TYPES)})]
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
 
@@ -46,7 +45,7 @@ class DataQuery(Period):
         json_schema_extra={"uniqueItems": True},
     )
 
-    format: FormatParameter = Field(None, description=FORMAT)
+    format: Format | None = Field(None, description=FORMAT, json_schema_extra=not_null)
 
     @field_validator("columns")
     @classmethod
