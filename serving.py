@@ -68,16 +68,23 @@ def each_once(names: list[Name], field: ValidationInfo) -> list[Name]:
     return names
 
 
-_AS_RFC_3339 = BeforeValidator(_timestamp), WithJsonSchema({"type": "string", "pattern": _TIMESTAMP})
-Timestamp = Annotated[datetime, *_AS_RFC_3339]
-Bound = Annotated[datetime | None, *_AS_RFC_3339]
+Timestamp = Annotated[datetime, BeforeValidator(_timestamp), WithJsonSchema({"type": "string", "pattern": _TIMESTAMP})]
+
+
+def not_null(schema: dict[str, Any]) -> None:
+    """Describe a parameter that may be left out: null is no value of it."""
+    schema |= next(each for each in schema.pop("anyOf") if each != {"type": "null"})
 
 
 class Period(BaseModel):
     """The half-open period [start, end); a bound that is left out does not bound."""
 
-    start_timestamp: Bound = Field(None, description=FIRST, examples=["2024-05-20T00:00:00Z"])
-    end_timestamp: Bound = Field(None, description=LAST, examples=["2024-05-21T00:00:00Z"])
+    start_timestamp: Timestamp | None = Field(
+        None, description=FIRST, examples=["2024-05-20T00:00:00Z"], json_schema_extra=not_null
+    )
+    end_timestamp: Timestamp | None = Field(
+        None, description=LAST, examples=["2024-05-21T00:00:00Z"], json_schema_extra=not_null
+    )
 
     @model_validator(mode="after")
     def _start_is_before_end(self) -> "Period":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import Engine, select
 
 import serving
@@ -23,7 +23,6 @@ from serving import PROBLEMS, Period, Stream
 SIGNALS = "The signals wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv"}
-FormatParameter = Annotated[Format | None, WithJsonSchema({"type": "string", "enum": list(MEDIA_TYPES)})]
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER"}
 
 
@@ -34,7 +33,7 @@ class DataQuery(Period):
         [], description=SIGNALS, examples=[["wind_speed_mean", "power_mean"]], json_schema_extra={"uniqueItems": True}
     )
 
-    format: FormatParameter = Field(None, description=serving.FORMAT)
+    format: Format | None = Field(None, description=serving.FORMAT, json_schema_extra=serving.not_null)
 
 
 class Signal(BaseModel):

@@ -11,7 +11,7 @@ from enum import StrEnum, auto
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 import serving
@@ -26,7 +26,6 @@ SEED = "The same seed gives the same values; left out, one is drawn, and answere
 PROFILE = "Plausible values of a turbine, or plain random ones."
 MOST_DAYS = 366
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
-FormatParameter = Annotated[Format | None, WithJsonSchema({"type": "string", "enum": list(MEDIA_TYPES)})]
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
 
@@ -48,7 +47,7 @@ class DataQuery(Period):
         json_schema_extra={"uniqueItems": True},
     )
 
-    format: FormatParameter = Field(None, description=serving.FORMAT)
+    format: Format | None = Field(None, description=serving.FORMAT, json_schema_extra=serving.not_null)
 
 
 class RandomizeQuery(Period):

@@ -352,6 +352,7 @@ def test_the_description_tells_units_bounds_and_answers(api):
     # An Accept header is described by the answer's media types: OpenAPI knows it as no parameter.
     assert [p["name"] for p in operation["parameters"]] == ["start_timestamp", "end_timestamp", "columns", "format"]
     assert all(parameter["description"] for parameter in operation["parameters"])
+    assert operation["parameters"][2]["schema"]["uniqueItems"]
     assert operation["responses"].keys() == {"200", "422", "503"}
     sample = description["components"]["schemas"]["Sample"]["properties"]
     assert sample["wind_speed"]["description"] == "m/s"
