@@ -243,6 +243,24 @@ def test_a_closed_copy_ends_a_query_that_waits(administrator, fonte, fonte_pool)
         list(rows)
 
 
+def test_a_copy_that_is_closed_before_its_query_arrives_ends_it_too(fonte_pool):
+    class Awaited(dict):
+        """Parameters that are had once the first cancellation was sent, which finds nothing to cancel."""
+
+        def __getitem__(self, name):
+            wait_until(lambda: rows._closed)
+            with rows._connected:
+                return super().__getitem__(name)
+
+    with fonte_pool.begin() as holder:
+        holder.execute(text("LOCK TABLE data"))
+        rows = CopyOut(fonte_pool, "SELECT power + %(one)s FROM data", Awaited(one=1), "FORMAT csv")
+        wait_until(lambda: rows._raw)
+        rows.close()
+    with pytest.raises(QueryCanceled):
+        list(rows)
+
+
 def test_the_settings_of_server_and_environment_do_not_change_an_answer(administrator, fonte, fonte_pool, monkeypatch):
     third = 1 / 3
     with fonte_pool.begin() as connection:
