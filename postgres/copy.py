@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from psycopg2 import Error as PostgresError
 from sqlalchemy import Connection, Engine
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -27,9 +28,14 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
     """
     names = ", ".join(columns)
     cursor = connection.connection.cursor()
-    cursor.copy_expert(
-        f"COPY {table} ({names}) FROM STDIN (FORMAT binary)", io.BytesIO(encode(columns)), size=_CHUNK_BYTES
-    )
+    command = f"COPY {table} ({names}) FROM STDIN (FORMAT binary)"
+    try:
+        cursor.copy_expert(command, io.BytesIO(encode(columns)), size=_CHUNK_BYTES)
+    except PostgresError as error:
+        if cursor.connection.closed:
+            # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.
+            connection.invalidate(error)
+        raise
 
 
 def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -31,6 +32,15 @@ def arrow_streams():
             yield arrow_stream({"timestamp": moments, "power": pyarrow.array(values, number)}, rows_a_batch=2)
     yield arrow_stream({"power": power, "timestamp": MINUTES[:3]}, compression="lz4")
     yield arrow_stream({"timestamp": MINUTES[:0], "power": pyarrow.array(["a"][:0]).dictionary_encode()})
+
+
+def lying(lie):
+    """A stream of 77 rows, some of whose lengths are replaced."""
+    body = arrow_stream({"timestamp": MINUTES[:77], "power": np.ones(77)})
+    for true, false in lie.items():
+        assert struct.pack("<q", true) in body
+        body = body.replace(struct.pack("<q", true), struct.pack("<q", false))
+    return body
 
 
 def json_bodies():

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -26,6 +27,8 @@ from postgres import embedded, engine
 ROOT = Path(__file__).resolve().parent.parent
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
+# How many faults of each kind test_faults.py injected.
+INJECTED = pytest.StashKey[Counter[str]]()
 for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
     properties.register_profile(
         profile,
@@ -36,7 +39,15 @@ for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
         print_blob=True,
     )
 properties.load_profile("default")
-SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
+SETTINGS = (
+    "FONTE_API_URL",
+    "FONTE_DATABASE_URL",
+    "FONTE_ADMIN_DATABASE_URL",
+    "FONTE_ADMIN_TOKEN",
+    "ALVO_DATABASE_URL",
+    "ALVO_ADMIN_DATABASE_URL",
+    "ALVO_ADMIN_TOKEN",
+)
 
 
 def pytest_addoption(parser):
@@ -46,6 +57,18 @@ def pytest_addoption(parser):
         help="use TEST_POSTGRES_URL, a container of postgres:18, or the embedded server; default: the first there is",
     )
     parser.addoption("--kills", type=int, default=10, help="how often the kill tests kill")
+    parser.addoption(
+        "--faults", choices=["sample", "all"], default="sample", help="a fault at every operation, or all there are"
+    )
+
+
+def pytest_configure(config):
+    config.stash[INJECTED] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for what, number in config.stash[INJECTED].most_common():
+        terminalreporter.write_line(f"test_faults.py: {number:,} {what}")
 
 
 def pytest_report_header(config):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fonte import arrow, client
 from fonte.client import FonteError, RequestRefused, fetch
-from tests.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies
+from tests.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies, lying
 from tests.faulty import HANG, RESET, answering, http
 
 
@@ -304,6 +304,13 @@ def test_moments_that_only_wrap_around_into_the_period_are_refused(resolution, p
         fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
 
 
+def test_more_messages_than_anybody_writes_are_refused(monkeypatch):
+    monkeypatch.setattr(arrow, "_MOST_MESSAGES", 10)
+    body = arrow_stream({"timestamp": MINUTES[:20], "power": np.ones(20)}, rows_a_batch=1)
+    with pytest.raises(FonteError, match="more than 10 messages"):
+        fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+
+
 def test_a_signalling_nan_is_a_nan():
     power = np.frombuffer(struct.pack("<If", 0x7F800001, 1.5), np.float32)
     body = arrow_stream({"timestamp": MINUTES[:2], "power": power})
@@ -350,6 +357,9 @@ def test_timestamps_of_any_resolution_and_numbers_of_any_kind_are_taken(resoluti
             "timestamp is null",
         ),
         (arrow_stream({"timestamp": MINUTES, "power": [1.0] * 250}, compression="zstd"), "compressed"),
+        (lying({77: 2**61}), "a batch is shorter than its columns"),
+        (lying({77: 150, 616: 0}), "a batch is shorter than its columns"),
+        (struct.pack("<Ii", 0xFFFFFFFF, 2**20 + 8) + bytes(2**21), "no message begins at byte 0"),
         (arrow_stream({"timestamp": MINUTES[::-1], "power": [1.0] * 250}), "out of order"),
         (arrow_stream({"timestamp": MINUTES - np.timedelta64(1, "m"), "power": [1.0] * 250}), "outside the period"),
         (arrow_stream({"timestamp": MINUTES[[0, 0]], "power": [1.0, 2.0]}), "two values of power"),

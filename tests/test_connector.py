@@ -356,8 +356,16 @@ def test_the_description_tells_units_bounds_and_answers(api):
     assert operation["responses"].keys() == {"200", "422", "503"}
     sample = description["components"]["schemas"]["Sample"]["properties"]
     assert sample["wind_speed"]["description"] == "m/s"
-    assert all(route.get("get", {}).get("summary") for route in description["paths"].values())
-    assert all(list(route) == ["get"] for route in description["paths"].values())
+    operations = {
+        f"{method} {path}": operation
+        for path, route in description["paths"].items()
+        for method, operation in route.items()
+    }
+    assert all(operation["summary"] for operation in operations.values())
+    changing = {name for name, operation in operations.items() if "security" in operation}
+    assert changing == {name for name in operations if not name.startswith("get ")}
+    assert changing == {"delete /data", "post /data/randomize"}
+    assert {code for name in changing for code in operations[name]["responses"]} == {"200", "401", "403", "422", "503"}
     assert api.get("/docs").status_code == 200
 
 

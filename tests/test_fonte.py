@@ -35,7 +35,7 @@ def rows(empty_fonte, make_pool):
     return read
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(profile=st.sampled_from(sorted(seeding.PROFILES)), seed=st.integers(0, 2**32), split=st.integers(1, 3))
 def test_days_seeded_apart_are_the_days_seeded_together(profile, seed, split):
     make = seeding.PROFILES[profile]

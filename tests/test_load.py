@@ -88,7 +88,7 @@ def test_a_window_outside_the_period_is_refused(alvo_pool, moment):
         replace_period(alvo_pool, START, END, windows, {"power_mean": np.ones(1)})
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     days=st.lists(
         st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=6, max_size=6), max_size=5

@@ -267,6 +267,19 @@ def test_the_writer_of_fonte_seeds_a_table_that_is_there(
     assert "1,440 rows inserted, 1,440 were there" in capsys.readouterr().out
 
 
+def test_the_writer_of_fonte_is_admin_enough(roles, databases, make_database, make_roles, seeded_template, monkeypatch):
+    fonte = make_database(seeded_template)
+    assert make_roles("fonte", fonte).returncode == 0
+    writer, reader = (roles[f"fonte_{kind}"].set(database=fonte.database) for kind in ("writer", "reader"))
+    monkeypatch.setenv("FONTE_ADMIN_DATABASE_URL", writer.render_as_string(hide_password=False))
+    monkeypatch.setenv("FONTE_ADMIN_TOKEN", "token-of-the-tests")
+    headers = {"Authorization": "Bearer token-of-the-tests"}
+    with connector_over(reader) as base_url, httpx.Client(base_url=base_url, headers=headers) as client:
+        assert client.delete("/data?end_timestamp=2024-05-21").json() == {"rows": 1440}
+        assert client.post("/data/randomize").json()["rows"] == 14400
+        assert len(client.get("/data").json()) == 14400
+
+
 def test_the_etl_runs_a_day_a_rerun_and_a_range_as_its_writer(
     roles, make_database, make_roles, fonte_api, monkeypatch, capsys
 ):

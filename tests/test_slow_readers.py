@@ -11,8 +11,9 @@ import httpx
 import psutil
 import pytest
 
-from fonte.connector import MEDIA_TYPES, POOL_SIZE
+from fonte.connector import MEDIA_TYPES
 from postgres import engine
+from serving import POOL_SIZE
 from tests.conftest import connector_over
 from tests.test_connector import DAY, running, wait_until
 from tests.test_timeouts import stalled_reader

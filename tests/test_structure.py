@@ -67,7 +67,7 @@ def test_no_function_is_long(file):
 
 
 def test_the_pipeline_is_small():
-    assert sum(len(code_lines(file.read_text())) for file in SOURCES) < 2000
+    assert sum(len(code_lines(file.read_text())) for file in SOURCES) < 2500
 
 
 def test_a_day_loads_no_library_that_it_does_not_need(run_command, connector, alvo):
