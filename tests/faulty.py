@@ -92,7 +92,8 @@ def stalling(target, at: bytes) -> Iterator[int]:
         while data := received(source):
             if watched and at in data:
                 return
-            sink.sendall(data)
+            with suppress(OSError):
+                sink.sendall(data)
 
     def accept(listener):
         while client := accepted(listener):

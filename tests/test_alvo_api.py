@@ -163,6 +163,7 @@ def test_an_alvo_of_many_rows_is_streamed_and_who_goes_away_ends_the_query(base_
     transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
     with administrator.connect() as connection, httpx.Client(transport=transport) as client:
         with client.stream("GET", f"{base_url}/data") as answer:
+            assert answer.status_code == 200
             next(answer.iter_raw(1000))
             assert connection.scalar(running, {"name": alvo.database}) == 1
         while connection.scalar(running, {"name": alvo.database}):

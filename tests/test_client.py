@@ -318,7 +318,23 @@ def test_a_signalling_nan_is_a_nan():
     np.testing.assert_array_equal(columns["power"], [math.nan, 1.5])
 
 
+def replaced(layout, found, put):
+    """A whole stream in which the first such numbers are others."""
+    body = arrow_stream({"timestamp": MINUTES, "power": [1.0] * 250}, rows_a_batch=250)
+    assert struct.pack(layout, *found) in body
+    return body.replace(struct.pack(layout, *found), struct.pack(layout, *put), 1)
+
+
 WHOLE = arrow_stream({"timestamp": MINUTES, "power": pyarrow.array([None, math.nan, 2.5] * 83 + [1.0])})
+
+
+def test_an_arrow_schema_that_says_big_endian_or_leaves_a_part_out_is_refused():
+    # A table whose field 0 is 1, behind its table of fields: pyarrow writes none of the kind.
+    schema = arrow._Table(struct.pack("<HHHxxihxx", 6, 6, 4, 8, 1), 8)
+    with pytest.raises(ValueError, match="big-endian"):
+        arrow._types(schema)
+    with pytest.raises(ValueError, match="a part is left out"):
+        schema.table(1)
 
 
 def test_an_arrow_stream_of_another_writer_comes_as_arrays():
@@ -352,6 +368,9 @@ def test_timestamps_of_any_resolution_and_numbers_of_any_kind_are_taken(resoluti
         (arrow_stream({"timestamp": MINUTES[:1], "power": pyarrow.array(["a"]).dictionary_encode()}), "power is neith"),
         (arrow_stream({"timestamp": MINUTES[:1], "power": MINUTES[:1]}), "power is no number"),
         (arrow_stream({"timestamp": [1.0], "power": [1.0]}), "timestamp is no timestamp"),
+        (arrow_stream({f"column {number}": [1.0] for number in range(101)}), "it has 101 columns"),
+        (replaced("<Iqq", (2, 250, 0), (1, 250, 0)), "a batch's columns are not the schema's"),
+        (replaced("<Iqq", (2, 250, 0), (2, 249, 0)), "a batch's columns differ in length"),
         (
             arrow_stream({"timestamp": pyarrow.array([None], pyarrow.timestamp("us")), "power": [1.0]}),
             "timestamp is null",

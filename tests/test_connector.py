@@ -4,6 +4,7 @@ import json
 import math
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -259,6 +260,17 @@ def test_a_copy_that_is_closed_before_its_query_arrives_ends_it_too(fonte_pool):
         rows.close()
     with pytest.raises(QueryCanceled):
         list(rows)
+
+
+def test_a_copy_that_is_closed_before_it_has_a_connection_asks_nothing(fonte, make_pool):
+    pool = make_pool(fonte)
+    with ThreadPoolExecutor() as threads:
+        with pool.connect(), pool.connect():
+            rows = CopyOut(pool, "SELECT * FROM data", {}, "FORMAT csv")
+            closing = threads.submit(rows.close)
+            wait_until(lambda: rows._closed)
+        closing.result()
+    assert list(rows) == []
 
 
 def test_the_settings_of_server_and_environment_do_not_change_an_answer(administrator, fonte, fonte_pool, monkeypatch):

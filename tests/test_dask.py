@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import pytest
 from sqlalchemy import text
@@ -46,6 +47,23 @@ def test_a_cluster_gives_the_same_exit_codes(asked, alvo_pool, monkeypatch, caps
         monkeypatch.setenv("FONTE_API_URL", server.url)
         assert etl.main(asked) == code
     assert capsys.readouterr().err.startswith("etl.py: Fonte ")
+
+
+def test_a_lost_cluster_is_named(cluster):
+    with backfill.executor(cluster.scheduler_address, 2) as (executor, check):
+        check()
+        executor._client.close()
+        with pytest.raises(backfill.ClusterError, match="lost its scheduler"):
+            check()
+
+
+def test_what_dask_says_of_a_lost_day_is_a_failure_of_the_cluster():
+    cancelled, killed = Future(), Future()
+    cancelled.cancel()
+    killed.set_exception(distributed.comm.CommClosedError("lost"))
+    assert "lost its scheduler" in str(backfill.failure(cancelled))
+    assert "the Dask cluster failed: " in str(backfill.failure(killed))
+    assert all(isinstance(backfill.failure(future), backfill.ClusterError) for future in (cancelled, killed))
 
 
 @pytest.mark.faults

@@ -70,9 +70,11 @@ def test_a_connection_that_is_given_back_in_time_is_not_cut(alvo, monkeypatch):
     monkeypatch.setattr(engine, "TIME_LIMIT_S", 0.1)
     monkeypatch.setattr(engine, "GRACE_S", 0.1)
     pool = engine.create(alvo, "test")
+    others = set(threading.enumerate())
     with pool.connect() as connection:
         first = connection.scalar(text("SELECT pg_backend_pid()"))
-        limits = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        limits = set(threading.enumerate()) - others
+    assert len(limits) == 1
     for limit in limits:
         limit.join()
     with pool.connect() as connection:
