@@ -7,7 +7,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date
+from types import TracebackType
 from typing import NoReturn
+
+from psycopg2 import Error as PostgresError
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +26,8 @@ def run(
 ) -> int:
     """Return the action's exit code, or that of its failure, told on one line; the first type that fits counts."""
     try:
-        return action()
+        with _each_failure_told_once():
+            return action()
     except tuple(exit_codes) as error:
         return failed(program, error, exit_codes, debug=debug)
     except BrokenPipeError:
@@ -32,6 +36,22 @@ def run(
     except KeyboardInterrupt:
         print(f"{program}: interrupted; what was in hand is done wholly or not at all", file=sys.stderr)
         return 130  # 128 + SIGINT, as a shell reports it
+
+
+@contextmanager
+def _each_failure_told_once() -> Iterator[None]:
+    """Leave out what psycopg2 itself prints of a server that ended within a COPY: it raises that as well."""
+    hook = sys.excepthook
+
+    def unless_raised(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not isinstance(error.__cause__, PostgresError):
+            hook(kind, error, where)
+
+    sys.excepthook = unless_raised
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
 
 
 def failed(program: str, error: Exception, exit_codes: Mapping[type[Exception], int], *, debug: bool) -> int:

@@ -15,6 +15,8 @@ import settings
 from fonte import schema, seeding
 from postgres import engine
 
+# Decades of minutes are one transaction.
+TIME_LIMIT_S = 3600
 EXIT_CODES = {settings.SettingsError: 2, seeding.CsvError: 2, engine.DatabaseError: 3}
 
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _seed(options: argparse.Namespace) -> int:
     with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL"):
-        pool = engine.create(settings.fonte_database_url(), "seed.py")
+        pool = engine.create(settings.fonte_database_url(), "seed.py", time_limit_s=TIME_LIMIT_S)
         with pool.begin() as connection:
             if options.csv:
                 filled = seeding.fill_from_csv(connection, options.csv)

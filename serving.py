@@ -1,34 +1,57 @@
-"""What the HTTP APIs share: how a period is asked for, in which format, and what they say when something is wrong."""
+"""What the HTTP APIs share: periods and formats, who may change data, and what is said when something is wrong."""
 
+import hmac
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from anyio import CancelScope, CapacityLimiter, to_thread
-from fastapi import FastAPI, Request
+from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from psycopg2 import Error as PostgresError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
+from sqlalchemy import URL, Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from postgres import engine
 from postgres.copy import CopyOut
 
+# Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
+POOL_SIZE = 40
+# The other routes have connections of their own: they answer however many streams there are.
+OTHER_POOL_SIZE = 5
 FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
-_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?")
+FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
+ADMIN_TOKEN = "The admin token, which whoever runs this server has set."
+# The column timestamp as SQL writes it in RFC 3339, in a session whose time zone is of no account.
+TIMESTAMP = "to_json(timestamp AT TIME ZONE 'UTC') #>> '{}' || 'Z'"
+_log = logging.getLogger("uvicorn.error")
+Name = TypeVar("Name", bound=str)
+# Who reads more slowly than this would keep a connection to the database from others.
+STREAM_TIMEOUT_S = 600.0
+_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_HOUR = "([01][0-9]|2[0-3])"
+_TIME = f"{_HOUR}:[0-5][0-9](:[0-5][0-9]([.][0-9]{{1,6}})?)?(Z|[+-]{_HOUR}:[0-5][0-9])?"
+_TIMESTAMP = f"^{_DATE}([T ]{_TIME})?$"
+# A list that a client repeats by the thousand is not repeated to it.
+_ERRORS_TOLD = 5
 
 
 def _timestamp(text: object) -> object:
     """Read a timestamp of RFC 3339, its time and offset optional, as UTC."""
     try:
-        if not isinstance(text, str) or not _TIMESTAMP.fullmatch(text):
+        if not isinstance(text, str) or not re.fullmatch(_TIMESTAMP, text):
             raise ValueError
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -38,17 +61,30 @@ def _timestamp(text: object) -> object:
         ) from None
 
 
-Name = TypeVar("Name", bound=str)
-Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
+def each_once(names: list[Name], field: ValidationInfo) -> list[Name]:
+    """Validate that a list, such as columns, names nothing twice."""
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("repeated", f"expected each {str(field.field_name).removesuffix('s')} once")
+    return names
+
+
+Timestamp = Annotated[datetime, BeforeValidator(_timestamp), WithJsonSchema({"type": "string", "pattern": _TIMESTAMP})]
+
+
+def not_null(schema: dict[str, Any]) -> None:
+    """Describe a parameter that may be left out: null is no value of it."""
+    schema |= next(each for each in schema.pop("anyOf") if each != {"type": "null"})
 
 
 class Period(BaseModel):
     """The half-open period [start, end); a bound that is left out does not bound."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    start_timestamp: Timestamp | None = Field(None, description=FIRST, examples=["2024-05-20T00:00:00Z"])
-    end_timestamp: Timestamp | None = Field(None, description=LAST, examples=["2024-05-21T00:00:00Z"])
+    start_timestamp: Timestamp | None = Field(
+        None, description=FIRST, examples=["2024-05-20T00:00:00Z"], json_schema_extra=not_null
+    )
+    end_timestamp: Timestamp | None = Field(
+        None, description=LAST, examples=["2024-05-21T00:00:00Z"], json_schema_extra=not_null
+    )
 
     @model_validator(mode="after")
     def _start_is_before_end(self) -> "Period":
@@ -56,6 +92,16 @@ class Period(BaseModel):
         if start is not None and end is not None and start >= end:
             raise PydanticCustomError("period", f"start_timestamp {start} is not before end_timestamp {end}")
         return self
+
+    def condition(self) -> str:
+        """Return the SQL condition that a row lies in the period; its parameters are those of bounds()."""
+        conditions = ["timestamp >= %(start)s"] * (self.start_timestamp is not None)
+        conditions += ["timestamp < %(end)s"] * (self.end_timestamp is not None)
+        return " AND ".join(conditions) or "true"
+
+    def bounds(self) -> dict[str, datetime | None]:
+        """Return the parameters of condition()."""
+        return {"start": self.start_timestamp, "end": self.end_timestamp}
 
 
 class Problem(BaseModel):
@@ -66,42 +112,182 @@ class Problem(BaseModel):
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "The request names something that does not exist or cannot be."},
-    503: {"model": Problem, "description": "The database does not answer; ask again later."},
+    503: {
+        "model": Problem,
+        "description": "The database does not answer, or all connections to it are in use; ask again later.",
+        "headers": {"Retry-After": {"description": "After how many seconds.", "schema": {"type": "integer"}}},
+    },
+}
+
+CHALLENGE = 'Bearer realm="admin"'
+_CHALLENGE_HEADER = {"WWW-Authenticate": {"description": CHALLENGE, "schema": {"type": "string"}}}
+PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
+    **PROBLEMS,
+    401: {"model": Problem, "description": "The admin token is missing or wrong.", "headers": _CHALLENGE_HEADER},
+    403: {"model": Problem, "description": "This server was started without an admin: nobody can change anything."},
 }
 
 
-def answer_problems(app: FastAPI, database: str) -> None:
-    """Make an app answer 422 and 503 in one form: {"detail": "one line"}.
+class Changed(BaseModel):
+    """What a request changed."""
 
+    rows: int = Field(description="The number of rows deleted or written.", examples=[1440])
+
+
+@asynccontextmanager
+async def engines(name: str, url: URL, admin: tuple[URL, SecretStr] | None) -> AsyncIterator[dict[str, Any]]:
+    """Give the state of an app: two engines that only read, one of them for streams, and the one that may write.
+
+    name: as the database is to know the app. admin: the URL and the token; without them nobody may write.
+    """
+    admin_url, token = admin or (None, None)
+    readers = {
+        "engine": engine.create(url, name, pool_size=OTHER_POOL_SIZE, check_pooled=True),
+        "streams": engine.create(url, name, pool_size=POOL_SIZE, check_pooled=True, time_limit_s=STREAM_TIMEOUT_S),
+    }
+    writer = engine.create(admin_url, f"{name} admin", check_pooled=True) if admin_url else None
+    read_only = {use: pool.execution_options(postgresql_readonly=True) for use, pool in readers.items()}
+    yield {**read_only, "admin_engine": writer, "admin_token": token}
+    for pool in (*readers.values(), writer):
+        if pool:
+            pool.dispose()
+
+
+def _admin_engine(
+    request: Request,
+    sent: Annotated[
+        HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description=ADMIN_TOKEN))
+    ],
+) -> Engine:
+    """Return the engine that may write, to who sends the admin token; what RFC 6750 says to everybody else."""
+    token: SecretStr | None = request.state.admin_token
+    if token is None:
+        raise _refused(request, 403, "nothing can be changed here: the server has no admin database and token")
+    if sent is None:
+        raise _refused(request, 401, "the admin token is missing", CHALLENGE)
+    # As bytes, for a header can hold more than ASCII; in constant time, for the time must not tell how much is right.
+    if not hmac.compare_digest(sent.credentials.encode("latin-1"), token.get_secret_value().encode()):
+        raise _refused(request, 401, "the admin token is wrong", f'{CHALLENGE}, error="invalid_token"')
+    return request.state.admin_engine  # type: ignore[no-any-return]
+
+
+AdminEngine = Annotated[Engine, Depends(_admin_engine)]
+
+
+def _refused(request: Request, status: int, why: str, challenge: str | None = None) -> HTTPException:
+    audit(request, logging.WARNING, status=status, refused=why)
+    return HTTPException(status, why, {"WWW-Authenticate": challenge} if challenge else None)
+
+
+def audit(request: Request, level: int = logging.INFO, **facts: object) -> None:
+    """Log on one line, in key=value, who asked for a change and what became of it. Facts are never secret."""
+    client = request.client.host if request.client else None
+    line = {"action": f"{request.method} {request.url.path}", "client": client, **facts}
+    _log.log(level, "audit %s", " ".join(f"{name}={json.dumps(value, default=str)}" for name, value in line.items()))
+
+
+def delete_rows(connection: Connection, period: Period) -> int:
+    """Delete the rows of a period in the caller's transaction, until whose end nobody else writes; return how many."""
+    connection.exec_driver_sql("LOCK TABLE data IN SHARE ROW EXCLUSIVE MODE")
+    return connection.exec_driver_sql(f"DELETE FROM data WHERE {period.condition()}", period.bounds()).rowcount
+
+
+router = APIRouter()
+
+
+@router.get("/health", responses=PROBLEMS, summary="Whether the database answers")
+def health(request: Request) -> dict[str, Literal["ok"]]:
+    """Asks the database, not only this process."""
+    with request.state.engine.connect() as connection:
+        connection.execute(select(1))
+    return {"status": "ok"}
+
+
+@router.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the rows of a period")
+def delete_data(request: Request, admin: AdminEngine, period: Annotated[Period, Query()]) -> Changed:
+    """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
+    with admin.begin() as connection:
+        rows = delete_rows(connection, period)
+    audit(request, rows=rows, **period.model_dump())
+    return Changed(rows=rows)
+
+
+class LogLine(logging.Formatter):
+    """Writes a record as one line of key=value, the message quoted as in JSON; for uvicorn's --log-config log.json."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        message = super().format(record)
+        return f"time={moment} level={record.levelname} logger={record.name} message={json.dumps(message)}"
+
+
+def answer_problems(app: FastAPI, database: str) -> None:
+    """Make an app answer 422 and 503 in one form: {"detail": "one line"}; to be called before routes are added.
+
+    A parameter that a route's description does not name, or that is repeated and no list, is refused on every route.
     database: its name in the answers. What the database said goes to the log, not to the client.
     """
 
     def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return JSONResponse({"detail": "; ".join(map(_described, error.errors()))}, status_code=422)
+        told = [_described(error) for error in error.errors()[:_ERRORS_TOLD]]
+        return JSONResponse({"detail": "; ".join(told)}, status_code=422)
 
     def unavailable(request: Request, error: Exception) -> JSONResponse:
-        logging.getLogger("uvicorn.error").error("%s: %s", database, engine.reason(error))
+        _log.error("%s: %s", database, engine.reason(error))
         detail = f"{database} does not answer, or is not set up; ask again later"
+        if isinstance(error, PoolTimeoutError):
+            detail = f"all connections to {database} are in use; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
+    def not_allowed(request: Request, error: Exception) -> JSONResponse:
+        # Each route knows its own methods alone: Starlette's answer would name those of the first.
+        described = app.openapi()["paths"].get(request.url.path, ["get"])
+        methods = sorted(map(str.upper, described))
+        detail = f"{request.method} {request.url.path}: expected {' or '.join(methods)}"
+        return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": ", ".join(methods)})
+
+    app.router.dependencies.append(Depends(_only_described))
+    app.add_exception_handler(405, not_allowed)
     app.add_exception_handler(RequestValidationError, refused)
     app.add_exception_handler(SQLAlchemyError, unavailable)
     app.add_exception_handler(PostgresError, unavailable)
 
 
+async def _only_described(request: Request) -> None:
+    path = request.app.openapi()["paths"].get(request.scope["route"].path, {})
+    described = path.get(request.method.lower(), {}).get("parameters", [])
+    is_list = {each["name"]: each["schema"].get("type") == "array" for each in described if each["in"] == "query"}
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        if name not in is_list:
+            raise RequestValidationError([{"type": "unknown", "loc": ("query", name)}])
+        if len(values) > 1 and not is_list[name]:
+            raise RequestValidationError(
+                [{"type": "repeated", "loc": ("query", name), "msg": "expected it once", "input": values}]
+            )
+
+
 def accepted(accept: str, offered: Mapping[Name, str]) -> Name:
-    """Return the key of offered, media types by name, that an Accept header prefers; the first where it names none."""
-    ranges: list[tuple[float, str]] = []
-    for part in accept.split(","):
-        media_range, *parameters = part.replace(" ", "").lower().split(";")
+    """Return the key of offered, media types by name, that an Accept header prefers; the first where it names none.
+
+    Of several ranges that hold a media type the most specific counts (RFC 9110, section 12.5.1).
+    """
+    ranges: dict[str, tuple[float, int]] = {}
+    for position, part in enumerate(accept.lower().split(",")):
+        media_range, *parameters = map(str.strip, part.split(";"))
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        ranges.append((float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0, media_range))
-    for weight, media_range in sorted(ranges, key=lambda pair: -pair[0]):
-        for name, media_type in offered.items():
-            if weight > 0 and media_range in (media_type, media_type.split("/")[0] + "/*", "*/*"):
-                return name
-    return next(iter(offered))
+        weight = float(quality) if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", quality) else 0.0
+        ranges.setdefault(media_range, (weight, -position))
+
+    def preference(name: Name) -> tuple[float, int]:
+        media_type = offered[name]
+        holding = (media_type, media_type.split("/")[0] + "/*", "*/*")
+        weight, position = next((ranges[each] for each in holding if each in ranges), (0.0, 0))
+        return (weight, position) if weight else (0.0, 0)
+
+    return max(offered, key=preference)
 
 
 def json_list(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -130,30 +316,41 @@ class Stream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the body; the rows are closed in any case."""
         try:
-            await super().__call__(scope, receive, send)
+            with move_on_after(STREAM_TIMEOUT_S) as limit:
+                await super().__call__(scope, receive, send)
+            if limit.cancelled_caught:
+                client = scope["client"][0]
+                _log.warning("%s took longer than %s s to read an answer: broken off", client, STREAM_TIMEOUT_S)
         finally:
             with CancelScope(shield=True):
-                # A limit of its own: those that wait for the rows may hold all threads of the common one.
-                await to_thread.run_sync(self._rows.close, limiter=CapacityLimiter(1))
+                await to_thread.run_sync(self._rows.close, limiter=_own_thread())
 
 
-def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+async def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Make the first piece now: a database that is away is a 503 here, and a broken stream later."""
-    return chain([next(pieces)], pieces)
+    return chain([await to_thread.run_sync(next, pieces, limiter=_own_thread())], pieces)
 
 
 async def _drawn(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     # A thread that waits for the database is left behind when the client goes; closing the rows ends it.
-    while (piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True)) is not None:
+    while (
+        piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True, limiter=_own_thread())
+    ) is not None:
         yield piece
+
+
+def _own_thread() -> CapacityLimiter:
+    """Streams wait for the database in threads that are none of the few in which the other routes answer."""
+    return CapacityLimiter(1)
 
 
 def _described(error: dict[str, Any]) -> str:
     location = error["loc"][1:]
-    message = str(error["msg"]).removeprefix("Input should be ")
     if not location:
-        return message
-    if error["type"] == "extra_forbidden":
-        return f"{location[0]}: no such parameter"
+        return str(error["msg"])
+    name = ascii(location[0])[1:-1]
+    if error["type"] == "unknown":
+        return f"{name:.80}: no such parameter"
+    message = str(error["msg"]).removeprefix("Input should be ")
     expected = message if message.startswith("expected") else f"expected {message}"
-    return f"{location[0]}={error['input']!r}: {expected}"
+    return f"{name}={error['input']!r:.200}: {expected}"

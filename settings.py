@@ -2,12 +2,19 @@
 
 import io
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import URL
 
 from postgres import embedded, engine
 
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+# RFC 6750 says which characters a bearer token has; a short one could be guessed.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 _ENV_FILE = Path(__file__).resolve().parent / ".env"
 
 
@@ -57,10 +64,35 @@ def child_environment(**settings: str) -> dict[str, str]:
     return {**os.environ, **settings}
 
 
+def fonte_admin() -> "tuple[URL, SecretStr] | None":
+    """Return FONTE_ADMIN_DATABASE_URL and FONTE_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
+    return _admin("FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN")
+
+
+def alvo_admin() -> "tuple[URL, SecretStr] | None":
+    """Return ALVO_ADMIN_DATABASE_URL and ALVO_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
+    return _admin("ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN")
+
+
+def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
+    url, token = _read(url_name), _read(token_name)
+    if url is None or token is None:
+        return None
+    if not _TOKEN.fullmatch(token):
+        expected = "16 or more letters, digits or -._~+/, such as `openssl rand -hex 16` prints"
+        raise SettingsError(f"{token_name} is no bearer token: expected {expected}")
+    # Loaded here, because only the APIs have admins, and they load it anyway.
+    from pydantic import SecretStr
+
+    return _parsed(url_name, url), SecretStr(token)
+
+
 def _database_url(name: str, embedded_database: str, given: str | None = None) -> URL:
     url = given or _read(name)
-    if url is None:
-        return embedded.url(embedded_database)
+    return embedded.url(embedded_database) if url is None else _parsed(name, url)
+
+
+def _parsed(name: str, url: str) -> URL:
     try:
         return engine.parse(url)
     except ValueError as error:

@@ -73,6 +73,9 @@ def decode(body: bytes, names: Sequence[str]) -> dict[str, Array]:
 
 _SCHEMA, _RECORD_BATCH = 1, 3
 _END = 0
+# Bounds for what costs memory or time beside the values: nobody who writes tables of minutes comes near.
+_MOST_MESSAGES = 100_000
+_MOST_METADATA_BYTES = 2**20
 _RESOLUTIONS = ("s", "ms", "us", "ns")
 
 
@@ -123,19 +126,22 @@ class _Message(NamedTuple):
 
 def _messages(body: bytes) -> Iterator[_Message]:
     position = 0
-    while True:
+    for _ in range(_MOST_MESSAGES):
         continuation, size = unpack_from("<Ii", body, position)
-        if continuation != 0xFFFFFFFF or size < 0:
+        if continuation != 0xFFFFFFFF or not 0 <= size <= _MOST_METADATA_BYTES:
             raise ValueError(f"no message begins at byte {position}")
         if size == _END:
             return
         start = position + 8 + size
-        message = _Table(body, position + 8 + int(unpack_from("<I", body, position + 8)[0]))
+        # A copy, out of which nothing can point: else a few bytes each would make messages of the same metadata.
+        metadata = body[position + 8 : start]
+        message = _Table(metadata, int(unpack_from("<I", metadata)[0]))
         length = message.number(3, "<q")
         if length < 0 or start + length > len(body):
             raise ValueError("it is cut off")
         yield _Message(message.number(1, "<B"), message.table(2), start, length)
         position = start + length
+    raise ValueError(f"it has more than {_MOST_MESSAGES} messages")
 
 
 def _types(schema: _Table) -> list[tuple[str, str]]:
@@ -179,15 +185,17 @@ def _columns(body: bytes, message: _Message, types: Sequence[tuple[str, str]]) -
     rows = batch.number(0, "<q")
     if nodes != len(types) or buffers != 2 * len(types) or rows < 0:
         raise ValueError("a batch's columns are not the schema's")
+    # Columns that shared their bytes would decode to more than was sent.
+    if rows * sum(np.dtype(dtype).itemsize for _, dtype in types) > length:
+        raise ValueError("a batch is shorter than its columns")
     part = memoryview(body)[start : start + length]
     columns = []
     for number, (name, dtype) in enumerate(types):
-        column_rows, nulls = unpack_from("<qq", body, node + 16 * number)
+        column_rows, nulls = unpack_from("<qq", batch.buffer, node + 16 * number)
         if column_rows != rows:
             raise ValueError("a batch's columns differ in length")
-        bits, _, values, _ = unpack_from("<qqqq", body, buffer + 32 * number)
-        column = np.empty(0, dtype) if rows == 0 else np.frombuffer(part, dtype, rows, values)
-        column = column.astype(_taken_as(dtype))
+        bits, _, values, _ = unpack_from("<qqqq", batch.buffer, buffer + 32 * number)
+        column = _taken(name, np.empty(0, dtype) if rows == 0 else np.frombuffer(part, dtype, rows, values))
         if nulls and rows:
             present = np.unpackbits(np.frombuffer(part, np.uint8, (rows + 7) // 8, bits), bitorder="little")[:rows]
             column[present == 0] = np.datetime64("NaT") if "M8" in dtype else np.nan
@@ -195,3 +203,15 @@ def _columns(body: bytes, message: _Message, types: Sequence[tuple[str, str]]) -
             raise ValueError(f"{name} is null")
         columns.append(column)
     return columns
+
+
+def _taken(name: str, column: Array) -> Array:
+    """Return a copy of a column in the type that it is taken as."""
+    with np.errstate(invalid="ignore"):  # a NaN of 32 bits may be of the kind that signals
+        taken = column.astype(_taken_as(column.dtype.str))
+    if column.dtype.kind == "M" and column.dtype != taken.dtype:
+        # NumPy lets a moment beyond its microseconds wrap around, to another day.
+        days, taken_days = column.astype("M8[D]"), taken.astype("M8[D]")
+        if ((days != taken_days) & ~np.isnat(column)).any():
+            raise ValueError(f"{name} holds a moment beyond all years")
+    return taken

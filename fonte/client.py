@@ -1,9 +1,11 @@
 """The client of Fonte's connector: what the ETL calls. It trusts nothing that it has not checked."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -17,9 +19,16 @@ READ_TIMEOUT_S = 20.0
 ATTEMPTS = 5
 RETRY_FOR_S = 60.0
 BACKOFF_S = 0.2
+DOWNLOAD_TIMEOUT_S = 300.0
 MAX_DECODED_BYTES = 512 * 2**20
+# Python's objects take up to thirty times the room of their JSON. A year of minutes is smaller.
+MAX_JSON_BYTES = 64 * 2**20
+MAX_ERROR_BYTES = 64 * 2**10
+MAX_MESSAGE_CHARACTERS = 2000
 # Servers that know nothing of Arrow answer JSON.
 ACCEPT = f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
+# A few compressed bytes may decode to gigabytes, all at once: none are asked for, and none taken.
+HEADERS = {"Accept": ACCEPT, "Accept-Encoding": "identity"}
 
 Timestamps = npt.NDArray[np.datetime64]
 Values = npt.NDArray[np.float64]
@@ -61,10 +70,16 @@ def fetch(
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, ValueError, ImportError, OSError) as error:
         fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'', query=None, fragment=None)}"
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = _one_line(str(error)) or type(error).__name__
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
             raise RequestRefused(f"{fonte} refused the request: {said}") from error
         raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
+
+
+def _one_line(text: str) -> str:
+    """Return the beginning of what a foreign server may have said, as one line that no terminal obeys."""
+    shown = (character if character.isprintable() else " " for character in text[:MAX_MESSAGE_CHARACTERS])
+    return " ".join("".join(shown).split())
 
 
 def _utc(moment: datetime) -> datetime:
@@ -107,16 +122,32 @@ def _is_transient(error: BaseException) -> bool:
 
 def _download(client: httpx.Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
     """Return the media type of the answer and its body."""
-    body = bytearray()
-    with client.stream("GET", "data", params=parameters, headers={"Accept": ACCEPT}) as response:
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > MAX_DECODED_BYTES:
-                raise ValueError(f"more than {MAX_DECODED_BYTES // 2**20} MiB for one period")
+    began = monotonic()
+    with client.stream("GET", "data", params=parameters, headers=HEADERS) as response:
         if response.status_code != 200:
-            message = f"HTTP {response.status_code} {response.reason_phrase}: {_detail(body)}"
+            said = _detail(_read(response, MAX_ERROR_BYTES, began))
+            message = f"HTTP {response.status_code} {response.reason_phrase}: {said}"
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
-    return response.headers.get("Content-Type", "").split(";")[0].strip().lower(), bytes(body)
+        if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+            raise ValueError(f"it answered the Content-Encoding {encoding}, which nobody asked for")
+        media_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
+        most_bytes = MAX_DECODED_BYTES if media_type == arrow.MEDIA_TYPE else MAX_JSON_BYTES
+        body = _read(response, most_bytes, began)
+    if len(body) > most_bytes:
+        raise ValueError(f"more than {most_bytes // 2**20} MiB for one period")
+    return media_type, bytes(body)
+
+
+def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:
+    """Read the body, or a little more than most_bytes of it."""
+    body = bytearray()
+    for chunk in response.iter_raw():
+        body += chunk
+        if len(body) > most_bytes:
+            break
+        if monotonic() - began > DOWNLOAD_TIMEOUT_S:
+            raise ValueError(f"its answer took longer than {DOWNLOAD_TIMEOUT_S} s")
+    return body
 
 
 def _detail(body: bytes | bytearray) -> str:
@@ -130,27 +161,35 @@ def _detail(body: bytes | bytearray) -> str:
 def _from_json(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """Decode a list of flat records that hold exactly these names."""
     try:
-        records = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        records = json.loads(body, object_pairs_hook=_record)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"it answered no JSON, but {body[:80].decode(errors='replace')!r}") from error
     if not isinstance(records, list):
         raise ValueError(f"it answered a JSON {type(records).__name__} instead of a list of records")
     for record in records:
         if not isinstance(record, dict) or record.keys() != set(names):
-            raise ValueError(f"it answered {record!r:.200} instead of a record with {', '.join(sorted(names))}")
+            shown = reprlib.repr(record)
+            raise ValueError(f"it answered {shown} instead of a record with {', '.join(sorted(names))}")
     columns = {name: [record[name] for record in records] for name in names}
     timestamps = np.array(list(map(_moment, columns.pop("timestamp"))), dtype="datetime64[us]")
     return {"timestamp": timestamps, **{name: _floats(name, values) for name, values in columns.items()}}
+
+
+def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"it answered a record that repeats a name: {reprlib.repr(pairs)}")
+    return record
 
 
 def _checked(
     columns: dict[str, npt.NDArray[Any]], start: datetime, end: datetime
 ) -> tuple[Timestamps, dict[str, Values]]:
     timestamps = columns.pop("timestamp")
-    for moment in timestamps[:1].tolist() + timestamps[-1:].tolist():
-        # NumPy knows years that datetime does not, and gives them as numbers.
-        if not (isinstance(moment, datetime) and start <= moment < end):
-            raise ValueError(f"it answered the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
+    outside = (timestamps < np.datetime64(start, "us")) | (timestamps >= np.datetime64(end, "us"))
+    if outside.any():
+        moment = timestamps[outside][0]
+        raise ValueError(f"it answered the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
     return _each_once(timestamps, columns)
 
 
@@ -158,7 +197,7 @@ def _moment(text: str) -> datetime:
     try:
         return _utc(datetime.fromisoformat(text))
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"it answered the timestamp {text!r:.80}, which is not one of RFC 3339") from None
+        raise ValueError(f"it answered the timestamp {reprlib.repr(text)}, which is not one of RFC 3339") from None
 
 
 def _floats(name: str, values: list[Any]) -> Values:
@@ -166,10 +205,10 @@ def _floats(name: str, values: list[Any]) -> Values:
     try:
         if not wrong:
             return np.array(values, dtype=np.float64)
+        culprit = next(value for value in values if type(value) in wrong)
     except OverflowError:
-        wrong = {int}
-    culprit = next(value for value in values if type(value) in wrong)
-    raise ValueError(f"it answered {name} = {culprit!r:.80}, which is no number of double precision")
+        culprit = max((value for value in values if type(value) is int), key=abs)
+    raise ValueError(f"it answered {name} = {reprlib.repr(culprit)}, which is no number of double precision")
 
 
 def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Timestamps, dict[str, Values]]:

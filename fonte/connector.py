@@ -1,27 +1,30 @@
-"""The connector: the one door to Fonte's database, and a read-only one. Run by `uvicorn fonte.connector:app`."""
+"""The connector: the one door to Fonte's database. Run by `uvicorn fonte.connector:app`.
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime
+Its routes only read, but for two that need the admin token and another role's connection.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum, auto
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import Engine, select
 
+import serving
 import settings
-from fonte import arrow, schema
-from postgres import copy, engine
-from serving import PROBLEMS, Period, Stream, accepted, answer_problems, begun, json_list
+from fonte import arrow, schema, seeding
+from postgres import copy
+from serving import PROBLEMS, PROBLEMS_OF_CHANGES, AdminEngine, Changed, Period, Stream, Timestamp
 
-# FastAPI answers in 40 threads; each stream holds a connection.
-POOL_SIZE = 40
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
-FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 Format = Literal["json", "csv", "arrow"]
-ACCEPT = "The formats that the client takes, by their media types."
+SEED = "The same seed gives the same values; left out, one is drawn, and answered."
+PROFILE = "Plausible values of a turbine, or plain random ones."
+MOST_DAYS = 366
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
@@ -37,20 +40,43 @@ class ColumnName(StrEnum):
 class DataQuery(Period):
     """What GET /data can be asked."""
 
-    columns: list[ColumnName] = Field(list(ColumnName), description=COLUMNS, examples=[["wind_speed", "power"]])
+    columns: Annotated[list[ColumnName], AfterValidator(serving.each_once)] = Field(
+        list(ColumnName),
+        description=COLUMNS,
+        examples=[["wind_speed", "power"]],
+        json_schema_extra={"uniqueItems": True},
+    )
 
-    format: Format | None = Field(None, description=FORMAT)
+    format: Format | None = Field(None, description=serving.FORMAT, json_schema_extra=serving.not_null)
 
-    @field_validator("columns")
-    @classmethod
-    def _each_once(cls, columns: list[ColumnName]) -> list[ColumnName]:
-        if len(set(columns)) < len(columns):
-            raise PydanticCustomError("repeated", "expected each column once")
-        return columns
+
+class RandomizeQuery(Period):
+    """What POST /data/randomize can be asked."""
+
+    start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=serving.FIRST)
+    end_timestamp: Timestamp = Field(
+        datetime.combine(seeding.START + timedelta(days=seeding.DAYS), time(), UTC), description=serving.LAST
+    )
+    profile: Literal["turbine", "uniform"] = Field("turbine", description=PROFILE)
+    random_seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, lt=2**32, description=SEED)
+
+    @model_validator(mode="after")
+    def _is_not_too_long(self) -> "RandomizeQuery":
+        if self.end_timestamp - self.start_timestamp > timedelta(days=MOST_DAYS):
+            raise PydanticCustomError("period", f"expected a period of {MOST_DAYS} days at most")
+        return self
+
+
+class Randomized(Changed):
+    """What was written."""
+
+    random_seed: int = Field(description="The seed that gives the same values again.", examples=[2024])
 
 
 class Sample(BaseModel):
     """One minute: its timestamp and the requested variables, null where there is no finite value."""
+
+    model_config = ConfigDict(extra="forbid")
 
     timestamp: datetime = Field(examples=["2024-05-20T00:00:00Z"])
     wind_speed: float | None = Field(None, description="m/s", examples=[8.31])
@@ -66,23 +92,28 @@ class Variable(BaseModel):
     description: str = Field(examples=["Wind speed at the nacelle"])
 
 
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Engine]]:
-    url = settings.fonte_database_url()
-    pool = engine.create(url, "fonte connector", pool_size=POOL_SIZE, check_pooled=True)
-    yield {"engine": pool.execution_options(postgresql_readonly=True)}
-    pool.dispose()
+def _lifespan(app: FastAPI) -> AbstractAsyncContextManager[dict[str, Any]]:
+    return serving.engines("fonte connector", settings.fonte_database_url(), settings.fonte_admin())
 
 
 app = FastAPI(
     title="Fonte connector",
     summary="One-minute signals of a wind turbine: wind speed, power, ambient temperature.",
     description="Every period is half-open, [start, end). Timestamps are RFC 3339 in UTC, and so is one that is sent "
-    "without an offset. Nothing here changes anything.",
+    "without an offset. Two routes change something, and need the admin token.",
     version="1",
     lifespan=_lifespan,
+    generate_unique_id_function=lambda route: route.name,
+    # A redirection would repeat the Host that the client names.
+    redirect_slashes=False,
 )
-answer_problems(app, "Fonte's database")
+serving.answer_problems(app, "Fonte's database")
+app.include_router(serving.router)
+
+
+def _to_data(**parameters: str) -> dict[str, Any]:
+    """Describe that GET /data can be asked for what another answer tells."""
+    return {"operationId": "data", "parameters": parameters}
 
 
 @app.get(
@@ -91,20 +122,25 @@ answer_problems(app, "Fonte's database")
     responses={**PROBLEMS, 200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
     summary="Samples of a period, ordered by time",
 )
-def data(
-    request: Request, query: Annotated[DataQuery, Query()], accept: Annotated[str, Header(description=ACCEPT)] = ""
+async def data(
+    request: Request,
+    query: Annotated[DataQuery, Query()],
+    accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),
 ) -> Stream:
     """Rows that hold `timestamp` and exactly the requested columns: a bare JSON list of flat records, CSV or Arrow.
 
     JSON answers NULL, NaN and infinity as null; in CSV and Arrow they are themselves.
     """
-    form = query.format or accepted(accept, MEDIA_TYPES)
-    bounds = {"start": query.start_timestamp, "end": query.end_timestamp}
-    rows = copy.CopyOut(request.state.engine, _sql(query, form), bounds, COPY_OPTIONS[form])
-    return Stream(rows, begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
+    form = query.format or serving.accepted(",".join(accept), MEDIA_TYPES)
+    rows = copy.CopyOut(request.state.streams, _sql(query, form), query.bounds(), COPY_OPTIONS[form])
+    return Stream(rows, await serving.begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
 
 
-@app.get("/columns", summary="The variables, with their units")
+@app.get(
+    "/columns",
+    responses={422: PROBLEMS[422], 200: {"links": {"data": _to_data(columns="$response.body#/0/name")}}},
+    summary="The variables, with their units",
+)
 def columns() -> list[Variable]:
     """What `columns` of GET /data may name."""
     return [
@@ -113,25 +149,35 @@ def columns() -> list[Variable]:
     ]
 
 
-@app.get("/period", responses={503: PROBLEMS[503]}, summary="The period that Fonte holds")
+@app.get(
+    "/period",
+    responses={**PROBLEMS, 200: {"links": {"data": _to_data(start_timestamp="$response.body#/first_timestamp")}}},
+    summary="The period that Fonte holds",
+)
 def period(request: Request) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
     return schema.extent(request.state.engine)
 
 
-@app.get("/health", responses={503: PROBLEMS[503]}, summary="Whether the database answers")
-def health(request: Request) -> dict[str, Literal["ok"]]:
-    """Asks the database, not only this process."""
-    with request.state.engine.connect() as connection:
-        connection.execute(select(1))
-    return {"status": "ok"}
+@app.post("/data/randomize", responses=PROBLEMS_OF_CHANGES, summary="Fill a period with random samples")
+def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQuery, Query()]) -> Randomized:
+    """Overwrite a period, 366 days at most, with random samples, one on every minute.
+
+    What the period held goes, in the same transaction: readers see the old samples or the new ones. The period is that
+    of `seed.py` where it is left out.
+    """
+    with admin.begin() as connection:
+        serving.delete_rows(connection, query)
+        rows = seeding.copy_synthetic(
+            connection, query.start_timestamp, query.end_timestamp, query.profile, query.random_seed
+        )
+    serving.audit(request, rows=rows, **query.model_dump())
+    return Randomized(rows=rows, random_seed=query.random_seed)
 
 
 def _sql(query: DataQuery, form: Format) -> str:
-    timestamp = "to_json(timestamp AT TIME ZONE 'UTC') #>> '{}' || 'Z' AS timestamp"
-    conditions = ["timestamp >= %(start)s"] * (query.start_timestamp is not None)
-    conditions += ["timestamp < %(end)s"] * (query.end_timestamp is not None)
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    timestamp = f"{serving.TIMESTAMP} AS timestamp"
+    where = f"WHERE {query.condition()}"
     if form == "arrow":
         # Without NULL all rows are of one length; which values are NULL is told apart from them.
         values = ", ".join(f"({name} IS NULL)::integer, coalesce({name}, 'NaN')" for name in query.columns)
@@ -147,7 +193,7 @@ def _sql(query: DataQuery, form: Format) -> str:
 def _pieces(copied: Iterator[bytes], columns: Sequence[str], form: Format) -> Iterator[bytes]:
     """Make the body's pieces of what COPY answers."""
     if form == "json":
-        return json_list(copied)
+        return serving.json_list(copied)
     if form == "csv":
         return copied
     return arrow.encode(_batches(copied, columns), columns)

@@ -1,12 +1,14 @@
-"""Fills Fonte's table through COPY, in the caller's transaction. What is there already keeps its values."""
+"""Fills Fonte's table through COPY, in the caller's transaction."""
 
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from psycopg2 import DataError, IntegrityError
 from sqlalchemy import Connection, text
 
@@ -41,22 +43,42 @@ def seed_once(connection: Connection) -> None:
 def fill_synthetic(
     connection: Connection, start: date, days: int, profile: str, random_seed: int, progress: Callable[[int, int], None]
 ) -> Filled:
-    """Fill whole UTC days with synthetic samples; progress is told days done and in all."""
+    """Fill whole UTC days with synthetic samples; what is there already keeps its values.
+
+    progress is told days done and in all.
+    """
     schema.create_absent(connection)
     inserted = kept = 0
-    for done in range(0, days, DAYS_PER_COPY):
-        first, count = start + timedelta(days=done), min(DAYS_PER_COPY, days - done)
-        columns = {"timestamp": synthetic.minutes(first, count), **PROFILES[profile](first, count, random_seed)}
+    for columns in _synthetic(start, days, profile, random_seed):
         with _incoming(connection):
             copy.copy_in(connection, "incoming", columns)
             filled = _merge(connection)
         inserted, kept = inserted + filled.inserted, kept + filled.kept
-        progress(done + count, days)
+        progress((inserted + kept) // synthetic.MINUTES_PER_DAY, days)
     return Filled(inserted, kept)
 
 
+def copy_synthetic(connection: Connection, start: datetime, end: datetime, profile: str, random_seed: int) -> int:
+    """Insert synthetic samples on every minute of [start, end), aware, which holds none; return their number."""
+    first, last = start.astimezone(UTC).date(), (end.astimezone(UTC) - timedelta.resolution).date()
+    bounds = [np.datetime64(bound.astimezone(UTC).replace(tzinfo=None)) for bound in (start, end)]
+    rows = 0
+    for columns in _synthetic(first, (last - first).days + 1, profile, random_seed):
+        inside = (columns["timestamp"] >= bounds[0]) & (columns["timestamp"] < bounds[1])
+        copy.copy_in(connection, "data", {name: values[inside] for name, values in columns.items()})
+        rows += int(inside.sum())
+    return rows
+
+
+def _synthetic(start: date, days: int, profile: str, random_seed: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Yield the columns of whole UTC days, a part at a time."""
+    for done in range(0, days, DAYS_PER_COPY):
+        first, count = start + timedelta(days=done), min(DAYS_PER_COPY, days - done)
+        yield {"timestamp": synthetic.minutes(first, count), **PROFILES[profile](first, count, random_seed)}
+
+
 def fill_from_csv(connection: Connection, file: Path) -> Filled:
-    """Fill from a CSV file whose header names `timestamp` and some of the variables.
+    """Fill from a CSV file whose header names `timestamp` and some of the variables; what is there keeps its values.
 
     Naive timestamps mean UTC; an empty field is no value. Raises CsvError.
     """

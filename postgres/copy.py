@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from psycopg2 import Error as PostgresError
 from sqlalchemy import Connection, Engine
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -18,6 +19,7 @@ _EPOCH = np.datetime64("2000-01-01", "us")
 _WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64": ">f8"}
 # psycopg2 reads and writes once per call of ours, or once per row: large pieces make few system calls.
 _CHUNK_BYTES = 256 * 1024
+_CANCEL_EVERY_S = 0.1
 
 
 def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -27,9 +29,14 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
     """
     names = ", ".join(columns)
     cursor = connection.connection.cursor()
-    cursor.copy_expert(
-        f"COPY {table} ({names}) FROM STDIN (FORMAT binary)", io.BytesIO(encode(columns)), size=_CHUNK_BYTES
-    )
+    command = f"COPY {table} ({names}) FROM STDIN (FORMAT binary)"
+    try:
+        cursor.copy_expert(command, io.BytesIO(encode(columns)), size=_CHUNK_BYTES)
+    except PostgresError as error:
+        if cursor.connection.closed:
+            # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.
+            connection.invalidate(error)
+        raise
 
 
 def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -83,10 +90,10 @@ class CopyOut:
         self._raw: Any = None
         self._closed = False
         self._error: BaseException | None = None
-        copying = threading.Thread(
+        self._copying = threading.Thread(
             target=self._copy, args=(engine, f"COPY ({query}) TO STDOUT ({options})", parameters, writer), daemon=True
         )
-        copying.start()
+        self._copying.start()
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield pieces of some 256 KiB. Raises SQLAlchemyError or psycopg2.Error."""
@@ -95,10 +102,16 @@ class CopyOut:
 
     def close(self) -> None:
         """Stop, the server's query too, wherever it is; what was read to its end has stopped already."""
-        with self._connected:
-            self._closed = True
-            if self._raw is not None:
-                self._raw.cancel()
+        self._closed = True
+        # Again and again: a cancellation that overtakes its query is lost.
+        while self._copying.is_alive():
+            with self._connected:
+                if self._raw is not None:
+                    self._raw.cancel()
+            if self._reading.acquire(blocking=False):
+                self._pipe.close()
+                self._reading.release()
+            self._copying.join(_CANCEL_EVERY_S)
         with self._reading:
             self._pipe.close()
 

@@ -1,12 +1,18 @@
 """A SQLAlchemy engine from a URL, and the one line that tells why a database failed."""
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
+from typing import Any
 
 from psycopg2 import Error as PostgresError
-from sqlalchemy import URL, Engine, create_engine, make_url
+from psycopg2 import extensions
+from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from postgres.embedded import EmbeddedServerError
 
@@ -14,6 +20,12 @@ from postgres.embedded import EmbeddedServerError
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 CONNECT_TIMEOUT_S = 5
+# Shorter than a client of the connector waits, so that it hears of the lock.
+LOCK_TIMEOUT_S = 15
+IDLE_TIMEOUT_S = 60
+TIME_LIMIT_S = 120
+# The server's own word on a statement that takes too long comes first.
+GRACE_S = 10
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")
 # Times and numbers are read as they are, whatever the server, the role or the environment prefer.
 SESSION = "-c timezone=UTC -c datestyle=ISO,YMD -c extra_float_digits=1"
@@ -42,14 +54,23 @@ def parse(url: str) -> URL:
     return parsed.set(drivername=DRIVERS[-1])
 
 
-def create(url: URL, application_name: str, *, pool_size: int = 2, check_pooled: bool = False) -> Engine:
+def create(
+    url: URL,
+    application_name: str,
+    *,
+    pool_size: int = 2,
+    check_pooled: bool = False,
+    time_limit_s: float | None = None,
+) -> Engine:
     """Make an engine; nothing is connected yet.
 
     pool_size: connections at most. check_pooled: test a pooled connection before each use, so that a server which
-    was away is found again; for processes that live long.
+    was away is found again; for processes that live long. time_limit_s: how long a statement may take, and a little
+    longer a connection be in use, before it fails; TIME_LIMIT_S where it is left out.
     """
-    options = f"{url.query.get('options', '')} {SESSION}"
-    return create_engine(
+    limit_s = time_limit_s or TIME_LIMIT_S
+    options = f"{_timeouts(limit_s)} {url.query.get('options', '')} {SESSION}"
+    pool = create_engine(
         url.update_query_dict({"options": options, "connect_timeout": str(CONNECT_TIMEOUT_S)}),
         pool_size=pool_size,
         max_overflow=0,
@@ -58,6 +79,49 @@ def create(url: URL, application_name: str, *, pool_size: int = 2, check_pooled:
         isolation_level="READ COMMITTED",
         connect_args={"application_name": application_name},
     )
+    _cut_after(pool, limit_s + GRACE_S)
+    return pool
+
+
+def _timeouts(statement_s: float) -> str:
+    timeouts_s = {
+        "statement_timeout": statement_s,
+        "lock_timeout": LOCK_TIMEOUT_S,
+        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_S,
+    }
+    return " ".join(f"-c {name}={round(timeout_s * 1000)}" for name, timeout_s in timeouts_s.items())
+
+
+def _cut_after(pool: Engine, limit_s: float) -> None:
+    """Cut a connection that is in use for longer: a frozen server would let its client wait for ever."""
+
+    def start(connection: extensions.connection, record: ConnectionPoolEntry, *_: object) -> None:
+        stop(connection, record)
+        record.info["limit"] = limit = Timer(limit_s, _cut, [connection])
+        limit.daemon = True
+        limit.start()
+
+    def stop(connection: extensions.connection, record: ConnectionPoolEntry) -> None:
+        if limit := record.info.pop("limit", None):
+            limit.cancel()
+
+    def connect(
+        dialect: Dialect, record: ConnectionPoolEntry, arguments: tuple[Any, ...], parameters: dict[str, Any]
+    ) -> extensions.connection:
+        connection = dialect.connect(*arguments, **parameters)
+        # SQLAlchemy asks the server some questions before it hands the connection out.
+        start(connection, record)
+        return connection
+
+    event.listen(pool, "do_connect", connect)
+    event.listen(pool, "checkout", start)
+    event.listen(pool, "checkin", stop)
+
+
+def _cut(connection: extensions.connection) -> None:
+    if not connection.closed:
+        with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+            wire.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as properties
 from sqlalchemy import URL, create_engine, make_url, text
 
 import etl
@@ -24,7 +27,27 @@ from postgres import embedded, engine
 ROOT = Path(__file__).resolve().parent.parent
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
-SETTINGS = ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
+# How many faults of each kind test_faults.py injected.
+INJECTED = pytest.StashKey[Counter[str]]()
+for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
+    properties.register_profile(
+        profile,
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+properties.load_profile("default")
+SETTINGS = (
+    "FONTE_API_URL",
+    "FONTE_DATABASE_URL",
+    "FONTE_ADMIN_DATABASE_URL",
+    "FONTE_ADMIN_TOKEN",
+    "ALVO_DATABASE_URL",
+    "ALVO_ADMIN_DATABASE_URL",
+    "ALVO_ADMIN_TOKEN",
+)
 
 
 def pytest_addoption(parser):
@@ -34,6 +57,18 @@ def pytest_addoption(parser):
         help="use TEST_POSTGRES_URL, a container of postgres:18, or the embedded server; default: the first there is",
     )
     parser.addoption("--kills", type=int, default=10, help="how often the kill tests kill")
+    parser.addoption(
+        "--faults", choices=["sample", "all"], default="sample", help="a fault at every operation, or all there are"
+    )
+
+
+def pytest_configure(config):
+    config.stash[INJECTED] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for what, number in config.stash[INJECTED].most_common():
+        terminalreporter.write_line(f"test_faults.py: {number:,} {what}")
 
 
 def pytest_report_header(config):
@@ -146,6 +181,16 @@ def fonte(make_database, seeded_template) -> URL:
 @pytest.fixture
 def fonte_pool(fonte, make_pool):
     return make_pool(fonte)
+
+
+@pytest.fixture
+def large_fonte(fonte, fonte_pool) -> URL:
+    """A Fonte that holds more than all the buffers between it and a reader."""
+    many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2001-03-01Z'::timestamptz, '1 minute') moment"
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"INSERT INTO data {many}"))
+    fonte_pool.dispose()
+    return fonte
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 RESET = object()
 HANG = object()
@@ -20,13 +20,18 @@ def http(status=200, body=b"[]", content_type="application/json", length=None, h
 
 
 class Faulty:
-    """Answers connection after connection with the given answers, the last one again and again."""
+    """Answers connection after connection with the given answers, the last one again and again.
+
+    An answer is bytes, or a function that yields pieces, perhaps without end.
+    """
 
     def __init__(self, listener, answers):
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.requests = []
         self._listener, self._answers = listener, answers
         self._open = []
+        self.pause_s = 0
+        self._closed = threading.Event()
 
     def serve(self):
         number = 0
@@ -43,9 +48,21 @@ class Faulty:
                 continue
             if answer is RESET:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif self.pause_s:
+                self._drip(connection, answer)
             else:
-                connection.sendall(answer)
+                # Who refuses an answer does not read it to its end.
+                with suppress(OSError):
+                    for piece in [answer] if isinstance(answer, bytes) else answer():
+                        connection.sendall(piece)
             connection.close()
+
+    def _drip(self, connection, answer):
+        """Send the answer byte by byte, with a pause after each, until nobody listens."""
+        with suppress(OSError):
+            for number in range(len(answer)):
+                connection.sendall(answer[number : number + 1])
+                self._closed.wait(self.pause_s)
 
     def close(self):
         for connection in self._open:
@@ -64,3 +81,48 @@ def answering(*answers) -> Iterator[Faulty]:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
             server.close()
+
+
+@contextmanager
+def stalling(target, at: bytes) -> Iterator[int]:
+    """A proxy before target, (host, port), that goes silent for good once it sees these bytes; gives its port."""
+    ends = []
+
+    def forward(source, sink, watched):
+        while data := received(source):
+            if watched and at in data:
+                return
+            with suppress(OSError):
+                sink.sendall(data)
+
+    def accept(listener):
+        while client := accepted(listener):
+            server = socket.create_connection(target)
+            ends.extend([client, server])
+            for pair in ((client, server, True), (server, client, False)):
+                threading.Thread(target=forward, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, args=[listener])
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for end in ends:
+                end.close()
+
+
+def received(connection):
+    try:
+        return connection.recv(65536)
+    except OSError:
+        return b""
+
+
+def accepted(listener):
+    try:
+        return listener.accept()[0]
+    except OSError:
+        return None

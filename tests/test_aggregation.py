@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -310,7 +310,6 @@ def test_no_samples_make_no_windows():
     assert all(len(values) == 0 for values in signals.values())
 
 
-@settings(max_examples=20)
 @given(case=samples())
 def test_the_input_is_left_as_it_was(case):
     timestamps, columns = case

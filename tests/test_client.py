@@ -1,22 +1,19 @@
-import gzip
-import io
 import json
 import math
 import re
-from datetime import UTC, datetime, timedelta, timezone
+import struct
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fonte import arrow, client
 from fonte.client import FonteError, RequestRefused, fetch
+from tests.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies, lying
 from tests.faulty import HANG, RESET, answering, http
-
-START = datetime(2024, 5, 20, tzinfo=UTC)
-END = START + timedelta(days=1)
 
 
 def row(minute, **values):
@@ -94,6 +91,10 @@ def test_a_row_sent_twice_counts_once():
         (http(body=[row(0), row(1, power="2.5")]), "power = '2.5', which is no number"),
         (http(body=[row(0, power=True)]), "power = True, which is no number"),
         (http(body=[row(0, power=10**400)]), "which is no number of double precision"),
+        (http(body=[row(0, power=7), row(1, power=-(10**400))]), "power = -1000"),
+        (http(body=[row(0, power="9" * 10**6)]), "power = '999999999999...9999999999999'"),
+        (http(body=b"[%s]" % (b"1" * 5000)), "integer string conversion"),
+        (http(body=b'[{"timestamp": "2024-05-20T00:00:00Z", "power": 1, "power": 2}]'), "a record that repeats a name"),
         (http(body=[{"timestamp": 1716163200, "power": 1}]), "the timestamp 1716163200"),
         (http(body=[{"timestamp": "yesterday", "power": 1}]), "the timestamp 'yesterday'"),
         (http(body=[{"timestamp": "0001-01-01T00:00:00+10:00", "power": 1}]), "the timestamp '0001-01-01"),
@@ -111,14 +112,18 @@ def test_a_row_sent_twice_counts_once():
         (http(500, body=b""), "HTTP 500"),
         (http(400, body=b"[" * 100_000), "HTTP 400"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "check FONTE_API_URL and that a connector runs there"),
-        (http(headers=["Content-Encoding: gzip"]), "check FONTE_API_URL and that a connector runs there"),
+        (http(headers=["Content-Encoding: gzip"]), "the Content-Encoding gzip, which nobody asked for"),
+        (http(404, body={"detail": "\x1b[2J\ud800 gone\r\n"}), "HTTP 404 x: [2J gone"),
+        (http(404, body={"detail": "a" * 10_000}), "HTTP 404 x: aaa"),
+        (http(404, body=b"a" * 10**6), "HTTP 404 x: aaa"),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_refused_and_not_asked_for_again(answer, message):
     with answering(answer) as server, pytest.raises(FonteError) as failure:
         fetch(server.url, START, END, ["power"])
     assert message in str(failure.value)
-    assert "\n" not in str(failure.value)
+    assert str(failure.value).isprintable()
+    assert len(str(failure.value)) < 3000
     assert server.url in str(failure.value)
     assert len(server.requests) == (5 if answer.startswith(b"SSH") else 1)
 
@@ -169,11 +174,13 @@ def test_a_password_in_the_url_is_not_repeated(refused_port):
     assert "secret" not in str(failure.value)
 
 
-def test_more_than_the_limit_is_refused_even_when_it_was_small_on_the_wire(monkeypatch):
-    monkeypatch.setattr(client, "MAX_DECODED_BYTES", 2**20)
-    bomb = gzip.compress(b" " * (2**20 + 1))
-    with pytest.raises(FonteError, match="more than 1 MiB"):
-        fetch_answer(http(body=bomb, headers=["Content-Encoding: gzip"]))
+@pytest.mark.parametrize(
+    ("limit", "content_type"), [("MAX_JSON_BYTES", "application/json"), ("MAX_DECODED_BYTES", arrow.MEDIA_TYPE)]
+)
+def test_more_than_the_limit_is_refused(monkeypatch, limit, content_type):
+    monkeypatch.setattr(client, limit, 2**20)
+    with pytest.raises(FonteError, match="more than 1 MiB for one period"):
+        fetch_answer(http(body=b" " * (2**20 + 1), content_type=content_type))
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch, refused_port, shared_connector):
@@ -190,51 +197,144 @@ JSON = st.recursive(
 )
 
 
-def checked(decode, body):
-    """Decode and check as fetch does: arrays of one length, or the one error."""
+def taken(decode, body):
+    """Decode and check as fetch does: arrays as promised, or the one error."""
     try:
         decoded = decode(body, ["timestamp", "power"])
         timestamps, columns = client._checked(decoded, START.replace(tzinfo=None), END.replace(tzinfo=None))
     except ValueError as error:
         assert str(error)
     else:
-        assert timestamps.shape == columns["power"].shape
+        assert_promised(timestamps, columns, ["power"])
 
 
-@given(body=st.binary(max_size=50) | JSON)
+@st.composite
+def changed(draw, bodies, pieces):
+    """One of these bodies, parts of it overwritten with pieces, and perhaps cut off."""
+    body = bytearray(draw(st.sampled_from(bodies)))
+    for place, piece in draw(st.lists(st.tuples(st.integers(0, len(body)), pieces), max_size=6)):
+        body[place : place + len(piece)] = piece
+    return bytes(body[: draw(st.just(len(body)) | st.integers(0, len(body)))])
+
+
+# Lengths, counts and offsets, at whichever field they land.
+LIES = [
+    struct.pack(kind, value)
+    for kind, bits in (("<q", 63), ("<i", 31), ("<h", 15))
+    for value in (0, 1, 2, 3, 5, 8, 10, 64, -1, -2, -8, 2 ** (bits - 4), 2 ** (bits - 3), 2**bits - 1, -(2**bits))
+]
+TOKENS = [b"[", b"]", b"{", b"}", b",", b'"', b"-", b"NaN", b"-Infinity", b"1e400", b"1" * 5000, b"[" * 3000, b"true"]
+TOKENS += [
+    b'{"power":' * 3000,
+    b'"\\ud800"',
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"\0",
+    b'"timestamp"',
+    b"+23:59",
+    b"0001",
+]
+
+
+@given(
+    body=st.binary(max_size=50)
+    | JSON.map(json.dumps).map(str.encode)
+    | changed([*json_bodies()], st.sampled_from(TOKENS))
+)
 def test_any_json_body_gives_arrays_or_the_one_error(body):
-    checked(client._from_json, body if isinstance(body, bytes) else json.dumps(body).encode())
+    taken(client._from_json, body)
 
 
-def arrow_stream(columns, **options):
-    """An Arrow stream as pyarrow writes it."""
-    table = pyarrow.table(columns)
-    written = io.BytesIO()
-    with pyarrow.ipc.new_stream(written, table.schema, options=pyarrow.ipc.IpcWriteOptions(**options)) as stream:
-        stream.write_table(table, max_chunksize=100)
-    return written.getvalue()
+@given(
+    body=st.binary(max_size=200)
+    | changed([*arrow_streams()], st.sampled_from(LIES) | st.binary(min_size=1, max_size=1))
+)
+def test_any_arrow_body_gives_arrays_or_the_one_error(body):
+    taken(arrow.decode, body)
 
 
-MINUTES = np.datetime64("2024-05-20", "us") + np.arange(250) * np.timedelta64(1, "m")
+ANY_LINE = st.text("\x00\t\r\n :;/=0129aAzZé", max_size=30).map(lambda line: line.encode("latin-1"))
+HEADER_NAMES = [
+    b"Content-Type",
+    b"Content-Encoding",
+    b"Content-Length",
+    b"Transfer-Encoding",
+    b"Set-Cookie",
+    b"Location",
+]
+HEADER_VALUES = [
+    b"application/json; charset=utf-16",
+    arrow.MEDIA_TYPE.encode(),
+    b"chunked",
+    b"gzip",
+    b"0",
+    b"99",
+    b"-1",
+]
+STATUSES = [b"200 OK", b"204 x", b"301 x", b"404 x", b"422 x", b"503 x", b"100 x", b"999 x"]
+BODIES = [*json_bodies(), *arrow_streams(), b"5\r\n[    \r\n0\r\n\r\n", b"ffffffffffffffff\r\n"]
+
+
+@given(
+    status=st.sampled_from(STATUSES) | ANY_LINE,
+    headers=st.lists(st.tuples(st.sampled_from(HEADER_NAMES), st.sampled_from(HEADER_VALUES) | ANY_LINE), max_size=4),
+    body=st.binary(max_size=60) | st.sampled_from(BODIES),
+)
+def test_any_answer_gives_arrays_or_the_one_error(status, headers, body):
+    lines = [b"HTTP/1.1 " + status, *(b"%s: %s" % header for header in headers)]
+    try:
+        fetched = fetch_answer(b"\r\n".join([*lines, b"", body]))
+    except FonteError as error:
+        assert str(error).isprintable()
+    else:
+        assert_promised(*fetched, ["power"])
+
+
+@pytest.mark.parametrize(
+    ("resolution", "per_minute", "turns"), [("us", 60 * 10**6, 3), ("ms", 60_000, 1), ("s", 60, 1)]
+)
+def test_moments_that_only_wrap_around_into_the_period_are_refused(resolution, per_minute, turns):
+    """They lie ages apart, and in order, but for NumPy, whose 64 bits begin anew."""
+    begin = int(MINUTES[0].astype(f"M8[{resolution}]").astype(int))
+    turn = 2**64 * per_minute // (60 * 10**6) // turns
+    integers = [begin, *(begin + turn * number + 1 for number in range(1, max(turns, 2))), begin + per_minute]
+    moments = np.array([(integer + 2**63) % 2**64 - 2**63 for integer in integers]).astype(f"M8[{resolution}]")
+    body = arrow_stream({"timestamp": moments, "power": np.ones(len(moments))})
+    with pytest.raises(FonteError, match="outside the period|beyond all years"):
+        fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+
+
+def test_more_messages_than_anybody_writes_are_refused(monkeypatch):
+    monkeypatch.setattr(arrow, "_MOST_MESSAGES", 10)
+    body = arrow_stream({"timestamp": MINUTES[:20], "power": np.ones(20)}, rows_a_batch=1)
+    with pytest.raises(FonteError, match="more than 10 messages"):
+        fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+
+
+def test_a_signalling_nan_is_a_nan():
+    power = np.frombuffer(struct.pack("<If", 0x7F800001, 1.5), np.float32)
+    body = arrow_stream({"timestamp": MINUTES[:2], "power": power})
+    _, columns = fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+    np.testing.assert_array_equal(columns["power"], [math.nan, 1.5])
+
+
+def replaced(layout, found, put):
+    """A whole stream in which the first such numbers are others."""
+    body = arrow_stream({"timestamp": MINUTES, "power": [1.0] * 250}, rows_a_batch=250)
+    assert struct.pack(layout, *found) in body
+    return body.replace(struct.pack(layout, *found), struct.pack(layout, *put), 1)
+
+
 WHOLE = arrow_stream({"timestamp": MINUTES, "power": pyarrow.array([None, math.nan, 2.5] * 83 + [1.0])})
 
 
-@settings(max_examples=500)
-@given(
-    changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
-    cut=st.integers(0, len(WHOLE)),
-    end=st.sampled_from([b"", WHOLE[-8:]]),
-)
-def test_any_arrow_body_gives_arrays_or_the_one_error(changes, cut, end):
-    body = bytearray(WHOLE)
-    for position, byte in changes:
-        body[position] = byte
-    checked(arrow.decode, bytes(body[:cut]) + end)
-
-
-@given(body=st.binary(max_size=200))
-def test_any_bytes_as_arrow_give_arrays_or_the_one_error(body):
-    checked(arrow.decode, body)
+def test_an_arrow_schema_that_says_big_endian_or_leaves_a_part_out_is_refused():
+    # A table whose field 0 is 1, behind its table of fields: pyarrow writes none of the kind.
+    schema = arrow._Table(struct.pack("<HHHxxihxx", 6, 6, 4, 8, 1), 8)
+    with pytest.raises(ValueError, match="big-endian"):
+        arrow._types(schema)
+    with pytest.raises(ValueError, match="a part is left out"):
+        schema.table(1)
 
 
 def test_an_arrow_stream_of_another_writer_comes_as_arrays():
@@ -268,11 +368,17 @@ def test_timestamps_of_any_resolution_and_numbers_of_any_kind_are_taken(resoluti
         (arrow_stream({"timestamp": MINUTES[:1], "power": pyarrow.array(["a"]).dictionary_encode()}), "power is neith"),
         (arrow_stream({"timestamp": MINUTES[:1], "power": MINUTES[:1]}), "power is no number"),
         (arrow_stream({"timestamp": [1.0], "power": [1.0]}), "timestamp is no timestamp"),
+        (arrow_stream({f"column {number}": [1.0] for number in range(101)}), "it has 101 columns"),
+        (replaced("<Iqq", (2, 250, 0), (1, 250, 0)), "a batch's columns are not the schema's"),
+        (replaced("<Iqq", (2, 250, 0), (2, 249, 0)), "a batch's columns differ in length"),
         (
             arrow_stream({"timestamp": pyarrow.array([None], pyarrow.timestamp("us")), "power": [1.0]}),
             "timestamp is null",
         ),
         (arrow_stream({"timestamp": MINUTES, "power": [1.0] * 250}, compression="zstd"), "compressed"),
+        (lying({77: 2**61}), "a batch is shorter than its columns"),
+        (lying({77: 150, 616: 0}), "a batch is shorter than its columns"),
+        (struct.pack("<Ii", 0xFFFFFFFF, 2**20 + 8) + bytes(2**21), "no message begins at byte 0"),
         (arrow_stream({"timestamp": MINUTES[::-1], "power": [1.0] * 250}), "out of order"),
         (arrow_stream({"timestamp": MINUTES - np.timedelta64(1, "m"), "power": [1.0] * 250}), "outside the period"),
         (arrow_stream({"timestamp": MINUTES[[0, 0]], "power": [1.0, 2.0]}), "two values of power"),

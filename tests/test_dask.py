@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import pytest
 from sqlalchemy import text
@@ -48,6 +49,24 @@ def test_a_cluster_gives_the_same_exit_codes(asked, alvo_pool, monkeypatch, caps
     assert capsys.readouterr().err.startswith("etl.py: Fonte ")
 
 
+def test_a_lost_cluster_is_named(cluster):
+    with backfill.executor(cluster.scheduler_address, 2) as (executor, check):
+        check()
+        executor._client.close()
+        with pytest.raises(backfill.ClusterError, match="lost its scheduler"):
+            check()
+
+
+def test_what_dask_says_of_a_lost_day_is_a_failure_of_the_cluster():
+    cancelled, killed = Future(), Future()
+    cancelled.cancel()
+    killed.set_exception(distributed.comm.CommClosedError("lost"))
+    assert "lost its scheduler" in str(backfill.failure(cancelled))
+    assert "the Dask cluster failed: " in str(backfill.failure(killed))
+    assert all(isinstance(backfill.failure(future), backfill.ClusterError) for future in (cancelled, killed))
+
+
+@pytest.mark.faults
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(
     cluster, sixty_days_fonte, alvo_pool, make_database, monkeypatch
 ):
@@ -98,6 +117,7 @@ def started(*arguments):
     return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.faults
 def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_pool, undisturbed, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"

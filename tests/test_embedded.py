@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from postgres import embedded
+from postgres import embedded, guard
 from tests.conftest import ROOT
 
 HOLD = """
@@ -92,6 +92,7 @@ def test_it_stays_while_one_of_its_users_lives(folder):
         assert second.poll() is None
 
 
+@pytest.mark.faults
 def test_many_first_users_at_once_share_one_server(folder):
     together = threading.Barrier(6)
 
@@ -157,6 +158,7 @@ def test_a_wrong_password_is_refused(folder):
         create_engine(f"postgresql+psycopg2://postgres:wrong@127.0.0.1:{port}/alvo").connect()
 
 
+@pytest.mark.faults
 def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(folder):
     with user(folder) as (_, port, _):
         [guard] = [pid for pid in servers(folder) if "guard.py" in " ".join(psutil.Process(pid).cmdline())]
@@ -166,6 +168,7 @@ def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(f
             assert new_port != port
 
 
+@pytest.mark.faults
 def test_a_killed_server_is_started_anew_for_the_next_user(folder):
     with user(folder):
         server = int((folder / "data" / "postmaster.pid").read_text().split("\n")[0])
@@ -177,6 +180,7 @@ def test_a_killed_server_is_started_anew_for_the_next_user(folder):
             assert answer == "alvo"
 
 
+@pytest.mark.faults
 def test_a_killed_initialisation_is_begun_again(folder):
     folder.mkdir(mode=0o700)
     (folder / "data.new").mkdir()
@@ -187,6 +191,7 @@ def test_a_killed_initialisation_is_begun_again(folder):
     assert (folder / "password").read_text() != "old"
 
 
+@pytest.mark.faults
 def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
     with user(folder):
         pass
@@ -201,6 +206,58 @@ def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
         with user(folder) as (_, _, answer):
             assert answer == "alvo"
         wait_for_end(folder)
+
+
+def test_a_user_waits_while_a_guard_still_initialises(tmp_path, monkeypatch):
+    (tmp_path / "password").write_text("secret")
+
+    def serve(pause_s):
+        (tmp_path / "port").write_text("5432\n")
+
+    monkeypatch.setattr(embedded.time, "sleep", serve)
+    with (tmp_path / "guard.lock").open("ab") as guard_lock:
+        fcntl.flock(guard_lock, fcntl.LOCK_EX)
+        assert embedded.url("alvo", tmp_path).port == 5432
+
+
+def test_a_backend_that_hangs_does_not_keep_the_server(folder):
+    with user(folder, "SELECT pg_backend_pid()") as (_, _, backend):
+        os.kill(int(backend), signal.SIGSTOP)
+    wait_for_end(folder)
+    assert servers(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("user_id", "setpriv", "beginning"),
+    [
+        (0, "/bin/setpriv", ["/bin/setpriv", "--reuid", "65534"]),
+        (1000, "/bin/setpriv", ["/bin/setpriv", "--pdeathsig", "INT"]),
+        (1000, None, []),
+    ],
+)
+def test_postgresql_never_runs_as_root_nor_longer_than_its_guard_where_it_can(monkeypatch, user_id, setpriv, beginning):
+    monkeypatch.setattr(guard.os, "geteuid", lambda: user_id)
+    monkeypatch.setattr(guard.shutil, "which", lambda name: setpriv)
+    assert guard.run_as_owner()[:3] == beginning
+
+
+def test_root_without_setpriv_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(guard.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(guard.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="util-linux"):
+        guard.run_as_owner()
+
+
+def test_a_failed_initialisation_tells_its_last_error(tmp_path):
+    initdb = tmp_path / "initdb"
+    initdb.write_text("#!/bin/sh\necho 'initdb: error: no space left'; echo removing; exit 1\n")
+    initdb.chmod(0o755)
+    with (
+        (tmp_path / "server.log").open("wb") as log,
+        pytest.raises(SystemExit, match="no space left .see .*server.log"),
+    ):
+        guard.initialise(tmp_path, tmp_path, log)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_folder_without_its_password_is_a_clear_error(tmp_path):

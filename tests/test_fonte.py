@@ -35,7 +35,7 @@ def rows(empty_fonte, make_pool):
     return read
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(profile=st.sampled_from(sorted(seeding.PROFILES)), seed=st.integers(0, 2**32), split=st.integers(1, 3))
 def test_days_seeded_apart_are_the_days_seeded_together(profile, seed, split):
     make = seeding.PROFILES[profile]
@@ -143,6 +143,7 @@ def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_p
         ("timestamp,power\n,1\n", "null value"),
         ("timestamp,power\ninfinity,1\n", "infinity"),
         ("timestamp,power\n2024-01-01,1,2\n", "extra data"),
+        (b"timestamp,pot\xeancia\n", "can't decode byte 0xea"),
         ("timestamp,power\n2024-01-01,1\n2024-01-01,2\n", "different rows for the timestamp 2024-01-01 00:00:00+00:00"),
     ],
 )
@@ -151,7 +152,7 @@ def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, t
     before = rows("SELECT count(*) FROM data")
     file = tmp_path / "bad.csv"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert seed.main(["--csv", str(file)]) == 2
     error = capsys.readouterr().err
     assert said in error

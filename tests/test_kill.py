@@ -11,10 +11,13 @@ from contextlib import contextmanager
 
 import httpx
 import psutil
+import pytest
 from sqlalchemy import text
 
 from tests.conftest import ROOT, SIXTY_DAYS, alvo_values, external, values_of_days_alone
 from tests.test_embedded import servers
+
+pytestmark = pytest.mark.faults
 
 COMMAND = [sys.executable, "etl.py", "2024-05-20"]
 

@@ -73,7 +73,7 @@ def test_pandas_agrees(samples):
     assert_agree(ours, frame)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples=tame_samples())
 def test_postgresql_agrees(administrator, samples):
     timestamps, values = samples

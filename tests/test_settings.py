@@ -38,6 +38,68 @@ def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name
     assert "sec" not in str(failure.value)
 
 
+def test_what_is_given_wins_over_the_environment_and_is_checked_alike(monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", "http://localhost:1")
+    monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://h/environment")
+    assert settings.fonte_api_url("http://localhost:2") == "http://localhost:2"
+    assert settings.alvo_database_url("postgresql://h/given").database == "given"
+    with pytest.raises(settings.SettingsError):
+        settings.fonte_api_url("localhost:2")
+    with pytest.raises(settings.SettingsError):
+        settings.alvo_database_url("sqlite://")
+
+
+def test_a_child_has_the_environment_and_what_is_set_for_it(monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", "http://localhost:1")
+    monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://h/environment")
+    child = settings.child_environment(FONTE_API_URL="http://localhost:2")
+    assert (child["FONTE_API_URL"], child["ALVO_DATABASE_URL"]) == ("http://localhost:2", "postgresql://h/environment")
+    assert settings.fonte_api_url() == "http://localhost:1"
+
+
+ADMINS = {"FONTE": settings.fonte_admin, "ALVO": settings.alvo_admin}
+ADMIN_URL = "postgresql://u:p%40ss@h/d"
+
+
+@pytest.mark.parametrize("side", ADMINS)
+def test_an_admin_is_a_url_and_a_token_and_neither_is_shown(monkeypatch, side):
+    token = "abcdXYZ0189-._~+/=="
+    monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", ADMIN_URL)
+    monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
+    url, secret = ADMINS[side]()
+    assert (url.drivername, url.password, secret.get_secret_value()) == ("postgresql+psycopg2", "p@ss", token)
+    assert token not in f"{(url, secret)} {secret}"
+    assert "p@ss" not in f"{(url, secret)} {url}"
+
+
+@pytest.mark.parametrize("side", ADMINS)
+@pytest.mark.parametrize(("url", "token"), [("", "a" * 16), (ADMIN_URL, ""), ("", "short"), ("no URL", ""), ("", "")])
+def test_half_an_admin_is_none(monkeypatch, side, url, token):
+    monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", url)
+    monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
+    assert ADMINS[side]() is None
+
+
+@pytest.mark.parametrize("side", ADMINS)
+@pytest.mark.parametrize(
+    ("url", "token", "named"),
+    [
+        *(
+            (ADMIN_URL, token, "TOKEN")
+            for token in ("secret-15-chars", "secret with a blank", "secretsécretsecret", "=" * 16)
+        ),
+        ("mysql://u:secret@h/d", "a" * 16, "DATABASE_URL"),
+    ],
+)
+def test_an_admin_that_cannot_be_used_is_named_but_never_repeated(monkeypatch, side, url, token, named):
+    monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", url)
+    monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
+    with pytest.raises(settings.SettingsError, match=f"^{side}_ADMIN_{named} is n.*: expected") as failure:
+        ADMINS[side]()
+    assert "secret" not in str(failure.value)
+    assert token not in str(failure.value)
+
+
 @pytest.mark.parametrize("value", ["http://localhost:8000", "https://user:pw@fonte.example/api/", "http://[::1]:8000"])
 def test_a_url_of_http_is_taken_as_it_is(monkeypatch, value):
     monkeypatch.setenv("FONTE_API_URL", value)

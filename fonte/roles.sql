@@ -1,0 +1,33 @@
+-- Roles of Fonte that can do no more than they need: fonte_reader for the connector, fonte_writer for the connector's
+-- routes that change data and for seed.py. Run it once seed.py has made the table, and again as often as you like, as a
+-- superuser, or as the owner of the database and the table who may create roles; then give each role its password:
+--   psql DATABASE_URL -f fonte/roles.sql
+--   psql DATABASE_URL -c '\password fonte_reader'
+\set ON_ERROR_STOP on
+BEGIN;
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['fonte_reader', 'fonte_writer'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN', role);
+        END IF;
+        EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC, %I', current_database(), role);
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
+    END LOOP;
+    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO fonte_writer', current_database());
+END
+$$;
+
+REVOKE ALL ON SCHEMA public FROM PUBLIC, fonte_reader, fonte_writer;
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, fonte_reader, fonte_writer;
+-- Everybody may fill a disk with large objects unless a superuser says no; a mere owner is warned that it cannot.
+REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA public TO fonte_reader, fonte_writer;
+GRANT SELECT ON data TO fonte_reader;
+GRANT SELECT, INSERT, DELETE ON data TO fonte_writer;
+
+COMMIT;

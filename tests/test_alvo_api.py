@@ -1,0 +1,307 @@
+"""Alvo's API, over real HTTP and a real Alvo."""
+
+import csv
+import io
+import json
+import logging
+import socket
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from sqlalchemy import event, text
+
+from alvo import api, schema
+from alvo.load import Report, replace_period
+from postgres import engine
+from tests.conftest import alvo_values
+
+TOKEN = "token-of-the-tests"
+START = datetime(2024, 5, 20, tzinfo=UTC)
+DAY = timedelta(days=1)
+WINDOWS = np.datetime64("2024-05-20", "us") + np.arange(288) * np.timedelta64(600_000_000, "us")
+WRITTEN = {"power_mean": np.arange(288.0), "power_std": np.where(np.arange(288) % 7, 0.1, np.nan)}
+
+
+@contextmanager
+def served(alvo):
+    """Serve the API over an Alvo; gives its base URL."""
+    with pytest.MonkeyPatch.context() as environment, socket.create_server(("127.0.0.1", 0)) as listener:
+        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
+        server = uvicorn.Server(uvicorn.Config(api.app, log_config=None, lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            # It reads its settings while it starts: it has when it answers.
+            httpx.get(f"{base_url}/openapi.json").raise_for_status()
+            yield base_url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def fill(pool):
+    replace_period(pool, START, START + 2 * DAY, WINDOWS, WRITTEN)
+
+
+@pytest.fixture(scope="module")
+def shared_api(make_database):
+    """The API over two days of two signals, for tests that only read."""
+    url = make_database()
+    pool = engine.create(url, "test")
+    fill(pool)
+    pool.dispose()
+    with served(url) as base_url, httpx.Client(base_url=base_url) as client:
+        yield client
+
+
+@pytest.fixture
+def base_url(alvo, alvo_pool, monkeypatch):
+    """The API over the test's own Alvo, which has an admin."""
+    fill(alvo_pool)
+    monkeypatch.setenv("ALVO_ADMIN_DATABASE_URL", alvo.render_as_string(hide_password=False))
+    monkeypatch.setenv("ALVO_ADMIN_TOKEN", TOKEN)
+    with served(alvo) as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def admin(base_url):
+    with httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        yield client
+
+
+def expected(first=0, last=288, signals=("power_mean", "power_std")):
+    """What /data answers of these windows: records ordered by time and signal."""
+    return [
+        {"timestamp": f"{WINDOWS[i].item():%Y-%m-%dT%H:%M:%S}Z", "signal": name, "value": WRITTEN[name][i]}
+        for i in range(first, last)
+        for name in sorted(signals)
+        if not np.isnan(WRITTEN[name][i])
+    ]
+
+
+def test_the_signals_are_those_that_were_loaded(shared_api):
+    assert shared_api.get("/signals").json() == [{"name": "power_mean"}, {"name": "power_std"}]
+
+
+@pytest.mark.parametrize(
+    ("query", "records"),
+    [
+        ("", expected()),
+        ("signals=power_std", expected(signals=["power_std"])),
+        ("signals=power_std&signals=power_mean&end_timestamp=2024-05-20T00:20", expected(0, 2)),
+        ("start_timestamp=2024-05-21T23:50:00Z", expected(287, 288)),
+        ("start_timestamp=2024-05-20T00:10&end_timestamp=2024-05-20T00:20", expected(1, 2)),
+        ("start_timestamp=2024-05-20T00:10:00.000001&end_timestamp=2024-05-20T00:20:00.000001", expected(2, 3)),
+        ("start_timestamp=2024-05-20T03:00:00%2B03:00&end_timestamp=2024-05-20T00:20", expected(0, 2)),
+        ("start_timestamp=2024-05-20&end_timestamp=2024-05-21", expected(0, 144)),
+        ("start_timestamp=2030-01-01", []),
+    ],
+)
+def test_a_period_is_half_open_and_ordered_in_every_format(shared_api, query, records):
+    answer = shared_api.get(f"/data?{query}")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == records
+    assert all(list(record) == ["timestamp", "signal", "value"] for record in answer.json())
+    answer = shared_api.get(f"/data?{query}", headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"].split(";")[0] == "text/csv"
+    lines = list(csv.DictReader(io.StringIO(answer.text)))
+    assert answer.text.startswith("timestamp,signal,value\n")
+    assert [line | {"value": float(line["value"])} for line in lines] == records
+
+
+def test_the_format_asked_for_wins_over_the_header(shared_api):
+    answer = shared_api.get("/data?format=json", headers={"Accept": "text/csv"})
+    assert (answer.headers["content-type"], answer.headers["vary"]) == ("application/json", "Accept")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/data?signals=power", "signals='power': expected 'power_mean', 'power_std'"),
+        ("/data?signals=power_mean&signals=x_y", "signals='x_y': expected 'power_mean', 'power_std'"),
+        ("/data?signals=", "signals=''"),
+        ("/data?signals=power%00mean", "signals='power\\x00mean'"),
+        ("/data?signals=power_mean%27%3BDROP%20TABLE%20data--", "expected 'power_mean'"),
+        ("/data?signals=power_mean&signals=power_mean", "expected each signal once"),
+        ("/data?start_timestamp=yesterday", "start_timestamp='yesterday': expected a timestamp such as"),
+        ("/data?start_timestamp=2024-05-20&end_timestamp=2024-05-20", "is not before"),
+        ("/data?format=arrow", "format='arrow': expected 'json' or 'csv'"),
+        ("/data?columns=power", "columns: no such parameter"),
+    ],
+)
+def test_a_bad_request_is_a_422_that_names_the_value_and_what_is_allowed(shared_api, path, said):
+    answer = shared_api.get(path)
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+def test_what_is_not_finite_is_null_in_json_and_itself_in_csv(base_url, alvo_pool):
+    with alvo_pool.begin() as connection:
+        connection.execute(text("INSERT INTO data VALUES ('2001-01-01Z', 1, 'Infinity'), ('2001-01-02Z', 1, 5e-324)"))
+    answer = httpx.get(f"{base_url}/data?end_timestamp=2002-01-01")
+    assert [record["value"] for record in answer.json()] == [None, 5e-324]
+    assert "Infinity\n" in httpx.get(f"{base_url}/data?end_timestamp=2002-01-01&format=csv").text
+
+
+def test_an_alvo_of_many_rows_is_streamed_and_who_goes_away_ends_the_query(base_url, alvo, alvo_pool, administrator):
+    with alvo_pool.begin() as connection:
+        many = (
+            "SELECT moment, 1, 1 FROM generate_series('2000-01-01Z', '2012-01-01Z'::timestamptz, '10 minutes') moment"
+        )
+        connection.execute(text(f"INSERT INTO data {many}"))
+    running = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = :name AND state = 'active' AND application_name = 'alvo api'"
+    )
+    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
+    with administrator.connect() as connection, httpx.Client(transport=transport) as client:
+        with client.stream("GET", f"{base_url}/data") as answer:
+            assert answer.status_code == 200
+            next(answer.iter_raw(1000))
+            assert connection.scalar(running, {"name": alvo.database}) == 1
+        while connection.scalar(running, {"name": alvo.database}):
+            pass
+    assert httpx.get(f"{base_url}/health").json() == {"status": "ok"}
+
+
+def test_a_day_is_read_through_the_primary_key_whatever_is_asked(alvo_pool):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("INSERT INTO signal (name) SELECT 's' || number FROM generate_series(1, 8) AS number"))
+        years = "generate_series('2021-01-01Z', '2023-12-31 23:50Z'::timestamptz, '10 minutes') AS moment"
+        connection.execute(text(f"INSERT INTO data SELECT moment, id, 1 FROM signal, {years}"))
+        connection.execute(text("ANALYZE data, signal"))
+        query = api.DataQuery(start_timestamp="2023-05-20", end_timestamp="2023-05-21")
+        for ids in ([3], list(range(1, 9))):
+            for form in ("json", "csv"):
+                plan = connection.exec_driver_sql(
+                    f"EXPLAIN {api._sql(query, form)}", query.bounds() | {"signal_ids": ids}
+                )
+                plan = "\n".join(plan.scalars())
+                assert "data_pkey" in plan
+                assert "Seq Scan on data" not in plan
+
+
+def test_an_alvo_without_its_tables_is_unavailable_and_says_so(make_database):
+    with served(make_database()) as base_url:
+        for path in ("/signals", "/data"):
+            answer = httpx.get(base_url + path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["detail"] == "Alvo's database does not answer, or is not set up; ask again later"
+
+
+def test_an_alvo_that_holds_nothing_answers_empty_lists(make_database, make_pool):
+    url = make_database()
+    with make_pool(url).begin() as connection:
+        schema.create_absent(connection)
+    with served(url) as base_url:
+        assert httpx.get(f"{base_url}/signals").json() == []
+        assert httpx.get(f"{base_url}/data").json() == []
+        assert httpx.get(f"{base_url}/data?format=csv").text == "timestamp,signal,value\n"
+        refused = httpx.get(f"{base_url}/data?signals=power_mean")
+        assert (refused.status_code, refused.json()["detail"]) == (
+            422,
+            "signals='power_mean': expected none, for Alvo knows no signal yet",
+        )
+
+
+def test_a_database_that_is_away_is_a_503(refused_port, alvo):
+    with served(alvo.set(host="127.0.0.1", port=refused_port)) as base_url:
+        for path in ("/signals", "/data", "/health"):
+            answer = httpx.get(base_url + path)
+            assert answer.status_code == 503
+            assert str(refused_port) not in answer.text
+
+
+def test_without_an_admin_nobody_deletes(shared_api):
+    answer = shared_api.delete("/data", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 403
+    assert len(shared_api.get("/data").json()) == len(expected())
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Bearer {TOKEN}x", f"Basic {TOKEN}"])
+def test_without_the_token_nobody_deletes(base_url, authorization):
+    headers = {} if authorization is None else {"Authorization": authorization}
+    answer = httpx.delete(f"{base_url}/data", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith('Bearer realm="admin"')
+    assert httpx.get(f"{base_url}/data").json() == expected()
+
+
+def test_the_admin_deletes_a_period_and_then_all(admin, caplog):
+    with caplog.at_level(logging.INFO, logger="uvicorn.error"):
+        query = "start_timestamp=2024-05-20T00:10&end_timestamp=2024-05-20T00:20"
+        assert admin.delete(f"/data?{query}").json() == {"rows": 2}
+    assert (
+        'audit action="DELETE /data" client="127.0.0.1" rows=2 start_timestamp="2024-05-20 00:10:00+00:00"'
+        in caplog.text
+    )
+    assert admin.get("/data").json() == expected(0, 1) + expected(2)
+    assert admin.delete("/data").json() == {"rows": len(expected()) - 2}
+    assert admin.get("/data").json() == []
+    assert admin.get("/signals").json() == [{"name": "power_mean"}, {"name": "power_std"}]
+    assert admin.delete("/data?signals=power_mean").status_code == 422
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["/signals", "/data", "/health"])
+def test_no_other_request_changes_anything(admin, method, path):
+    if (method, path) != ("DELETE", "/data"):
+        assert admin.request(method, path).status_code == 405
+        assert admin.get("/data").json() == expected()
+
+
+def test_a_load_that_meets_a_deletion_ends_with_a_whole_day_or_none(admin, alvo_pool):
+    """The deletion comes when the load has looked at the old rows, of which it means to leave most as they are."""
+    changed = np.r_[-1.0, WRITTEN["power_mean"][1:144]]
+    deletions = []
+
+    def delete(connection, cursor, statement, *others):
+        if "CREATE TEMP TABLE" in statement:
+            deletions.append(admin.delete("/data").json()["rows"])
+
+    event.listen(alvo_pool, "before_cursor_execute", delete)
+    report = replace_period(alvo_pool, START, START + DAY, WINDOWS[:144], {"power_mean": changed})
+    assert deletions == [len(expected())]
+    assert report == Report(144, 0, 0)
+    assert [value for _, value in sorted(alvo_values(alvo_pool).items())] == changed.tolist()
+
+
+def test_a_deletion_waits_for_a_load_in_hand(admin, alvo, alvo_pool, administrator):
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND wait_event_type = 'Lock'")
+    with alvo_pool.begin() as load, administrator.connect() as connection:
+        load.execute(text("UPDATE data SET value = 7 WHERE signal_id = 1"))
+        load.execute(text("INSERT INTO data VALUES ('2001-01-01Z', 1, 7)"))
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(admin.delete("/data").json()["rows"]))
+        thread.start()
+        while not connection.scalar(waiting, {"name": alvo.database}):
+            pass
+        assert admin.get("/data").json() == expected()
+    thread.join()
+    assert answers == [len(expected()) + 1]
+    assert alvo_values(alvo_pool) == {}
+
+
+def test_the_description_tells_units_bounds_and_answers(shared_api):
+    description = shared_api.get("/openapi.json").json()
+    operations = {
+        f"{method} {path}": operation
+        for path, route in description["paths"].items()
+        for method, operation in route.items()
+    }
+    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data"}
+    assert all(operation["summary"] for operation in operations.values())
+    assert all(parameter["description"] for parameter in operations["get /data"]["parameters"])
+    assert operations["get /data"]["responses"].keys() == {"200", "422", "503"}
+    assert operations["delete /data"]["responses"].keys() == {"200", "401", "403", "422", "503"}
+    assert operations["delete /data"]["security"]
+    assert json.dumps(description).count("security") == 2
+    assert shared_api.get("/docs").status_code == 200

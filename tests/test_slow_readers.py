@@ -1,0 +1,81 @@
+"""Who reads slowly, or goes away, costs a bounded share of the connector and keeps nobody else waiting."""
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from fonte.connector import MEDIA_TYPES
+from postgres import engine
+from serving import POOL_SIZE
+from tests.conftest import connector_over
+from tests.test_connector import DAY, running, wait_until
+from tests.test_timeouts import stalled_reader
+
+
+@pytest.fixture
+def large_connector(large_fonte):
+    with connector_over(large_fonte) as base_url:
+        yield base_url
+
+
+def stalled_readers(base_url, count, held):
+    """Readers that got the beginning of everything, and read no further."""
+    for reader in [held.enter_context(stalled_reader(base_url)) for _ in range(count)]:
+        assert reader.recv(12) == b"HTTP/1.1 200"
+
+
+def test_slow_readers_keep_nobody_waiting_and_hold_little_memory(large_connector):
+    assert len(httpx.get(large_connector + DAY).json()) == 1440
+    memory = psutil.Process().memory_info().rss
+    with ExitStack() as held:
+        stalled_readers(large_connector, POOL_SIZE - 1, held)
+        assert len(httpx.get(large_connector + DAY).json()) == 1440
+        # Each asked for more than 50 MiB.
+        assert psutil.Process().memory_info().rss - memory < 4 * 2**20 * POOL_SIZE
+
+
+def test_more_slow_readers_than_connections_are_told_to_come_again(administrator, large_fonte, monkeypatch, request):
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 3)
+    large_connector = request.getfixturevalue("large_connector")
+    with ExitStack() as held, ThreadPoolExecutor(2 * POOL_SIZE) as pool, httpx.Client(timeout=60) as client:
+        stalled_readers(large_connector, POOL_SIZE, held)
+        waiting = [pool.submit(httpx.get, large_connector + DAY, timeout=60) for _ in range(2 * POOL_SIZE)]
+        for path in ("/health", "/period", "/columns"):
+            assert client.get(large_connector + path).status_code == 200
+        assert not all(each.done() for each in waiting)
+        for answer in [each.result() for each in waiting]:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["detail"].startswith("all connections to Fonte's database are in use")
+    with administrator.connect() as connection:
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+    assert len(httpx.get(large_connector + DAY).json()) == 1440
+
+
+def left_behind():
+    """What this process, in which the connector runs, holds: open files, pipes and sockets, and threads that copy."""
+    copying = [thread for thread in threading.enumerate() if "_copy" in thread.name]
+    return len(list(Path("/proc/self/fd").iterdir())), len(copying)
+
+
+def test_aborted_downloads_leave_nothing_behind(administrator, large_fonte, large_connector):
+    url = httpx.URL(large_connector)
+    assert len(httpx.get(large_connector + DAY).json()) == 1440
+    files, copying = left_behind()
+    assert copying == 0
+    for number, form in zip(range(200), cycle(MEDIA_TYPES), strict=False):
+        with socket.create_connection((url.host, url.port)) as reader:
+            reader.sendall(f"GET /data?format={form} HTTP/1.1\r\nHost: fonte\r\n\r\n".encode())
+            # Some go before the answer begins, some in the midst of it.
+            reader.recv(1 + 1000 * (number % 5)) if number % 4 else None
+    with administrator.connect() as connection:
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+    assert len(httpx.get(large_connector + DAY).json()) == 1440
+    # Connections to the database may stay in their pools.
+    wait_until(lambda: left_behind()[0] < files + POOL_SIZE and left_behind()[1] == 0)

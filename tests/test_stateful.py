@@ -1,0 +1,384 @@
+"""Whatever happens to Fonte, to the connector and to Alvo, in any order: Alvo holds what a model in plain Python holds.
+
+Real PostgreSQL on both sides, the real connector over HTTP, the command in this process.
+"""
+
+import io
+import math
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from itertools import permutations
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+from sqlalchemy import Engine, event, text
+from sqlalchemy.dialects.postgresql import insert
+
+import etl
+from alvo import load, schema
+from alvo.aggregation import ALL_STATISTICS, aggregate
+from alvo.load import Report
+from fonte import arrow, client
+from fonte import schema as fonte_schema
+from fonte.client import FonteError
+from postgres import engine
+from tests import reference
+from tests.conftest import alvo_values, connector_over
+from tests.faulty import answering, http
+
+DAYS = [date(2024, 5, 20), date(2024, 5, 21)]
+COLUMNS = ["wind_speed", "power", "ambient_temperature"]
+WINDOW = timedelta(minutes=10)
+LOST, EMPTY = 4, 5
+
+values = st.floats(-1000, 1000) | st.sampled_from(
+    [None, math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e16]
+)
+rows = st.fixed_dictionaries(dict.fromkeys(COLUMNS, values))
+# Few windows, so that rows meet: around midnight in both zones, and at noon.
+moments = st.builds(
+    lambda day, at, minute: datetime.combine(day, time(*at), UTC) + timedelta(minutes=minute),
+    st.sampled_from(DAYS),
+    st.sampled_from([(0, 0), (2, 50), (3, 0), (12, 0), (23, 50)]),
+    st.integers(0, 9),
+)
+
+
+class Job(NamedTuple):
+    """What the command is asked: the days from first to last, as a zone has them."""
+
+    first: date
+    last: date
+    zone: str
+    columns: list[str]
+    statistics: list[str]
+
+    def periods(self):
+        for ordinal in range(self.first.toordinal(), self.last.toordinal() + 1):
+            midnights = [
+                datetime.combine(date.fromordinal(day), time(), ZoneInfo(self.zone)) for day in (ordinal, ordinal + 1)
+            ]
+            yield tuple(midnight.astimezone(UTC) for midnight in midnights)
+
+    def arguments(self):
+        dates = [str(self.first)] if self.first == self.last else [str(self.first), str(self.last)]
+        return [*dates, "--timezone", self.zone, "--columns", *self.columns, "--statistics", *self.statistics]
+
+
+def jobs(*, one_day=False):
+    def some_of(names):
+        return st.lists(st.sampled_from(names), min_size=1, unique=True)
+
+    days = [(day, day) for day in DAYS] + [(DAYS[0], DAYS[1])] * (not one_day)
+    zones = st.sampled_from(["UTC", "America/Sao_Paulo"])
+    asked = st.tuples(st.sampled_from(days), zones, some_of(COLUMNS), some_of(ALL_STATISTICS))
+    return asked.map(lambda job: Job(*job[0], *job[1:]))
+
+
+@cache
+def statistics_of(window: tuple[float, ...]) -> dict[str, float]:
+    """The statistics of a window: exact, but for std, which may be one digit off in its last place."""
+    timestamps = np.datetime64(0, "us") + np.arange(len(window)) * np.timedelta64(60_000_000, "us")
+    _, computed = aggregate(timestamps, {"v": np.array(window)}, statistics=ALL_STATISTICS)
+    std = computed["v_std"][0].item()
+    mean = reference.as_double(reference.mean(list(window)))
+    exact = {"mean": mean, "min": min(window), "max": max(window), "count": float(len(window))}
+    if len(window) > 1:
+        assert reference.error_ulp(std, reference.std(list(window))) <= 1
+        exact["std"] = std
+    return {name: value for name, value in exact.items() if math.isfinite(value)}
+
+
+def inside(held, period, columns=COLUMNS):
+    """What of these values lies in a period and belongs to these columns."""
+    start, end = period
+    names = {f"{column}_{statistic}" for column in columns for statistic in ALL_STATISTICS}
+    return {key: value for key, value in held.items() if start <= key[0] < end and key[1] in names}
+
+
+class World(NamedTuple):
+    """What every example shares, and begins by emptying."""
+
+    connector: str
+    fonte: Engine
+    writer: Engine
+    reader: Engine
+    administrator: Engine
+
+    def held(self):
+        return alvo_values(self.reader) or {}
+
+
+@pytest.fixture
+def world(make_database, make_pool, administrator, alvo, monkeypatch) -> Iterator[World]:
+    fonte = make_database()
+    with connector_over(fonte) as connector:
+        monkeypatch.setenv("FONTE_API_URL", connector)
+        yield World(connector, make_pool(fonte), make_pool(alvo), make_pool(alvo), administrator)
+
+
+class Machine(RuleBasedStateMachine):
+    """The model: Fonte's rows by moment, Alvo's values by window and signal."""
+
+    def __init__(self, world: World):
+        super().__init__()
+        self.world = world
+        self.fonte: dict[datetime, dict[str, float | None]] = {}
+        self.alvo: dict[tuple[datetime, str], float] = {}
+
+    @initialize(tables_exist=st.booleans(), first=st.dictionaries(moments, rows, min_size=5, max_size=20))
+    def begin(self, tables_exist, first):
+        with self.world.fonte.begin() as connection:
+            fonte_schema.create_absent(connection)
+            connection.execute(text("TRUNCATE data"))
+        with self.world.writer.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS data, signal"))
+            if tables_exist:
+                schema.create_absent(connection)
+        self.rows_arrive_or_are_corrected(first)
+
+    @invariant()
+    def alvo_is_as_the_model_has_it(self):
+        assert self.world.held() == self.alvo
+
+    # The model of a run.
+
+    def carried(self, held, period, columns, statistics):
+        """What Alvo holds after a period was run, and the report; None where Fonte has no finite sample."""
+        windows = defaultdict(list)
+        for moment in sorted(self.fonte):
+            for column in columns if period[0] <= moment < period[1] else []:
+                value = self.fonte[moment][column]
+                if value is not None and math.isfinite(value):
+                    windows[moment.replace(minute=moment.minute // 10 * 10), column].append(value)
+        if not windows:
+            return None
+        wanted = {
+            (window, f"{column}_{name}"): value
+            for (window, column), samples in windows.items()
+            for name, value in statistics_of(tuple(samples)).items()
+            if name in statistics
+        }
+        before = inside(held, period, columns)
+        unchanged = sum(before.get(key) == value for key, value in wanted.items())
+        report = Report(len(wanted) - unchanged, unchanged, len(before.keys() - wanted.keys()))
+        return {key: value for key, value in held.items() if key not in before} | wanted, report
+
+    def days_to_run(self, job, resume):
+        def is_held(period):
+            return all(inside(self.alvo, period, [column]) for column in job.columns)
+
+        return [period for period in job.periods() if not (resume and is_held(period))]
+
+    def run_in_the_model(self, job, resume):
+        """Run a job in the model; gives the exit code and the sum of the reports."""
+        reports, code = [Report(0, 0, 0)], 0
+        for period in self.days_to_run(job, resume):
+            if (result := self.carried(self.alvo, period, job.columns, job.statistics)) is None:
+                code = EMPTY
+            else:
+                self.alvo = result[0]
+                reports.append(result[1])
+        return code, Report(*map(sum, zip(*reports, strict=True)))
+
+    def run(self, job, *options):
+        """Run the command; gives its exit code and the changes that it tells."""
+        with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+            code = etl.main([*job.arguments(), *options])
+        said = errors.getvalue().splitlines()
+        assert bool(said) == (code != 0)
+        assert all(line.startswith("etl.py: ") for line in said)
+        told = re.findall(r"([\d,]+) values written, ([\d,]+) unchanged, ([\d,]+) removed", output.getvalue())
+        return code, Report(*(int(number.replace(",", "")) for number in told[-1])) if told else Report(0, 0, 0)
+
+    # What happens to Fonte.
+
+    @rule(new=st.dictionaries(moments, rows, min_size=1, max_size=8))
+    def rows_arrive_or_are_corrected(self, new):
+        upsert = insert(fonte_schema.data)
+        upsert = upsert.on_conflict_do_update(
+            index_elements=["timestamp"], set_={name: upsert.excluded[name] for name in COLUMNS}
+        )
+        with self.world.fonte.begin() as connection:
+            connection.execute(upsert, [{"timestamp": moment} | row for moment, row in new.items()])
+        self.fonte |= new
+
+    @precondition(lambda self: self.fonte)
+    @rule(data=st.data(), values=rows)
+    def a_row_is_corrected(self, data, values):
+        self.rows_arrive_or_are_corrected({data.draw(st.sampled_from(sorted(self.fonte))): values})
+
+    @precondition(lambda self: self.fonte)
+    @rule(data=st.data())
+    def rows_are_deleted(self, data):
+        self._delete(data.draw(st.sets(st.sampled_from(sorted(self.fonte)), min_size=1)))
+
+    @rule(day=st.sampled_from(DAYS))
+    def a_day_is_deleted(self, day):
+        self._delete({moment for moment in self.fonte if moment.date() == day})
+
+    def _delete(self, gone):
+        with self.world.fonte.begin() as connection:
+            connection.execute(text("DELETE FROM data WHERE timestamp = ANY(:gone)"), {"gone": list(gone)})
+        self.fonte = {moment: row for moment, row in self.fonte.items() if moment not in gone}
+
+    # What is run.
+
+    @rule(job=jobs(), days_at_once=st.integers(1, 3), resume=st.booleans())
+    def days_are_run(self, job, days_at_once, resume):
+        options = ["--days-at-once", str(days_at_once)] + ["--resume"] * resume
+        assert self.run(job, *options) == self.run_in_the_model(job, resume)
+
+    @rule(job=jobs(one_day=True))
+    def a_day_is_run_twice(self, job):
+        code, first = self.run(job)
+        assert (code, first) == self.run_in_the_model(job, False)
+        assert self.run(job) == (code, Report(0, first.written + first.unchanged, 0))
+
+    @rule(job=jobs(), days_at_once=st.integers(1, 3), resume=st.booleans(), operation=st.integers(0, 15))
+    def a_run_loses_its_connection(self, job, days_at_once, resume, operation):
+        """Every day is the old one or the new one, whole, while it is replaced and after its connection was lost."""
+        before, periods = self.alvo, self.days_to_run(job, resume)
+        parts = {}
+        for period in periods:
+            result = self.carried(before, period, job.columns, job.statistics)
+            parts[period] = [inside(held, period) for held in [before] + ([result[0]] if result else [])]
+
+        def whole():
+            held = self.world.held()
+            for period in periods:
+                assert inside(held, period) in parts[period]
+            expected = dict(before)
+            for period in periods:
+                expected = {key: value for key, value in expected.items() if not period[0] <= key[0] < period[1]}
+                expected |= inside(held, period)
+            assert held == expected
+            return held
+
+        with self._losing_the_connection_at(operation, whole) as lost:
+            code, _ = self.run(job, "--days-at-once", str(days_at_once), *["--resume"] * resume)
+        self.alvo = whole()
+        if code == 0 or not lost:
+            assert all(inside(self.alvo, period) == parts[period][-1] for period in periods)
+        assert code in ((0, EMPTY, LOST) if lost else (0, EMPTY))
+
+    @contextmanager
+    def _losing_the_connection_at(self, operation, look):
+        """Terminate the server's side of a connection at its operation of this number, after a look at what is held."""
+        lost: list[int] = []
+        counted = iter(range(10_000))
+        create, copy_in = engine.create, load.copy.copy_in
+
+        def perhaps_lose(connection, *_):
+            if next(counted) == operation:
+                look()
+                lost.append(connection.connection.driver_connection.info.backend_pid)
+                with self.world.administrator.connect() as administration:
+                    administration.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": lost[0]})
+
+        def create_watched(*arguments: Any, **options: Any) -> Engine:
+            pool = create(*arguments, **options)
+            for name in ("before_cursor_execute", "after_cursor_execute", "commit"):
+                event.listen(pool, name, perhaps_lose)
+            return pool
+
+        def copy_in_watched(connection, *arguments):
+            perhaps_lose(connection)
+            copy_in(connection, *arguments)
+            perhaps_lose(connection)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "create", create_watched)
+            patch.setattr(load.copy, "copy_in", copy_in_watched)
+            yield lost
+
+    @rule(
+        job=jobs(one_day=True),
+        cut=st.floats(0, 1, exclude_max=True),
+        times=st.sampled_from([1, 4, 5]),
+        told=st.booleans(),
+    )
+    def an_answer_is_cut(self, job, cut, times, told):
+        """A cut that HTTP tells of is tried again, five times in all; any other one is refused."""
+        (period,) = job.periods()
+        bounds = {"start_timestamp": period[0].isoformat(), "end_timestamp": period[1].isoformat()}
+        body = httpx.get(
+            f"{self.world.connector}/data",
+            params=bounds | {"columns": job.columns},
+            headers={"Accept": arrow.MEDIA_TYPE},
+        ).content
+        part = body[: int(cut * len(body))]
+        broken = http(body=part, content_type=arrow.MEDIA_TYPE, length=len(body) if told else len(part))
+        result = self.carried(self.alvo, period, job.columns, job.statistics)
+        with answering(*[broken] * times, http(body=body, content_type=arrow.MEDIA_TYPE)) as server:
+            if told and times < client.ATTEMPTS and result:
+                self.alvo, report = result
+                assert self._carry(job, server.url).report == report
+            else:
+                with pytest.raises((FonteError, etl.EmptyPeriod)):
+                    self._carry(job, server.url)
+
+    def _carry(self, job, url=None):
+        (period,) = job.periods()
+        return etl.run(url or self.world.connector, self.world.writer, *period, job.columns, job.statistics)
+
+    @rule(job=jobs(one_day=True), others=st.data())
+    def two_days_are_run_at_once(self, job, others):
+        """They may be the same day, or share hours: they leave what one after the other would, in some order."""
+        pair = [job, others.draw(st.just(job) | jobs(one_day=True))]
+        outcomes, seen = self._at_once(pair)
+        futures = []
+        for order in permutations(range(2)):
+            states, reports = [self.alvo], {}
+            for number in order:
+                (period,) = pair[number].periods()
+                result = self.carried(states[-1], period, pair[number].columns, pair[number].statistics)
+                states.append(result[0] if result else states[-1])
+                reports[number] = result and result[1]
+            futures.append((states, [reports[0], reports[1]]))
+        held = self.world.held()
+        assert any(held == states[-1] and outcomes == reports for states, reports in futures)
+        assert all(any(snapshot in states for states, _ in futures) for snapshot in seen)
+        self.alvo = held
+
+    def _at_once(self, pair):
+        """Run two jobs, and read all the while; gives their reports, None for an empty day, and what was read."""
+        results = [self.carried({}, next(job.periods()), job.columns, job.statistics) for job in pair]
+        # Whoever never comes, because it failed, must not be waited for.
+        barrier = threading.Barrier(max(1, 2 - results.count(None)), timeout=60)
+
+        def replace_together(*arguments):
+            barrier.wait()
+            return load.replace_period(*arguments)
+
+        def carry(job):
+            try:
+                return self._carry(job).report
+            except etl.EmptyPeriod:
+                return None
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
+            patch.setattr(etl, "replace_period", replace_together)
+            running = [threads.submit(carry, job) for job in pair]
+            seen = []
+            while not all(future.done() for future in running):
+                seen.append(self.world.held())
+            return [future.result() for future in running], seen
+
+
+def test_alvo_is_as_the_model_has_it_after_any_sequence_of_events(world):
+    examples = max(1, settings.default.max_examples // 10)
+    run_machine(lambda: Machine(world), settings=settings(max_examples=examples))

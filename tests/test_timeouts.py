@@ -1,0 +1,143 @@
+"""Nobody is waited for without end: neither a lock, nor a frozen server, nor a slow one, nor a slow reader."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+import etl
+import serving
+from fonte import client
+from fonte.client import FonteError, fetch
+from postgres import engine
+from tests.conftest import ROOT, alvo_values, connector_over, external
+from tests.faulty import answering, http, stalling
+from tests.test_connector import DAY, running, wait_until
+
+DAY_BOUNDS = datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 21, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
+def test_the_server_itself_ends_what_takes_too_long(alvo_pool, name):
+    with alvo_pool.connect() as connection:
+        assert connection.scalar(text(f"SELECT setting::integer FROM pg_settings WHERE name = '{name}'")) > 0
+
+
+def test_a_url_may_set_timeouts_of_its_own(alvo, make_pool):
+    url = alvo.update_query_dict({"options": "-c statement_timeout=7s"})
+    with make_pool(url).connect() as connection:
+        assert connection.scalar(text("SHOW statement_timeout")) == "7s"
+
+
+def test_a_locked_target_is_exit_code_4_and_stays_as_it_was(fonte_api, alvo_pool, monkeypatch, capsys):
+    assert etl.main(["2024-05-20"]) == 0
+    before = alvo_values(alvo_pool)
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.1)
+    with alvo_pool.begin() as holder:
+        holder.execute(text("LOCK TABLE data"))
+        assert etl.main(["2024-05-20"]) == 4
+    assert "lock timeout" in capsys.readouterr().err
+    assert alvo_values(alvo_pool) == before
+
+
+def test_a_locked_source_is_a_503(fonte, fonte_pool, monkeypatch):
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.1)
+    with connector_over(fonte) as base_url, fonte_pool.begin() as holder:
+        holder.execute(text("LOCK TABLE data"))
+        assert httpx.get(base_url + DAY).status_code == 503
+        assert httpx.get(f"{base_url}/period").status_code == 503
+
+
+@pytest.mark.parametrize("at", [b"version()", b"pg_advisory_xact_lock", b"COPY data", b"COMMIT"])
+def test_a_target_that_falls_silent_is_exit_code_4(fonte_api, alvo, alvo_pool, monkeypatch, capsys, at):
+    monkeypatch.setattr(engine, "TIME_LIMIT_S", 0.1)
+    monkeypatch.setattr(engine, "GRACE_S", 0.1)
+    with stalling((alvo.host, alvo.port), at) as port:
+        silent = alvo.set(port=port).render_as_string(hide_password=False)
+        monkeypatch.setenv("ALVO_DATABASE_URL", silent)
+        assert etl.main(["2024-05-20"]) == 4
+    assert capsys.readouterr().err.startswith("etl.py: Alvo failed: ")
+    assert not alvo_values(alvo_pool)
+
+
+def test_a_connection_that_is_given_back_in_time_is_not_cut(alvo, monkeypatch):
+    monkeypatch.setattr(engine, "TIME_LIMIT_S", 0.1)
+    monkeypatch.setattr(engine, "GRACE_S", 0.1)
+    pool = engine.create(alvo, "test")
+    others = set(threading.enumerate())
+    with pool.connect() as connection:
+        first = connection.scalar(text("SELECT pg_backend_pid()"))
+        limits = set(threading.enumerate()) - others
+    assert len(limits) == 1
+    for limit in limits:
+        limit.join()
+    with pool.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) == first
+    pool.dispose()
+
+
+def test_an_answer_that_drips_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(client, "DOWNLOAD_TIMEOUT_S", 0.2)
+    drops = http(body=b"[" + b" " * 10_000, length=10**9)
+    with answering(drops) as server:
+        server.pause_s = 0.01
+        with pytest.raises(FonteError, match=r"took longer than 0\.2 s"):
+            fetch(server.url, *DAY_BOUNDS, ["power"])
+
+
+def stalled_reader(base_url):
+    """Ask for everything, and read nothing of it."""
+    url = httpx.URL(base_url)
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.connect((url.host, url.port))
+    reader.sendall(b"GET /data HTTP/1.1\r\nHost: fonte\r\n\r\n")
+    return reader
+
+
+def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch):
+    monkeypatch.setattr(serving, "STREAM_TIMEOUT_S", 0.5)
+    with connector_over(large_fonte) as base_url, administrator.connect() as connection:
+        with stalled_reader(base_url) as reader:
+            wait_until(lambda: running(connection, large_fonte.database) == 1)
+            wait_until(lambda: running(connection, large_fonte.database) == 0)
+            reader.settimeout(10)
+            body = b"".join(iter(lambda: reader.recv(2**20), b""))
+    assert body.startswith(b"HTTP/1.1 200")
+    assert not body.endswith(b"0\r\n\r\n")
+
+
+def test_a_connector_that_is_told_to_end_finishes_its_answers_and_cuts_who_stalls(administrator, large_fonte):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "fonte.connector:app", "--port", str(port)]
+    command += ["--timeout-graceful-shutdown", "1", "--log-config", "log.json"]
+    environment = external("", large_fonte) | {"FONTE_DATABASE_URL": large_fonte.render_as_string(hide_password=False)}
+    with (
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as connector,
+        administrator.connect() as connection,
+    ):
+        base_url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(base_url))
+        with stalled_reader(base_url), httpx.stream("GET", base_url + DAY) as answer:
+            wait_until(lambda: running(connection, large_fonte.database) == 1)
+            connector.send_signal(signal.SIGTERM)
+            answer.read()
+            said = connector.communicate()[1]
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+    assert answer.json()[-1]["timestamp"] == "2024-05-20T23:59:00Z"
+    assert "Traceback" not in said
+    assert all(line.startswith("time=") for line in said.splitlines())
+
+
+def answers(base_url):
+    try:
+        return httpx.get(f"{base_url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
