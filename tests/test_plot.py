@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-plot = pytest.importorskip("alvo.plot", reason="pip install '.[plot]' has it", exc_type=ImportError)
+from alvo import plot
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
