@@ -288,7 +288,7 @@ def checkout(tmp_path) -> Path:
     copy.mkdir()
     for source in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
         shutil.copy(source, copy)
-    for package in ("alvo", "fonte", "postgres"):
+    for package in ("alvo", "fonte", "orchestration", "postgres"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 

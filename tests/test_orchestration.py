@@ -379,3 +379,13 @@ def test_dg_finds_the_definitions():
     run = subprocess.run([dg_command, "list", "defs", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
     found = set(re.findall(r'"(?:asset_key|key|name)": "(\w+)"', run.stdout))
     assert found >= {"ten_minute_statistics", "ten_minute_statistics_job", "etl", "daily", "fonte", "alvo"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("FONTE_API_URL", "localhost:8000"), ("ALVO_DATABASE_URL", "mysql://host/d")]
+)
+def test_the_one_command_names_a_setting_that_it_cannot_use(run_command, fonte_api, name, value):
+    run = run_command("-m", "orchestration", **{"FONTE_API_URL": fonte_api, name: value})
+    assert (run.returncode, run.stdout) == (2, "")
+    assert len(run.stderr.splitlines()) == 1
+    assert name in run.stderr
