@@ -38,6 +38,7 @@ def test_both_tell_the_same():
         assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, portuguese, re.MULTILINE))
     for language in ("console", "sh"):
         assert blocks(READMES[0], language) == blocks(READMES[1], language)
+    assert blocks(READMES[0], "yaml") == blocks(READMES[1], "yaml") == [(ROOT / "orchestration/etl.yaml").read_text()]
     codes = [re.findall(r"^\| (`\w+`|\d+) \|", text, re.MULTILINE) for text in (english, portuguese)]
     assert codes[0] == codes[1]
     # What stands in code spans are names: they are the same in every language.
