@@ -28,7 +28,8 @@ from postgres import embedded
 from tests.conftest import ROOT
 url = embedded.url(sys.argv[1], Path(sys.argv[2]))
 with create_engine(url).connect() as connection:
-    print(url.port, connection.scalar(text(sys.argv[3])), flush=True)
+    answer = connection.scalar(text(sys.argv[3]))
+print(url.port, answer, flush=True)
 sys.stdin.read()
 """
 
