@@ -105,13 +105,15 @@ def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: h
         wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=READ_TIMEOUT_S),
         reraise=True,
     )
-    for attempt in retrying:
-        with attempt:
-            # The first attempt is the one that failed already.
-            if attempt.retry_state.attempt_number == 1:
-                raise failure
-            return _download(client, parameters)
-    raise AssertionError("the last attempt returns or raises")
+    failed = [failure]
+
+    def attempt() -> tuple[str, bytes]:
+        # The first attempt is the one that failed already.
+        if failed:
+            raise failed.pop()
+        return _download(client, parameters)
+
+    return retrying(attempt)
 
 
 def _is_transient(error: BaseException) -> bool:

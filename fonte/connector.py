@@ -26,6 +26,9 @@ SEED = "The same seed gives the same values; left out, one is drawn, and answere
 PROFILE = "Plausible values of a turbine, or plain random ones."
 MOST_DAYS = 366
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
+# What another answer tells is what GET /data can be asked for.
+COLUMN_LINK = {"operationId": "data", "parameters": {"columns": "$response.body#/0/name"}}
+START_LINK = {"operationId": "data", "parameters": {"start_timestamp": "$response.body#/first_timestamp"}}
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
 
@@ -111,11 +114,6 @@ serving.answer_problems(app, "Fonte's database")
 app.include_router(serving.router)
 
 
-def _to_data(**parameters: str) -> dict[str, Any]:
-    """Describe that GET /data can be asked for what another answer tells."""
-    return {"operationId": "data", "parameters": parameters}
-
-
 @app.get(
     "/data",
     response_model=list[Sample],
@@ -138,7 +136,7 @@ async def data(
 
 @app.get(
     "/columns",
-    responses={422: PROBLEMS[422], 200: {"links": {"data": _to_data(columns="$response.body#/0/name")}}},
+    responses={422: PROBLEMS[422], 200: {"links": {"data": COLUMN_LINK}}},
     summary="The variables, with their units",
 )
 def columns() -> list[Variable]:
@@ -149,11 +147,7 @@ def columns() -> list[Variable]:
     ]
 
 
-@app.get(
-    "/period",
-    responses={**PROBLEMS, 200: {"links": {"data": _to_data(start_timestamp="$response.body#/first_timestamp")}}},
-    summary="The period that Fonte holds",
-)
+@app.get("/period", responses={**PROBLEMS, 200: {"links": {"data": START_LINK}}}, summary="The period that Fonte holds")
 def period(request: Request) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
     return schema.extent(request.state.engine)

@@ -28,6 +28,7 @@ class Faulty:
     def __init__(self, listener, answers):
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.requests = []
+        self.headers = {}
         self._listener, self._answers = listener, answers
         self._open = []
         self.pause_s = 0
@@ -42,7 +43,9 @@ class Faulty:
                 return
             answer = self._answers[min(number, len(self._answers) - 1)]
             number += 1
-            self.requests.append(connection.recv(65536).decode(errors="replace").split("\r\n")[0])
+            request, *headers = connection.recv(65536).decode(errors="replace").split("\r\n")
+            self.requests.append(request)
+            self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in headers)}
             if answer is HANG:
                 self._open.append(connection)
                 continue

@@ -2,8 +2,10 @@ import json
 import math
 import re
 import struct
+import time
 from datetime import datetime, timedelta, timezone
 
+import httpx
 import numpy as np
 import pyarrow
 import pytest
@@ -94,7 +96,10 @@ def test_a_row_sent_twice_counts_once():
         (http(body=[row(0, power=7), row(1, power=-(10**400))]), "power = -1000"),
         (http(body=[row(0, power="9" * 10**6)]), "power = '999999999999...9999999999999'"),
         (http(body=b"[%s]" % (b"1" * 5000)), "integer string conversion"),
-        (http(body=b'[{"timestamp": "2024-05-20T00:00:00Z", "power": 1, "power": 2}]'), "a record that repeats a name"),
+        (
+            http(body=b'[{"timestamp": "2024-05-20T00:00:00Z", "power": 1, "power": 2}]'),
+            "repeats a name: [('timestamp', ",
+        ),
         (http(body=[{"timestamp": 1716163200, "power": 1}]), "the timestamp 1716163200"),
         (http(body=[{"timestamp": "yesterday", "power": 1}]), "the timestamp 'yesterday'"),
         (http(body=[{"timestamp": "0001-01-01T00:00:00+10:00", "power": 1}]), "the timestamp '0001-01-01"),
@@ -102,9 +107,22 @@ def test_a_row_sent_twice_counts_once():
             http(body=[row(1), row(0)]),
             "rows out of order: 2024-05-20T00:00:00.000000Z after 2024-05-20T00:01:00.000000Z",
         ),
-        (http(body=[row(0), {"timestamp": "2024-05-21T00:00:00Z", "power": 1}]), "outside the period"),
-        (http(body=[{"timestamp": "2024-05-19T23:59:59Z", "power": 1}, row(0)]), "outside the period"),
-        (http(body=[row(0), row(1, power=1), row(1, power=2)]), "two values of power for 2024-05-20T00:01"),
+        (
+            http(body=[row(0), {"timestamp": "2024-05-21T00:00:00Z", "power": 1}]),
+            "timestamp 2024-05-21T00:00:00.000000Z, outside the period",
+        ),
+        (
+            http(body=[{"timestamp": "2024-05-19T23:59:59Z", "power": 1}, row(0)]),
+            "timestamp 2024-05-19T23:59:59.000000Z",
+        ),
+        (
+            http(body=[row(0), row(1), row(1), row(3), row(2)]),
+            "rows out of order: 2024-05-20T00:02:00.000000Z after 2024-05-20T00:03:00.000000Z",
+        ),
+        (
+            http(body=[row(0, power=7), row(0, power=7), row(1, power=1), row(1, power=2), row(2, power=9)]),
+            "two values of power for 2024-05-20T00:01:00.000000Z: 1.0 and 2.0",
+        ),
         (http(body=[row(1, power=1), row(1, power=None)]), "two values of power"),
         (http(301, headers=["Location: /elsewhere"]), "HTTP 301"),
         (http(404, body={"detail": "Not Found"}), "HTTP 404 x: Not Found"),
@@ -153,6 +171,90 @@ def test_what_passes_by_itself_is_tried_again(fault, monkeypatch):
         timestamps, _ = fetch(server.url, START, END, ["power"])
     assert len(timestamps) == 1
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("faults", [1, 2, 4])
+def test_another_attempt_asks_the_same_after_a_pause(monkeypatch, faults):
+    pauses_s = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses_s.append)
+    monkeypatch.setattr(client, "BACKOFF_S", 1000.0)
+    with answering(*[RESET] * faults, http(body=[row(0)])) as server:
+        fetch(server.url, START, END, ["power"])
+    assert len(server.requests) == 1 + faults
+    assert len(set(server.requests)) == 1
+    assert len(pauses_s) == faults
+    assert all(0 < pause_s <= client.READ_TIMEOUT_S for pause_s in pauses_s)
+
+
+def test_what_follows_a_fault_that_passes_is_not_tried_again_if_it_does_not(monkeypatch):
+    with answering(RESET, http(500), http(body=[row(0)])) as server, pytest.raises(FonteError, match="HTTP 500"):
+        fetch(server.url, START, END, ["power"])
+    assert len(server.requests) == 2
+
+
+def test_a_request_names_the_formats_and_no_compression():
+    with answering(http(body=[row(0)])) as server:
+        fetch(server.url, START, END, ["power"])
+    assert server.headers["accept"] == f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
+    assert server.headers["accept-encoding"] == "identity"
+
+
+def test_a_client_that_is_given_is_the_one_that_asks(refused_port):
+    with answering(http(body=[row(0)])) as server, client.connect(server.url) as given:
+        assert len(fetch(f"http://127.0.0.1:{refused_port}", START, END, ["power"], given)[0]) == 1
+        assert not given.is_closed
+
+
+@pytest.mark.parametrize(
+    ("url", "trusts_environment", "verifies"),
+    [
+        ("http://127.0.0.1:8000", False, False),
+        ("http://[::1]:8000", False, False),
+        ("http://localhost:8000", False, False),
+        ("http://fonte.example", True, False),
+        ("https://fonte.example", True, True),
+    ],
+)
+def test_how_a_connector_is_reached(url, trusts_environment, verifies, monkeypatch):
+    given = {}
+    monkeypatch.setattr(client.httpx, "Client", lambda **options: given.update(options))
+    client.connect(url)
+    assert given == {
+        "base_url": httpx.URL(url),
+        "timeout": httpx.Timeout(20.0, connect=5.0),
+        "trust_env": trusts_environment,
+        "verify": verifies,
+    }
+
+
+def test_a_naive_moment_means_utc_wherever_this_machine_is(shared_connector, monkeypatch):
+    monkeypatch.setenv("TZ", "America/Sao_Paulo")
+    time.tzset()
+    try:
+        naive = [moment.replace(tzinfo=None) for moment in (START, END)]
+        for start, end in ((START, END), naive):
+            timestamps, _ = fetch(shared_connector, start, end, ["power"])
+            assert timestamps[0] == np.datetime64("2024-05-20")
+            assert len(timestamps) == 1440
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("limit", ["MAX_JSON_BYTES", "MAX_DECODED_BYTES"])
+def test_an_answer_as_long_as_the_limit_is_taken(limit, monkeypatch):
+    body = json.dumps([row(0)]).encode() if "JSON" in limit else WHOLE
+    content_type = "application/json" if "JSON" in limit else f"{arrow.MEDIA_TYPE}; of=minutes"
+    monkeypatch.setattr(client, limit, len(body))
+    timestamps, _ = fetch_answer(http(body=body, content_type=content_type))
+    assert len(timestamps) == (1 if "JSON" in limit else 250)
+
+
+@pytest.mark.parametrize(("answer", "shown"), [(http(500, body=b"x" * 500), 200), (http(body=b"x" * 500), 80)])
+def test_of_a_body_that_is_no_json_only_the_beginning_is_repeated(answer, shown):
+    with pytest.raises(FonteError) as failure:
+        fetch_answer(answer)
+    assert max(map(len, re.findall("x+", str(failure.value)))) == shown
 
 
 @pytest.mark.parametrize("fault", [http(503), RESET, HANG], ids=["503", "reset", "hang"])

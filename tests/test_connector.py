@@ -399,6 +399,23 @@ def test_the_description_tells_units_bounds_and_answers(api):
     assert api.get("/docs").status_code == 200
 
 
+def test_the_description_links_what_the_other_routes_tell_to_the_data(api):
+    paths = api.get("/openapi.json").json()["paths"]
+    links = {path: paths[path]["get"]["responses"]["200"]["links"]["data"] for path in ("/columns", "/period")}
+    assert links == {
+        "/columns": {"operationId": "data", "parameters": {"columns": "$response.body#/0/name"}},
+        "/period": {"operationId": "data", "parameters": {"start_timestamp": "$response.body#/first_timestamp"}},
+    }
+    assert paths["/data"]["get"]["operationId"] == "data"
+
+
+def test_the_database_knows_its_connector_by_name(administrator, fonte, connector):
+    with administrator.connect() as connection:
+        known = text("SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = :name")
+        assert httpx.get(f"{connector}/health").status_code == 200
+        assert "fonte connector" in connection.execute(known, {"name": fonte.database}).scalars().all()
+
+
 def test_a_connection_lost_in_mid_copy_is_told_by_its_failure_alone(run_command, fonte):
     """In a process of its own, where what is logged and nobody handles goes to standard error."""
     code = """

@@ -28,7 +28,8 @@ from postgres import embedded
 from tests.conftest import ROOT
 url = embedded.url(sys.argv[1], Path(sys.argv[2]))
 with create_engine(url).connect() as connection:
-    print(url.port, connection.scalar(text(sys.argv[3])), flush=True)
+    answer = connection.scalar(text(sys.argv[3]))
+print(url.port, answer, flush=True)
 sys.stdin.read()
 """
 
@@ -58,9 +59,21 @@ def servers(folder: Path):
     ]
 
 
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory):
+    """A folder in which a server ran before."""
+    folder = tmp_path_factory.mktemp("initialised") / "embedded"
+    with user(folder):
+        pass
+    wait_for_end(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, initialised):
+    """A copy of such a folder: to initialise one takes seconds."""
     folder = tmp_path / "embedded"
+    subprocess.run(["cp", "-a", initialised, folder], check=True)
     yield folder
     wait_for_end(folder)
     assert servers(folder) == []
@@ -94,6 +107,7 @@ def test_it_stays_while_one_of_its_users_lives(folder):
 
 @pytest.mark.faults
 def test_many_first_users_at_once_share_one_server(folder):
+    shutil.rmtree(folder)
     together = threading.Barrier(6)
 
     def use(_):
@@ -182,7 +196,7 @@ def test_a_killed_server_is_started_anew_for_the_next_user(folder):
 
 @pytest.mark.faults
 def test_a_killed_initialisation_is_begun_again(folder):
-    folder.mkdir(mode=0o700)
+    shutil.rmtree(folder / "data")
     (folder / "data.new").mkdir()
     (folder / "data.new" / "half").write_text("done")
     (folder / "password").write_text("old")
@@ -193,9 +207,6 @@ def test_a_killed_initialisation_is_begun_again(folder):
 
 @pytest.mark.faults
 def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
-    with user(folder):
-        pass
-    wait_for_end(folder)
     for _ in range(3):
         shutil.rmtree(folder)
         starter = subprocess.Popen([sys.executable, "-c", HOLD, "alvo", str(folder), "SELECT 1"], stdin=subprocess.PIPE)
@@ -260,11 +271,10 @@ def test_a_failed_initialisation_tells_its_last_error(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_without_its_password_is_a_clear_error(tmp_path):
+def test_a_folder_without_its_password_is_a_clear_error(initialised, tmp_path):
+    # Without the fixture folder: this process uses the folder itself, and keeps its lock.
     folder = tmp_path / "embedded"
-    with user(folder):
-        pass
-    wait_for_end(folder)
+    subprocess.run(["cp", "-a", initialised, folder], check=True)
     (folder / "password").unlink()
     with pytest.raises(embedded.EmbeddedServerError, match="cannot use its folder.*password"):
         embedded.url("alvo", folder)

@@ -1,5 +1,6 @@
 import math
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -157,6 +158,50 @@ def test_a_load_of_the_same_day_waits_and_one_of_another_day_does_not(alvo, make
         for shift in (timedelta(), timedelta(hours=3), timedelta(hours=-3)):
             with pytest.raises(DBAPIError, match="lock timeout"):
                 replace_period(second, START + shift, END + shift, WINDOWS[:0], {"power_mean": np.ones(0)})
+
+
+def test_a_load_waits_for_no_day_but_its_own(alvo, make_pool, monkeypatch):
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
+    first, second = make_pool(alvo), make_pool(alvo)
+    load(first, power_mean=np.ones(144))
+    with first.begin() as holder:
+        for day in (int(START.timestamp()) // 86400 - 1, int(END.timestamp()) // 86400):
+            holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": day})
+        assert load(second, power_mean=np.ones(144)) == Report(0, 144, 0)
+
+
+def test_loads_of_a_day_before_1970_wait_for_each_other_too(alvo, make_pool, monkeypatch):
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
+    first, second = make_pool(alvo), make_pool(alvo)
+    start, end = datetime(1969, 12, 30, 12, tzinfo=UTC), datetime(1969, 12, 31, 12, tzinfo=UTC)
+    with first.begin() as holder:
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), -2)"))
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            replace_period(second, start, end, WINDOWS[:0], {"power_mean": np.ones(0)})
+
+
+def test_where_this_machine_is_does_not_move_a_load(alvo_pool, monkeypatch):
+    monkeypatch.setenv("TZ", "America/Sao_Paulo")
+    time.tzset()
+    try:
+        assert load(alvo_pool, power_mean=np.ones(144)) == Report(144, 0, 0)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_period_is_held_once_every_variable_has_a_value_in_it(alvo_pool):
+    periods = [(START + shift, END + shift) for shift in (timedelta(days=-1), timedelta(), timedelta(days=1))]
+    asked = ["power", "wind_speed"], ["mean", "std"]
+    assert loading.held(alvo_pool, periods, *asked) == set()
+    load(alvo_pool, power_mean=np.ones(144), power_std=np.ones(144), wind_speed_max=np.ones(144))
+    assert loading.held(alvo_pool, periods, *asked) == set()
+    assert loading.held(alvo_pool, periods, ["power"], ["mean", "std"]) == {1}
+    load(alvo_pool, 143, 144, wind_speed_std=np.ones(1))
+    assert loading.held(alvo_pool, periods, *asked) == {1}
+    assert loading.held(alvo_pool, periods, *asked[:1], ["min"]) == set()
+    assert loading.held(alvo_pool, [(START, END - timedelta(minutes=10))], *asked) == set()
+    assert loading.held(alvo_pool, [(END, END + timedelta(days=1)), (START, END)], *asked) == {1}
 
 
 def test_a_reader_never_sees_half_a_day(alvo, make_pool):

@@ -1,4 +1,4 @@
-"""The connector answers as its OpenAPI description says, whatever it is asked: schemathesis asks."""
+"""The connector and Alvo's API answer as their OpenAPI descriptions say, whatever is asked: schemathesis asks."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -8,17 +8,19 @@ import schemathesis
 from hypothesis import settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from alvo.api import app as alvo_app
 from fonte.connector import MOST_DAYS, app
+from postgres import engine
+from tests import test_alvo_api
 from tests.conftest import connector_over, seeded
 
 TOKEN = "schemathesis-asks"
 EXAMPLES = settings().max_examples
-api = schemathesis.openapi.from_dict(
-    app.openapi(),
-    config=schemathesis.Config.from_dict(
-        {"headers": {"Authorization": f"Bearer {TOKEN}"}, "generation": {"max-examples": EXAMPLES, "database": "none"}}
-    ),
+CONFIG = schemathesis.Config.from_dict(
+    {"headers": {"Authorization": f"Bearer {TOKEN}"}, "generation": {"max-examples": EXAMPLES, "database": "none"}}
 )
+api = schemathesis.openapi.from_dict(app.openapi(), config=CONFIG)
+alvo_api = schemathesis.openapi.from_dict(alvo_app.openapi(), config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,24 @@ def served(make_database):
             yield base_url
 
 
+@pytest.fixture(scope="module")
+def served_alvo(make_database):
+    """Alvo's API over two days of this module's own, open to changes too."""
+    database = make_database()
+    pool = engine.create(database, "test")
+    test_alvo_api.fill(pool)
+    pool.dispose()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("ALVO_ADMIN_DATABASE_URL", database.render_as_string(hide_password=False))
+        environment.setenv("ALVO_ADMIN_TOKEN", TOKEN)
+        with test_alvo_api.served(database) as base_url:
+            yield base_url
+
+
 def checks_that_cannot_be(case):
-    """JSON Schema cannot forbid days that no calendar has, nor periods that end before they start or are too long."""
+    """JSON Schema knows neither the signals, nor days that no calendar has, nor periods that are too short or long."""
+    if "signals" in case.query:
+        return [positive_data_acceptance]
     bounds = [case.query[name] for name in ("start_timestamp", "end_timestamp") if name in case.query]
     try:
         moments = [datetime.fromisoformat(bound) for bound in bounds]
@@ -57,6 +75,11 @@ def has_the_form_of_a_timestamp(bound):
 @api.parametrize()
 def test_every_answer_is_as_described(case, served):
     case.call_and_validate(base_url=served, excluded_checks=checks_that_cannot_be(case))
+
+
+@alvo_api.parametrize()
+def test_every_answer_of_alvo_is_as_described(case, served_alvo):
+    case.call_and_validate(base_url=served_alvo, excluded_checks=checks_that_cannot_be(case))
 
 
 def test_every_answer_on_a_way_through_the_links_is_as_described(served):

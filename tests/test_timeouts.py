@@ -1,5 +1,7 @@
 """Nobody is waited for without end: neither a lock, nor a frozen server, nor a slow one, nor a slow reader."""
 
+import logging
+import re
 import signal
 import socket
 import subprocess
@@ -101,9 +103,9 @@ def stalled_reader(base_url):
     return reader
 
 
-def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch):
-    monkeypatch.setattr(serving, "STREAM_TIMEOUT_S", 0.5)
+def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch, caplog):
     with connector_over(large_fonte) as base_url, administrator.connect() as connection:
+        monkeypatch.setattr(serving, "STREAM_TIMEOUT_S", 0.5)
         with stalled_reader(base_url) as reader:
             wait_until(lambda: running(connection, large_fonte.database) == 1)
             wait_until(lambda: running(connection, large_fonte.database) == 0)
@@ -111,6 +113,20 @@ def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fon
             body = b"".join(iter(lambda: reader.recv(2**20), b""))
     assert body.startswith(b"HTTP/1.1 200")
     assert not body.endswith(b"0\r\n\r\n")
+    assert "127.0.0.1 took longer than 0.5 s to read an answer: broken off" in caplog.text
+
+
+def test_a_connection_that_is_closed_already_is_not_cut(alvo_pool):
+    with alvo_pool.connect() as connection:
+        raw = connection.connection.driver_connection
+        raw.close()
+        engine._cut(raw)
+
+
+def test_a_log_line_is_one_line_of_key_and_value():
+    record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, 'two "lines"\n%s', ("here",), None)
+    line = serving.LogLine().format(record)
+    assert re.fullmatch(r"time=\S+\+00:00 level=ERROR logger=uvicorn\.error message=\"two .*\\nhere\"", line)
 
 
 def test_a_connector_that_is_told_to_end_finishes_its_answers_and_cuts_who_stalls(administrator, large_fonte):
