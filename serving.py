@@ -50,6 +50,8 @@ _ERRORS_TOLD = 5
 
 def _timestamp(text: object) -> object:
     """Read a timestamp of RFC 3339, its time and offset optional, as UTC."""
+    if isinstance(text, datetime):
+        return text  # a default, which some versions of FastAPI validate too
     try:
         if not isinstance(text, str) or not re.fullmatch(_TIMESTAMP, text):
             raise ValueError

@@ -165,7 +165,6 @@ def test_an_alvo_of_many_rows_is_streamed_and_who_goes_away_ends_the_query(base_
         with client.stream("GET", f"{base_url}/data") as answer:
             assert answer.status_code == 200
             next(answer.iter_raw(1000))
-            assert connection.scalar(running, {"name": alvo.database}) == 1
         while connection.scalar(running, {"name": alvo.database}):
             pass
     assert httpx.get(f"{base_url}/health").json() == {"status": "ok"}

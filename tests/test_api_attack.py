@@ -122,6 +122,8 @@ def request(target=b"/health", *headers, method=b"GET", body=b""):
     return b"\r\n".join(lines)
 
 
+# What older versions of uvicorn refuse.
+REFUSED_BY_SOME = {"both a length and chunks"}
 HOSTILE = {
     "a header line without a colon": ([400], request(b"/health", b"nonsense")),
     "a space before the colon": ([400], request(b"/health", b"Accept : text/csv")),
@@ -209,7 +211,7 @@ HOSTILE = {
 def test_a_hostile_request_has_its_answer(api, shared_connector, name):
     statuses, sent = HOSTILE[name]
     answered, answer = asked(shared_connector, sent)
-    assert answered == statuses
+    assert answered == statuses or (name in REFUSED_BY_SOME and answered == [400])
     assert len(answer) < 1000 * len(statuses)
     assert b"Set-Cookie" not in answer
     assert b"Traceback" not in answer

@@ -243,6 +243,7 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
         (["2024-05-20", "2999-01-01"], "2999-01-01 is in the future"),
         (["2024-05-21", "2024-05-20"], "the range ends on 2024-05-20, before it begins on 2024-05-21"),
         (["0001-01-01", "--timezone", "Etc/GMT-9"], "0001-01-01 in Etc/GMT-9 begins before the year 1"),
+        (["2024-05-20", "--days-at-once", "0"], "'0' is not a number from 1 to 100"),
         (["2024-05-20", "--timezone", "Europe/Atlantis"], "'Europe/Atlantis' is not a time zone"),
         (["2024-05-20", "--timezone", "../etc/passwd"], "'../etc/passwd' is not a time zone"),
         (

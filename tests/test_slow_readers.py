@@ -42,7 +42,7 @@ def test_slow_readers_keep_nobody_waiting_and_hold_little_memory(large_connector
 
 
 def test_more_slow_readers_than_connections_are_told_to_come_again(administrator, large_fonte, monkeypatch, request):
-    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 3)
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 8)
     large_connector = request.getfixturevalue("large_connector")
     with ExitStack() as held, ThreadPoolExecutor(2 * POOL_SIZE) as pool, httpx.Client(timeout=60) as client:
         stalled_readers(large_connector, POOL_SIZE, held)
