@@ -304,3 +304,7 @@ def test_the_description_tells_units_bounds_and_answers(shared_api):
     assert operations["delete /data"]["security"]
     assert json.dumps(description).count("security") == 2
     assert shared_api.get("/docs").status_code == 200
+
+
+def test_a_bound_may_be_a_moment_already():
+    assert api.DataQuery(start_timestamp=START).bounds() == {"start": START, "end": None}
