@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import command
-import etl
 import settings
 from fonte.client import FonteError
+from orchestration.resources import AlvoDatabase, FonteApi
 from postgres import engine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,11 +30,12 @@ def _serve(port: str) -> int:
     # Also where the shell that started this lets Ctrl-C be ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    with etl.connector() as base_url:
-        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
+    # What is away is told here in one line, and not by runs that fail.
+    with FonteApi().connect() as http:
+        with AlvoDatabase().connect(connections=1):
             alvo = settings.alvo_database_url()
         environment = settings.child_environment(
-            FONTE_API_URL=base_url, ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False)
+            FONTE_API_URL=str(http.base_url), ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False)
         )
         line = [str(Path(sys.executable).with_name("dg")), "dev", "--use-active-venv", "--port", port]
         # Of a session of its own, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.

@@ -1,6 +1,7 @@
 """Dagster in this process: days, ranges, ticks, failures and checks, over a real Fonte and a real Alvo."""
 
 import base64
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import yaml
 from sqlalchemy import text
 
 import etl
-from tests.conftest import ROOT, alvo_values, values_of_days_alone
+from tests.conftest import ROOT, SETTINGS, alvo_values, values_of_days_alone
 from tests.faulty import answering, http
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
@@ -389,3 +390,15 @@ def test_the_one_command_names_a_setting_that_it_cannot_use(run_command, fonte_a
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
     assert name in run.stderr
+
+
+@pytest.mark.parametrize(("goes", "code"), [(fonte_is_down, 3), (alvo_is_down, 4)])
+def test_the_one_command_does_not_start_over_what_is_away(
+    run_command, fonte_api, alvo, monkeypatch, refused_port, goes, code
+):
+    goes(monkeypatch, refused_port)
+    run = run_command("-m", "orchestration", **{name: os.environ[name] for name in SETTINGS if name in os.environ})
+    assert (run.returncode, run.stdout) == (code, "")
+    assert len(run.stderr.splitlines()) == 1
+    assert f"{refused_port}" in run.stderr
+    assert "secret" not in run.stderr
