@@ -72,10 +72,10 @@ def test_foreign_timestamps_are_read_as_utc(text):
 
 
 def test_a_row_sent_twice_counts_once():
-    body = [row(0), row(1, power=None), row(1, power=None), row(2), row(2), row(2), row(3)]
+    body = [row(0), row(1, power=None), row(1, power=None), *[row(2, power=2.5)] * 3, row(3)]
     timestamps, columns = fetch_answer(http(body=body))
     assert [moment.minute for moment in timestamps.tolist()] == [0, 1, 2, 3]
-    np.testing.assert_array_equal(columns["power"], [1.5, math.nan, 1.5, 1.5])
+    np.testing.assert_array_equal(columns["power"], [1.5, math.nan, 2.5, 1.5])
 
 
 @pytest.mark.parametrize(
