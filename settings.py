@@ -35,7 +35,8 @@ def fonte_api_url(given: str | None = None) -> str | None:
     except (httpx.InvalidURL, ValueError):
         usable = False
     if not usable:
-        raise SettingsError("FONTE_API_URL is not a URL of HTTP: expected something like http://localhost:8000")
+        name = "the given URL of Fonte" if given else "FONTE_API_URL"
+        raise SettingsError(f"{name} is not a URL of HTTP: expected something like http://localhost:8000")
     return url
 
 
@@ -56,7 +57,7 @@ def services_are_external() -> bool:
 
 def alvo_database_url(given: str | None = None) -> URL:
     """Return the given URL, ALVO_DATABASE_URL, or the embedded one. Raises SettingsError, EmbeddedServerError."""
-    return _database_url("ALVO_DATABASE_URL", "alvo", given)
+    return _parsed("the given URL of Alvo", given) if given else _database_url("ALVO_DATABASE_URL", "alvo")
 
 
 def child_environment(**settings: str) -> dict[str, str]:
@@ -87,8 +88,8 @@ def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
     return _parsed(url_name, url), SecretStr(token)
 
 
-def _database_url(name: str, embedded_database: str, given: str | None = None) -> URL:
-    url = given or _read(name)
+def _database_url(name: str, embedded_database: str) -> URL:
+    url = _read(name)
     return embedded.url(embedded_database) if url is None else _parsed(name, url)
 
 

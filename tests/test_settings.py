@@ -38,14 +38,14 @@ def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name
     assert "sec" not in str(failure.value)
 
 
-def test_what_is_given_wins_over_the_environment_and_is_checked_alike(monkeypatch):
+def test_what_is_given_wins_over_the_environment_and_is_not_taken_for_it(monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", "http://localhost:1")
     monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://h/environment")
     assert settings.fonte_api_url("http://localhost:2") == "http://localhost:2"
     assert settings.alvo_database_url("postgresql://h/given").database == "given"
-    with pytest.raises(settings.SettingsError):
+    with pytest.raises(settings.SettingsError, match="^the given URL of Fonte is not a URL of HTTP"):
         settings.fonte_api_url("localhost:2")
-    with pytest.raises(settings.SettingsError):
+    with pytest.raises(settings.SettingsError, match="^the given URL of Alvo is not a URL of PostgreSQL"):
         settings.alvo_database_url("sqlite://")
 
 
