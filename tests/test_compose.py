@@ -55,16 +55,3 @@ def test_the_example_names_every_variable_with_a_value_that_works():
     assert set(EXAMPLE) == named | of_commands
     assert {name for name, value in EXAMPLE.items() if not value} == {"FONTE_ADMIN_TOKEN", "ALVO_ADMIN_TOKEN"}
     assert all(re.fullmatch("[a-z0-9-]+", value) for name, value in EXAMPLE.items() if name.endswith("PASSWORD"))
-
-
-def test_no_key_stands_twice():
-    """PyYAML takes the last one; the current plugin refuses the file."""
-    for file in ("compose.yaml", ".github/workflows/ci.yml"):
-        nodes = [yaml.compose((ROOT / file).read_text())]
-        for node in nodes:
-            if isinstance(node, yaml.MappingNode):
-                keys = [key.value for key, _ in node.value]
-                assert len(keys) == len(set(keys)), node.start_mark
-                nodes += [value for _, value in node.value]
-            elif isinstance(node, yaml.SequenceNode):
-                nodes += node.value

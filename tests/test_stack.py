@@ -152,6 +152,11 @@ def test_from_nothing_all_become_healthy_and_what_runs_once_ends_well(stack):
     assert "14,400 rows inserted" in stack.run("docker compose logs fonte-seed")
 
 
+def test_every_volume_has_a_name(stack):
+    mounts = [mount for service in SERVICES for mount in stack.inspect(service)["Mounts"] if mount["Type"] == "volume"]
+    assert {mount["Name"] for mount in mounts} == {f"{stack.project}_{name}" for name in ("fonte", "alvo", "dagster")}
+
+
 def test_a_day_from_this_machine_and_again(stack):
     assert "1,152 values written, 0 unchanged, 0 removed" in stack.run(DAY)
     assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
@@ -190,7 +195,9 @@ def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
     repositories = ask("{repositoriesOrError {... on RepositoryConnection {nodes {name location {name}}}}}")
     (repository,) = repositories["repositoriesOrError"]["nodes"]
     names = {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
-    schedule = "query ($s: ScheduleSelector!) {scheduleOrError(scheduleSelector: $s) {... on Schedule {scheduleState {status}}}}"
+    schedule = """query ($s: ScheduleSelector!) {scheduleOrError(scheduleSelector: $s) {
+        ... on Schedule {scheduleState {status}}
+    }}"""
     state = ask(schedule, s={**names, "scheduleName": "daily"})["scheduleOrError"]["scheduleState"]
     assert state == {"status": "RUNNING"}
     launch = "mutation ($p: ExecutionParams!) {launchRun(executionParams: $p) {... on LaunchRunSuccess {run {runId}}}}"
