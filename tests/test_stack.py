@@ -111,9 +111,15 @@ class Stack:
         found = self.run(f"docker ps {filters} --format '{{{{.Label \"com.docker.compose.service\"}}}}'").split()
         return set(services or STAYING) <= set(found)
 
+    def ask_dagster(self, query, **variables):
+        asked = {"query": query, "variables": variables}
+        answer = httpx.post(self.url("DAGSTER_PORT") + "/graphql", json=asked, timeout=60).json()
+        assert "errors" not in answer, answer
+        return answer["data"]
+
     def contents(self):
-        """What both databases hold, as anybody on this machine finds it."""
-        held = []
+        """What both databases and Dagster hold, as anybody on this machine finds it."""
+        held = [self.ask_dagster("{runsOrError {... on Runs {results {runId status}}}}")]
         for name in ("FONTE_DATABASE_URL", "ALVO_DATABASE_URL"):
             connection = psycopg2.connect(self.settings[name])
             with connection, connection.cursor() as cursor:
@@ -186,12 +192,7 @@ def test_nobody_changes_data_without_a_token(stack):
 
 
 def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
-    def ask(query, **variables):
-        asked = {"query": query, "variables": variables}
-        answer = httpx.post(stack.url("DAGSTER_PORT") + "/graphql", json=asked, timeout=60).json()
-        assert "errors" not in answer, answer
-        return answer["data"]
-
+    ask = stack.ask_dagster
     repositories = ask("{repositoriesOrError {... on RepositoryConnection {nodes {name location {name}}}}}")
     (repository,) = repositories["repositoriesOrError"]["nodes"]
     names = {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
@@ -275,7 +276,7 @@ def test_what_is_killed_comes_back_and_all_that_was_there_is_there(stack, servic
     assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
 
 
-def test_down_and_up_keep_the_data_and_seed_nothing_again(stack):
+def test_down_and_up_keep_the_data_seed_nothing_again_and_take_a_new_password(stack):
     connection = psycopg2.connect(stack.settings["FONTE_DATABASE_URL"])
     with connection, connection.cursor() as cursor:
         cursor.execute("DELETE FROM data WHERE timestamp >= '2024-05-29Z'")
@@ -283,6 +284,9 @@ def test_down_and_up_keep_the_data_and_seed_nothing_again(stack):
     before = stack.contents()
     down, up, down_with_volumes = END.splitlines()
     stack.run(down)
+    passwords = stack.folder / ".env"
+    passwords.write_text(passwords.read_text().replace("=fonte-writer", "=another-one"))
+    stack.settings = dotenv_values(passwords)
     stack.run(up)
     stack.wait_until(stack.healthy)
     assert stack.contents() == before
