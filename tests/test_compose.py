@@ -50,7 +50,7 @@ def _waits(service):
 
 
 def test_the_example_names_every_variable_with_a_value_that_works():
-    named = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text())) - {"COMPOSE_PROJECT_NAME"}
+    named = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text()))
     of_commands = {"FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL"}
     assert set(EXAMPLE) == named | of_commands
     assert {name for name, value in EXAMPLE.items() if not value} == {"FONTE_ADMIN_TOKEN", "ALVO_ADMIN_TOKEN"}

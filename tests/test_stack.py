@@ -95,7 +95,7 @@ class Stack:
 
     def beside(self, options, *command):
         """Run a command in a container of its own, of the image that all but Dagster have."""
-        return self.run(shlex.join(["docker", "run", "--rm", *options, f"{self.project}-pipeline", *command]))
+        return self.run(shlex.join(["docker", "run", "--rm", *options, self.inspect("connector")["Image"], *command]))
 
     def wait_until(self, condition):
         """Wait for a condition of containers, looked at whenever Docker tells of one."""
@@ -147,8 +147,7 @@ def stack(tmp_path_factory, pytestconfig):
         stack.wait_until(stack.healthy)
         yield stack
     finally:
-        stack.run("docker compose down --volumes --remove-orphans")
-        stack.run(f"docker image rm --force {stack.project}-pipeline {stack.project}-dagster")
+        stack.run("docker compose down --volumes --rmi local")
 
 
 def test_from_nothing_all_become_healthy_and_what_runs_once_ends_well(stack):
@@ -294,3 +293,4 @@ def test_down_and_up_keep_the_data_seed_nothing_again_and_take_a_new_password(st
     stack.run(down_with_volumes)
     for kind in ("ps --all", "volume ls", "network ls"):
         assert stack.run(f"docker {kind} --quiet --filter label=com.docker.compose.project={stack.project}") == ""
+    assert stack.run(f"docker image ls --quiet '{stack.project}*'") == ""
