@@ -118,12 +118,15 @@ class Stack:
         return answer["data"]
 
     def contents(self):
-        """What both databases and Dagster hold, as anybody on this machine finds it."""
-        held = [self.ask_dagster("{runsOrError {... on Runs {results {runId status}}}}")]
-        for name in ("FONTE_DATABASE_URL", "ALVO_DATABASE_URL"):
-            connection = psycopg2.connect(self.settings[name])
+        """What the databases hold, Dagster's too, as anybody on this machine finds it."""
+        given = self.settings
+        of_dagster = f"dagster:{given['DAGSTER_PASSWORD']}@127.0.0.1:{given['ALVO_DATABASE_PORT']}/dagster"
+        tables = {given["FONTE_DATABASE_URL"]: "data", given["ALVO_DATABASE_URL"]: "data"}
+        held = []
+        for url, table in (tables | {f"postgresql://{of_dagster}": "runs"}).items():
+            connection = psycopg2.connect(url)
             with connection, connection.cursor() as cursor:
-                cursor.execute("SELECT count(*), sum(hashtextextended(data::text, 0)) FROM data")
+                cursor.execute(f"SELECT count(*), sum(hashtextextended(row::text, 0)) FROM {table} AS row")
                 held += cursor.fetchall()
             connection.close()
         return held
