@@ -36,6 +36,9 @@ def _seed(options: argparse.Namespace) -> int:
     with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL"):
         pool = engine.create(settings.fonte_database_url(), "seed.py", time_limit_s=TIME_LIMIT_S)
         with pool.begin() as connection:
+            if options.once and not schema.create_absent(connection):
+                print("Fonte has its table: nothing was written")
+                return 0
             if options.csv:
                 filled = seeding.fill_from_csv(connection, options.csv)
             else:
@@ -67,6 +70,7 @@ def _parser() -> command.Parser:
     parser.add_argument("--days", type=int, metavar="N", default=seeding.DAYS, help=days)
     parser.add_argument("--profile", choices=list(seeding.PROFILES), default="turbine", help=profile)
     parser.add_argument("--random-seed", type=int, metavar="N", default=seeding.RANDOM_SEED, help=seed)
+    parser.add_argument("--once", action="store_true", help="do nothing where Fonte has its table already")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="load this file instead")
     return parser
 

@@ -1,4 +1,7 @@
-"""The only reader of the environment. A file `.env` beside this one serves too; the environment wins."""
+"""The only reader of the environment. A file `.env` beside this one serves too; the environment wins.
+
+A value of the file may refer to another one of the file as ${NAME}.
+"""
 
 import io
 import os
@@ -103,12 +106,14 @@ def _parsed(name: str, url: str) -> URL:
 def _read(name: str) -> str | None:
     if name in os.environ or not _ENV_FILE.exists():
         return os.environ.get(name) or None
+    from dotenv import dotenv_values
     from dotenv.parser import parse_stream
 
     try:
-        bindings = list(parse_stream(io.StringIO(_ENV_FILE.read_text())))
+        content = _ENV_FILE.read_text()
+        bindings = list(parse_stream(io.StringIO(content)))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{_ENV_FILE} cannot be read: {error}") from error
     if wrong := [binding.original.line for binding in bindings if binding.error]:
         raise SettingsError(f"{_ENV_FILE} line {wrong[0]}: expected NAME=value")
-    return {binding.key: binding.value for binding in bindings}.get(name) or None
+    return dotenv_values(stream=io.StringIO(content)).get(name) or None

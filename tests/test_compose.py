@@ -1,0 +1,57 @@
+"""compose.yaml, as far as reading it tells; test_stack.py starts it."""
+
+import re
+
+import yaml
+from dotenv import dotenv_values
+
+from tests.conftest import ROOT
+
+SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+STAYING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]
+EXAMPLE = dotenv_values(ROOT / ".env.example")
+
+
+def test_no_password_stands_in_the_file():
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            secrets = re.findall(r"//\w+:(.*)@", value)
+            secrets += [value] * variable.endswith(("PASSWORD", "TOKEN"))
+            assert all(re.fullmatch(r"\$\{\w+(:[-?][^}]*)?\}", secret) for secret in secrets), (name, variable)
+            assert "//" not in value or secrets or variable == "FONTE_API_URL"
+
+
+def test_every_port_is_of_this_machine_alone():
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert len(ports) == 5
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_every_service_is_confined():
+    for name, service in SERVICES.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert {"mem_limit", "cpus", "pids_limit", "logging", "networks"} <= set(service), name
+
+
+def test_a_service_stays_and_tells_its_health_or_ends_for_good():
+    for name, service in SERVICES.items():
+        assert (name in STAYING) == ("healthcheck" in service), name
+        assert name in STAYING or service["restart"] == "no", name
+    waits = {(name, condition["condition"]) for service in SERVICES.values() for name, condition in _waits(service)}
+    assert waits == {
+        (name, "service_healthy" if name in STAYING else "service_completed_successfully") for name, _ in waits
+    }
+
+
+def _waits(service):
+    return service.get("depends_on", {}).items()
+
+
+def test_the_example_names_every_variable_with_a_value_that_works():
+    named = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text()))
+    of_commands = {"FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL"}
+    assert set(EXAMPLE) == named | of_commands
+    assert {name for name, value in EXAMPLE.items() if not value} == {"FONTE_ADMIN_TOKEN", "ALVO_ADMIN_TOKEN"}
+    assert all(re.fullmatch("[a-z0-9-]+", value) for name, value in EXAMPLE.items() if name.endswith("PASSWORD"))

@@ -1,0 +1,299 @@
+"""compose.yaml as Docker runs it: what the README's commands do, who reaches whom, and what outlives a kill.
+
+`pytest -m compose` runs these, in the order in which they stand: each leaves every service healthy, the last one none.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import psycopg2
+import pytest
+from dotenv import dotenv_values
+
+from tests.conftest import ROOT, SETTINGS
+from tests.test_compose import EXAMPLE, SERVICES, STAYING
+
+pytestmark = pytest.mark.compose
+PATIENCE_S = 300
+
+# Who listens where, and who may come; whoever is not named may not.
+IN_ALVO = {"alvo-database", "alvo-api", "dagster-code", "dagster-daemon", "dagster-webserver"}
+REACHED_BY = {
+    ("fonte-database", 5432): {"fonte-database", "connector"},
+    ("connector", 8000): {"fonte-database", "connector", "alvo-api", "dagster-code"},
+    ("alvo-database", 5432): IN_ALVO,
+    ("alvo-api", 8080): IN_ALVO,
+    ("dagster-code", 4000): IN_ALVO,
+    ("dagster-webserver", 3000): IN_ALVO,
+}
+OF_POSTGRES = {"/run/postgresql", "/tmp", "/var/lib/postgresql"}
+FOLDERS = {"fonte-database": OF_POSTGRES, "alvo-database": OF_POSTGRES, "dagster-code": {"/tmp", "/dagster/storage"}}
+
+
+def section(language):
+    """The blocks of the README's section on Docker, in their order."""
+    text = (ROOT / "README.md").read_text().split("\n## With Docker\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+START, DAY, CALLS, END = section("sh")
+
+
+class Stack:
+    """compose.yaml as a user starts it, in a checkout, but under a project name and on ports of its own."""
+
+    def __init__(self, folder, build_network):
+        self.folder = folder
+        self.project = f"fonte-alvo-{uuid.uuid4().hex[:8]}"
+        shutil.copytree(ROOT, folder, ignore=of_no_checkout)
+        example = folder / ".env.example"
+        example.write_text(re.sub(r"(_PORT=)\d+", lambda found: f"{found[1]}{free_port()}", example.read_text()))
+        self.settings = dotenv_values(example)
+        override = {name: {"build": {"network": build_network}} for name in SERVICES if "build" in SERVICES[name]}
+        (folder / "override.yaml").write_text(json.dumps({"services": override if build_network else {}}))
+        plugin = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
+        self.compose = "docker compose" if plugin else "docker-compose"
+        self.environment = {name: value for name, value in os.environ.items() if name not in {*SETTINGS, *EXAMPLE}} | {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_FILE": f"compose.yaml{os.pathsep}override.yaml",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def run(self, command):
+        """Run a command as the README writes it, on the ports of this stack; gives what it printed."""
+        for name, port in (("CONNECTOR_PORT", 8000), ("ALVO_API_PORT", 8080)):
+            command = command.replace(f"http://localhost:{port}", self.url(name))
+        command = command.replace("docker compose", self.compose)
+        run = subprocess.run(command, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
+        return run.stdout
+
+    def url(self, name):
+        return f"http://127.0.0.1:{self.settings[name]}"
+
+    def container(self, service):
+        labels = {"project": self.project, "service": service}
+        filters = " ".join(f"--filter label=com.docker.compose.{name}={value}" for name, value in labels.items())
+        return self.run(f"docker ps --all --quiet {filters}").strip()
+
+    def inspect(self, service):
+        return json.loads(self.run(f"docker inspect {self.container(service)}"))[0]
+
+    def inside(self, service, *command, user=None):
+        asked = ["docker", "exec", *(["--user", user] if user else []), self.container(service), *command]
+        return self.run(shlex.join(asked))
+
+    def beside(self, options, *command):
+        """Run a command in a container of its own, of the image that all but Dagster have."""
+        return self.run(shlex.join(["docker", "run", "--rm", *options, self.inspect("connector")["Image"], *command]))
+
+    def wait_until(self, condition):
+        """Wait for a condition of containers, looked at whenever Docker tells of one."""
+        until = str(int(time.time()) + PATIENCE_S)
+        events = ["docker", "events", "--until", until, "--filter", f"label=com.docker.compose.project={self.project}"]
+        with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as told:
+            while not condition():
+                assert told.stdout.readline(), self.run("docker compose logs --tail=20")
+            told.kill()
+
+    def healthy(self, *services):
+        filters = f"--filter label=com.docker.compose.project={self.project} --filter health=healthy"
+        found = self.run(f"docker ps {filters} --format '{{{{.Label \"com.docker.compose.service\"}}}}'").split()
+        return set(services or STAYING) <= set(found)
+
+    def ask_dagster(self, query, **variables):
+        asked = {"query": query, "variables": variables}
+        answer = httpx.post(self.url("DAGSTER_PORT") + "/graphql", json=asked, timeout=60).json()
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def contents(self):
+        """What the databases hold, Dagster's too, as anybody on this machine finds it."""
+        given = self.settings
+        of_dagster = f"dagster:{given['DAGSTER_PASSWORD']}@127.0.0.1:{given['ALVO_DATABASE_PORT']}/dagster"
+        tables = {given["FONTE_DATABASE_URL"]: "data", given["ALVO_DATABASE_URL"]: "data"}
+        held = []
+        for url, table in (tables | {f"postgresql://{of_dagster}": "runs"}).items():
+            connection = psycopg2.connect(url)
+            with connection, connection.cursor() as cursor:
+                cursor.execute(f"SELECT count(*), sum(hashtextextended(row::text, 0)) FROM {table} AS row")
+                held += cursor.fetchall()
+            connection.close()
+        return held
+
+
+def of_no_checkout(folder, names):
+    hidden = {name for name in names if name.startswith(".")} - {".dockerignore", ".env.example"}
+    return hidden | ({"__pycache__", "build", "mutants"} & set(names))
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory, pytestconfig):
+    stack = Stack(tmp_path_factory.mktemp("compose") / "checkout", pytestconfig.getoption("--build-network"))
+    try:
+        stack.run(START)
+        stack.wait_until(stack.healthy)
+        yield stack
+    finally:
+        stack.run("docker compose down --volumes --rmi local")
+
+
+def test_from_nothing_all_become_healthy_and_what_runs_once_ends_well(stack):
+    for service in set(SERVICES) - set(STAYING):
+        state = stack.inspect(service)["State"]
+        assert (state["Status"], state["ExitCode"]) == ("exited", 0)
+    assert "14,400 rows inserted" in stack.run("docker compose logs fonte-seed")
+
+
+def test_every_volume_has_a_name(stack):
+    mounts = [mount for service in SERVICES for mount in stack.inspect(service)["Mounts"] if mount["Type"] == "volume"]
+    assert {mount["Name"] for mount in mounts} == {f"{stack.project}_{name}" for name in ("fonte", "alvo", "dagster")}
+
+
+def test_a_day_from_this_machine_and_again(stack):
+    assert "1,152 values written, 0 unchanged, 0 removed" in stack.run(DAY)
+    assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
+
+
+def test_the_calls_of_the_readme_answer(stack):
+    of_fonte, of_alvo = (stack.run(call) for call in CALLS.splitlines())
+    assert len(json.loads(of_fonte)) == 10
+    deviations = [line.split(",")[2] for line in of_alvo.splitlines()[1:]]
+    assert len(deviations) == 6
+    (code,) = section("python")
+    printed = stack.run(f"python - <<'END'\n{code}END")
+    for deviation in deviations[:3]:
+        # pandas and polars print six decimals, the last one rounded.
+        whole, decimals = deviation.split(".")
+        assert printed.count(f"{whole}.{decimals[:5]}") == 3
+
+
+def test_the_documentation_and_the_page_of_dagster_are_there(stack):
+    for name, path in (("CONNECTOR_PORT", "/docs"), ("ALVO_API_PORT", "/docs"), ("DAGSTER_PORT", "/")):
+        assert "<html" in httpx.get(stack.url(name) + path, timeout=60).text
+
+
+def test_nobody_changes_data_without_a_token(stack):
+    for name in ("CONNECTOR_PORT", "ALVO_API_PORT"):
+        assert httpx.delete(stack.url(name) + "/data").status_code == 403
+
+
+def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
+    ask = stack.ask_dagster
+    repositories = ask("{repositoriesOrError {... on RepositoryConnection {nodes {name location {name}}}}}")
+    (repository,) = repositories["repositoriesOrError"]["nodes"]
+    names = {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
+    schedule = """query ($s: ScheduleSelector!) {scheduleOrError(scheduleSelector: $s) {
+        ... on Schedule {scheduleState {status}}
+    }}"""
+    state = ask(schedule, s={**names, "scheduleName": "daily"})["scheduleOrError"]["scheduleState"]
+    assert state == {"status": "RUNNING"}
+    launch = "mutation ($p: ExecutionParams!) {launchRun(executionParams: $p) {... on LaunchRunSuccess {run {runId}}}}"
+    config = (ROOT / "orchestration/etl.yaml").read_text()
+    run = ask(launch, p={"selector": {**names, "jobName": "etl"}, "runConfigData": config})["launchRun"]["run"]
+    look = "query ($id: ID!) {runOrError(runId: $id) {... on Run {status endTime}}}"
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := ask(look, id=run["runId"])["runOrError"])["endTime"]:
+        assert time.monotonic() < deadline, found
+    assert found["status"] == "SUCCESS"
+    values = httpx.get(stack.url("ALVO_API_PORT") + "/data?signals=power_mean", timeout=60).json()
+    assert len(values) == 3 * 144
+
+
+@pytest.mark.parametrize("service", STAYING)
+def test_no_process_is_root_or_can_become_it(stack, service):
+    _, *processes = stack.run(f"docker top {stack.container(service)} -eo uid,pid").splitlines()
+    assert {int(process.split()[0]) for process in processes} == {999 if "database" in service else 65532}
+    status = stack.inside(service, "cat", "/proc/1/status")
+    for name, value in (("CapPrm", "0+"), ("CapEff", "0+"), ("NoNewPrivs", "1")):
+        assert re.search(rf"^{name}:\s+{value}$", status, re.MULTILINE)
+
+
+@pytest.mark.parametrize("service", STAYING)
+def test_it_writes_in_its_own_folders_alone(stack, service):
+    """Every folder is tried but those of the kernel; what is below /dev is the container's own memory."""
+    walk = "shopt -s globstar dotglob nullglob; for f in / /[!ps]*/ /[!ps]*/**/ /s[!y]*/ /s[!y]*/**/; do"
+    look = f'{walk} [ -L "${{f%/}}" ] || [ ! -w "$f" ] || echo "$f"; done'
+    user = "999" if "database" in service else None
+    found = {folder.rstrip("/") for folder in stack.inside(service, "bash", "-c", look, user=user).splitlines()}
+    own = FOLDERS.get(service, {"/tmp"})
+    assert own <= found
+    assert [folder for folder in found if not folder.startswith((*own, "/dev/"))] == []
+
+
+@pytest.mark.parametrize("service", STAYING)
+def test_it_reaches_only_whom_it_needs(stack, service):
+    """By every address that there is, those of networks that it is no part of too."""
+    places = {
+        f"{network['IPAddress']}:{port}": name
+        for name, port in REACHED_BY
+        for network in stack.inspect(name)["NetworkSettings"]["Networks"].values()
+    }
+    code = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, port = place.split(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+        print(place)
+    except OSError:
+        pass
+"""
+    network = ["--network", f"container:{stack.container(service)}"]
+    reached = stack.beside(network, "python", "-c", code, *places).split()
+    assert {places[place] for place in reached} == {name for (name, _), by in REACHED_BY.items() if service in by}
+
+
+@pytest.mark.parametrize("service", ["connector", "dagster-code"])
+def test_an_image_can_neither_install_nor_compile(stack, service):
+    look = "type pip pip3 gcc cc make 2>/dev/null; python -c 'import pip' 2>/dev/null && echo pip; id -u"
+    assert stack.inside(service, "bash", "-c", look) == "65532\n"
+
+
+@pytest.mark.parametrize("service", ["connector", "alvo-api", "fonte-database", "alvo-database", "dagster-code"])
+def test_what_is_killed_comes_back_and_all_that_was_there_is_there(stack, service):
+    before = stack.contents()
+    state = stack.inspect(service)["State"]
+    # From among the machine's processes: from inside, the first one of a container cannot be killed.
+    kill = f"import os; os.kill({state['Pid']}, 9)"
+    stack.beside(["--pid=host", "--user=0"], "python", "-c", kill)
+    stack.wait_until(lambda: stack.inspect(service)["State"]["StartedAt"] != state["StartedAt"])
+    stack.wait_until(stack.healthy)
+    assert stack.contents() == before
+    assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
+
+
+def test_down_and_up_keep_the_data_seed_nothing_again_and_take_a_new_password(stack):
+    connection = psycopg2.connect(stack.settings["FONTE_DATABASE_URL"])
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM data WHERE timestamp >= '2024-05-29Z'")
+    connection.close()
+    before = stack.contents()
+    down, up, down_with_volumes = END.splitlines()
+    stack.run(down)
+    passwords = stack.folder / ".env"
+    passwords.write_text(passwords.read_text().replace("=fonte-writer", "=another-one"))
+    stack.settings = dotenv_values(passwords)
+    stack.run(up)
+    stack.wait_until(stack.healthy)
+    assert stack.contents() == before
+    assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
+    stack.run(down_with_volumes)
+    for kind in ("ps --all", "volume ls", "network ls"):
+        assert stack.run(f"docker {kind} --quiet --filter label=com.docker.compose.project={stack.project}") == ""
+    assert stack.run(f"docker image ls --quiet '{stack.project}*'") == ""
