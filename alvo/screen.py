@@ -1,0 +1,129 @@
+"""What a screen can show of a period of Alvo: buckets of windows, none of which hides an extreme."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection, text
+
+WINDOW = timedelta(minutes=10)
+STATISTICS = ("mean", "min", "max", "std")
+DAY = timedelta(days=1)
+# Each divides a day, so that cells of an hour or a day are made of whole buckets.
+BUCKETS = [WINDOW * windows for windows in (1, 2, 3, 6, 12, 18, 36, 72, 144)]
+CELLS = 80
+# What Python calls a datetime; PostgreSQL's timestamps reach further.
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+# The square of a larger value is beyond the largest double, which PostgreSQL calls an error.
+_SQUARABLE = "abs({0}) < 1e140"
+
+_BUCKETS = text(f"""
+    SELECT signal_id, (extract(epoch FROM start - :origin) / :bucket_s)::integer, windows, min, max,
+        CASE WHEN squarable = windows THEN mean END, CASE WHEN squarable = windows THEN variance END
+    FROM (
+        SELECT signal_id, date_bin(:bucket, timestamp, :origin) AS start, count(*) AS windows, min(value), max(value),
+            count(*) FILTER (WHERE {_SQUARABLE.format("value")}) AS squarable,
+            avg(value) FILTER (WHERE {_SQUARABLE.format("value")}) AS mean,
+            var_pop(value) FILTER (WHERE {_SQUARABLE.format("value")}) AS variance
+        FROM data WHERE signal_id = ANY(:ids) AND timestamp >= :start AND timestamp < :end GROUP BY 1, 2
+    ) AS bucket
+""")
+
+_NEIGHBOURS = text("""
+    SELECT max(before), min(after) FROM unnest(CAST(:ids AS integer[])) AS id,
+        LATERAL (SELECT max(timestamp) AS before FROM data
+            WHERE signal_id = id AND timestamp < :start AND timestamp >= :first) AS earlier,
+        LATERAL (SELECT min(timestamp) AS after FROM data
+            WHERE signal_id = id AND timestamp >= :end AND timestamp <= :last) AS later
+""")
+
+_CURVE = text(f"""
+    WITH pair AS MATERIALIZED (
+        SELECT x.value AS x, y.value AS y FROM data AS x JOIN data AS y USING (timestamp)
+        WHERE x.signal_id = :x AND y.signal_id = :y AND x.timestamp >= :start AND x.timestamp < :end
+            AND {_SQUARABLE.format("x.value")} AND {_SQUARABLE.format("y.value")}
+    ), extent AS (SELECT min(x) AS left, max(x) AS right, min(y) AS bottom, max(y) AS top FROM pair)
+    SELECT avg(x), avg(y), count(*) FROM pair, extent GROUP BY
+        CASE WHEN "left" < "right" THEN width_bucket(x, "left", "right", :cells) END,
+        CASE WHEN bottom < top THEN width_bucket(y, bottom, top, :cells) END
+    ORDER BY 1, 2
+""")
+
+
+def variables(names: Iterable[str]) -> list[str]:
+    """Return the variables of which these signals are statistics that a screen shows."""
+    parts = [name.rpartition("_") for name in names]
+    return sorted({variable for variable, _, statistic in parts if variable and statistic in STATISTICS})
+
+
+def neighbours(
+    connection: Connection, ids: Iterable[int], start: datetime, end: datetime
+) -> tuple[datetime | None, datetime | None]:
+    """Return the last window of these signals before start and the first one from end on, None where there is none."""
+    bounds = {"first": FIRST, "start": start, "end": end, "last": LAST}
+    before, after = connection.execute(_NEIGHBOURS, {"ids": list(ids), **bounds}).one()
+    return before, after
+
+
+def bucket(span: timedelta, points: int) -> timedelta:
+    """Return the length of a bucket of which at most so many cover the span: of a day's even parts, or whole days."""
+    least = span / points
+    return next((each for each in BUCKETS if each >= least), -(-least // DAY) * DAY)
+
+
+def buckets(
+    connection: Connection, signal_ids: dict[str, int], start: datetime, end: datetime, points: int
+) -> dict[str, Any]:
+    """Return each variable's statistics of [start, end), in buckets of which the first begins on a window's boundary.
+
+    signal_ids: {variable}_{statistic} to id. A bucket's mean and std let each of its windows weigh the same; what
+    nobody knows of a bucket is None.
+    """
+    origin = start - (start - datetime.fromtimestamp(0, UTC)) % WINDOW
+    length = bucket(end - origin, points)
+    count = -((origin - end) // length)
+    bounds = {"origin": origin, "start": start, "end": end, "bucket": length, "bucket_s": length.total_seconds()}
+    rows = connection.execute(_BUCKETS, {"ids": list(signal_ids.values()), **bounds}).all()
+    # Of each signal and bucket: windows, minimum, maximum, mean, variance.
+    grids: defaultdict[int, Any] = defaultdict(lambda: np.full((5, count), np.nan))
+    for signal_id, number, *figures in rows:
+        grids[signal_id][:, number] = [np.nan if figure is None else figure for figure in figures]
+    return {
+        "start_timestamp": origin,
+        "bucket_s": int(length.total_seconds()),
+        "variables": {
+            name: _statistics({s: grids[signal_ids[f"{name}_{s}"]] for s in STATISTICS if f"{name}_{s}" in signal_ids})
+            for name in variables(signal_ids)
+        },
+    }
+
+
+def _statistics(grids: dict[str, Any]) -> dict[str, list[Any]]:
+    picked = {name: grids[name][row] for name, row in (("min", 1), ("max", 2), ("mean", 3)) if name in grids}
+    if "std" in grids and "mean" in grids:
+        *_, mean, variance = grids["std"]
+        # The variance of all samples is that within the windows and that between them.
+        picked["std"] = np.sqrt(mean**2 + variance + grids["mean"][4])
+    windows = np.max([np.nan_to_num(grid[0]) for grid in grids.values()], axis=0)
+    return {**{name: finite(values) for name, values in picked.items()}, "windows": windows.astype(int).tolist()}
+
+
+def finite(values: npt.NDArray[np.float64]) -> list[float | None]:
+    """Return a list for JSON, in which what is not finite is None."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def curve(
+    connection: Connection, x: int | None, y: int | None, start: datetime, end: datetime
+) -> list[tuple[float, float, int]]:
+    """Return y against x, by their signals' ids, over [start, end): mean x and y and number of windows of a cell.
+
+    The cells divide what the windows span into CELLS by CELLS; one of a single window is that window.
+    """
+    asked = {"x": x, "y": y, "start": start, "end": end, "cells": CELLS}
+    return [tuple(row) for row in connection.execute(_CURVE, asked)]
