@@ -1,8 +1,9 @@
 """The picture of a period: a panel per variable, its 10-minute mean in the band from minimum to maximum."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from html import escape
 from typing import Literal
 
 import numpy as np
@@ -56,6 +57,44 @@ def picture(
     drawn = io.BytesIO()
     figure.savefig(drawn, format=form)
     return drawn.getvalue()
+
+
+def page(
+    title: str,
+    start: datetime,
+    end: datetime,
+    window_starts: npt.NDArray[np.datetime64],
+    signals: Mapping[str, npt.NDArray[np.float64]],
+    axes: Mapping[str, str],
+) -> bytes:
+    """Draw the same as a page of HTML that needs no other file: the title, the picture, and its numbers as a table."""
+    drawn = picture("", start, end, window_starts, signals, axes, "svg")
+    svg = drawn[drawn.index(b"<svg") :].decode().replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    windows = round((end - start) / WINDOW.item())
+    rows = "".join(_row(label, windows, *_numbers(signals, variable)) for variable, label in axes.items())
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>
+<style>body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 1em auto; padding: 0 1em }}
+svg {{ width: 100%; height: auto }} th, td {{ text-align: right; padding: 2px 1em 2px 0 }}
+th:first-child {{ text-align: left }}</style>
+<h1>{escape(title)}</h1>
+{svg}
+<table><tr><th>variable<th>mean<th>minimum<th>maximum<th>windows of 10 minutes</tr>{rows}</table>
+</html>
+""".encode()
+
+
+def _numbers(signals: Mapping[str, npt.NDArray[np.float64]], variable: str) -> Iterator[tuple[int, str]]:
+    """Yield the number of finite values of the mean, the minimum and the maximum, and what they come to."""
+    for statistic, summary in (("mean", np.mean), ("min", np.min), ("max", np.max)):
+        values = signals[f"{variable}_{statistic}"]
+        finite = values[np.isfinite(values)]
+        yield len(finite), f"{summary(finite):.4g}" if len(finite) else "none"
+
+
+def _row(label: str, windows: int, *numbers: tuple[int, str]) -> str:
+    cells = "".join(f"<td>{told}" for _, told in numbers)
+    return f"<tr><th>{escape(label)}{cells}<td>{numbers[0][0]:,} of {windows:,}</tr>"
 
 
 def _gridded(

@@ -249,7 +249,8 @@ function tellPeriod(bucket, cell) {
   by("reduction").textContent = bucket === WINDOW
     ? "Each step is a 10-minute window: its mean, in the band from its minimum to its maximum."
     : `Reduced for this screen: each step stands for ${duration(bucket)}, the line for the mean of its windows' means, ` +
-      "the band for their lowest minimum to their highest maximum.";
+      "the band for their lowest minimum to their highest maximum" +
+      (state.std ? ", std for that of all its samples, every window weighing the same." : ".");
   by("cell").textContent = duration(cell);
   const signals = Object.entries(shown.variables).flatMap(([name, statistics]) =>
     ["mean", "min", "max", ...(state.std ? ["std"] : [])].filter((each) => statistics[each]).map((each) => ["signals", `${name}_${each}`]));
