@@ -48,6 +48,9 @@ const padded = (_, low, high) => (low === null ? [0, 1] : uPlot.rangeNum(low, hi
 // uPlot scales, and draws axes and cursor; the curves are drawn here, so that a step is as long as its bucket.
 const undrawn = (label) => ({label, paths: () => null, points: {show: false}});
 
+// The panels share the cursor, and nothing else: a selection is one panel's.
+const SYNC = {key: "time", setSeries: false, filters: {pub: (type) => type === "mousemove" || type === "mouseleave"}};
+
 function sized(root, chart) {
   new ResizeObserver(() => chart.setSize({width: root.clientWidth, height: root.clientHeight})).observe(root);
 }
@@ -72,7 +75,7 @@ export class Panel {
       padding: [STRIP + 8, 8, 0, 0],
       legend: {show: false},
       tzDate: (seconds) => (this.shown.zone === "utc" ? uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC") : new Date(seconds * 1e3)),
-      cursor: {y: false, points: {show: false}, sync: {key: "time", setSeries: false}, drag: {x: true, y: false, setScale: false}},
+      cursor: {y: false, points: {show: false}, sync: SYNC, drag: {x: true, y: false, setScale: false}},
       scales: {
         x: {time: true, range: () => [this.shown.start / 1e3, this.shown.end / 1e3]},
         y: {range: padded},

@@ -311,7 +311,7 @@ function go(change, replace = false) {
 
 function zoom(start, end) {
   const middle = (start + end) / 2, half = Math.max(end - start, SHORTEST) / 2;
-  go({start: Math.floor((middle - half) / WINDOW) * WINDOW, end: Math.ceil((middle + half) / WINDOW) * WINDOW});
+  go({start: Math.round((middle - half) / WINDOW) * WINDOW, end: Math.round((middle + half) / WINDOW) * WINDOW});
 }
 
 function scale(factor) {
