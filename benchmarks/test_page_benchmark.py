@@ -3,7 +3,6 @@
 import pytest
 
 pytest.importorskip("playwright", reason="the benchmark of the page needs pip install playwright, and Chromium")
-pytest.importorskip("axe_playwright_python", reason="tests/test_page.py needs it")
 from tests.conftest import seeded_template, shared_connector  # noqa: F401
 from tests.test_page import DAY, YEAR, chromium, drawn, year, year_api  # noqa: F401
 

@@ -21,7 +21,6 @@ from fonte import seeding, synthetic
 from postgres import engine
 
 playwright = pytest.importorskip("playwright.sync_api", reason="tox -e page has it")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="tox -e page has it")
 
 # Chromium as Debian packages it, without its own talk to the network.
 BROWSER = [
@@ -433,8 +432,11 @@ def test_an_alvo_that_holds_nothing_says_how_to_load_a_day(open_page, alvo, alvo
 @pytest.mark.parametrize("width", [1300, 360])
 @pytest.mark.parametrize("fragment", [f"{DAY}&std=1&samples=1", EMPTY])
 def test_nothing_bars_anybody(open_page, scheme, width, fragment):
+    # Loaded here, because the benchmark, which uses the rest, does not need it.
+    from axe_playwright_python.sync_playwright import Axe
+
     page = open_page(fragment, color_scheme=scheme, viewport={"width": width, "height": 800})
-    found = axe.Axe().run(page)
+    found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
