@@ -30,6 +30,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -53,6 +54,8 @@ from settings import SettingsError
 COLUMNS = ["wind_speed", "power"]
 # So that one day is fetched while the one before it is loaded.
 DAYS_AT_ONCE = 2
+# As many steps as a picture is wide; more would hide the mean in its own zigzag.
+PLOT_POINTS = 360
 
 
 class EmptyPeriod(Exception):
@@ -177,22 +180,26 @@ def _load(
 def _plot(options: argparse.Namespace, periods: Sequence[Period], alvo: Engine, http: httpx.Client) -> None:
     """Draw what Alvo holds of these days into the file, which is there as a whole or as it was."""
     # Loaded here, because Matplotlib takes longer than the day.
-    from alvo import plot, read
+    from alvo import plot, screen
 
     first, last = periods[0], periods[-1]
-    names = [f"{column}_{statistic}" for column in options.columns for statistic in ("mean", "min", "max")]
     with engine.failures("Alvo", "the days are loaded, but not drawn: check ALVO_DATABASE_URL and run again"):
-        drawn = read.period(alvo, first.start, last.end, names)[:2]
+        shown = screen.signals(alvo, options.columns, first.start, last.end, PLOT_POINTS)
+    if shown is None:
+        print(f"{options.plot} is not drawn: Alvo holds nothing yet")
+        return
+    window_starts, signals, window = shown
     known = units(http)
     axes = {name: f"{name} ({known[name]})" if name in known else name for name in options.columns}
     title = f"{first.day} {first.zone}" if first == last else f"{first.day} to {last.day} {first.zone}"
-    asked = (title, first.start, last.end, *drawn, axes)
+    drawn = (title, first.start, last.end, window_starts, signals, axes)
     unfinished = options.plot.with_name(f".{options.plot.name}.part")
     try:
         if options.plot.suffix == ".html":
-            unfinished.write_bytes(plot.page(*asked))
+            unfinished.write_bytes(plot.page(*drawn, window=window))
         else:
-            unfinished.write_bytes(plot.picture(*asked, form="svg" if options.plot.suffix == ".svg" else "png"))
+            form: Literal["svg", "png"] = "svg" if options.plot.suffix == ".svg" else "png"
+            unfinished.write_bytes(plot.picture(*drawn, form=form, window=window))
         unfinished.replace(options.plot)
     except OSError as error:
         with suppress(OSError):

@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 from starlette.types import Scope
@@ -242,12 +242,18 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
 
     def read() -> Response:
         signal_ids = _signal_ids(request.state.streams)
+        names, bounds = screen.variables(signal_ids), (query.start_timestamp, query.end_timestamp)
         with request.state.streams.connect() as connection:
-            shown = screen.buckets(connection, signal_ids, query.start_timestamp, query.end_timestamp, query.points)
-            previous, following = screen.neighbours(
-                connection, signal_ids.values(), query.start_timestamp, query.end_timestamp
-            )
-        return _packed(request, {**shown, "previous_timestamp": previous, "next_timestamp": following})
+            origin, length, shown = screen.buckets(connection, signal_ids, names, *bounds, query.points)
+            previous, following = screen.neighbours(connection, signal_ids.values(), *bounds)
+        content = {
+            "start_timestamp": origin,
+            "bucket_s": int(length.total_seconds()),
+            "variables": {name: {s: screen.finite(each[s]) for s in each} for name, each in shown.items()},
+            "previous_timestamp": previous,
+            "next_timestamp": following,
+        }
+        return _packed(request, content)
 
     return await to_thread.run_sync(read, limiter=request.state.views)
 
@@ -326,9 +332,7 @@ def _rfc_3339(moment: datetime) -> str:
 
 def _signal_ids(engine: Engine) -> dict[str, int]:
     with engine.connect() as connection:
-        return {
-            name: signal_id for name, signal_id in connection.execute(select(schema.signal.c.name, schema.signal.c.id))
-        }
+        return screen.signal_ids(connection)
 
 
 def _asked_ids(engine: Engine, names: Sequence[str]) -> list[int]:

@@ -2,14 +2,16 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, select, text
 
+from alvo import schema
+
+Values = npt.NDArray[np.float64]
 WINDOW = timedelta(minutes=10)
 STATISTICS = ("mean", "min", "max", "std")
 DAY = timedelta(days=1)
@@ -45,7 +47,8 @@ _NEIGHBOURS = text("""
 _CURVE = text(f"""
     WITH pair AS MATERIALIZED (
         SELECT x.value AS x, y.value AS y FROM data AS x JOIN data AS y USING (timestamp)
-        WHERE x.signal_id = :x AND y.signal_id = :y AND x.timestamp >= :start AND x.timestamp < :end
+        WHERE x.signal_id = :x AND x.timestamp >= :start AND x.timestamp < :end
+            AND y.signal_id = :y AND y.timestamp >= :start AND y.timestamp < :end
             AND {_SQUARABLE.format("x.value")} AND {_SQUARABLE.format("y.value")}
     ), extent AS (SELECT min(x) AS left, max(x) AS right, min(y) AS bottom, max(y) AS top FROM pair)
     SELECT avg(x), avg(y), count(*) FROM pair, extent GROUP BY
@@ -53,6 +56,11 @@ _CURVE = text(f"""
         CASE WHEN bottom < top THEN width_bucket(y, bottom, top, :cells) END
     ORDER BY 1, 2
 """)
+
+
+def signal_ids(connection: Connection) -> dict[str, int]:
+    """Return the ids of the signals that Alvo knows, by name."""
+    return {name: signal_id for name, signal_id in connection.execute(select(schema.signal.c.name, schema.signal.c.id))}
 
 
 def variables(names: Iterable[str]) -> list[str]:
@@ -77,43 +85,57 @@ def bucket(span: timedelta, points: int) -> timedelta:
 
 
 def buckets(
-    connection: Connection, signal_ids: dict[str, int], start: datetime, end: datetime, points: int
-) -> dict[str, Any]:
-    """Return each variable's statistics of [start, end), in buckets of which the first begins on a window's boundary.
+    connection: Connection, ids: Mapping[str, int], names: Iterable[str], start: datetime, end: datetime, points: int
+) -> tuple[datetime, timedelta, dict[str, dict[str, Values]]]:
+    """Return the start of the first bucket, on a window's boundary, their length, and what each variable has in them.
 
-    signal_ids: {variable}_{statistic} to id. A bucket's mean and std let each of its windows weigh the same; what
-    nobody knows of a bucket is None.
+    ids: {variable}_{statistic} to id; names: the variables. Each has the statistics that Alvo knows of it, float64 of
+    one value a bucket, NaN where there is none, and the number of its windows. Mean and std let each window weigh the
+    same.
     """
     origin = start - (start - datetime.fromtimestamp(0, UTC)) % WINDOW
     length = bucket(end - origin, points)
     count = -((origin - end) // length)
     bounds = {"origin": origin, "start": start, "end": end, "bucket": length, "bucket_s": length.total_seconds()}
-    rows = connection.execute(_BUCKETS, {"ids": list(signal_ids.values()), **bounds}).all()
+    rows = connection.execute(_BUCKETS, {"ids": list(ids.values()), **bounds}).all()
     # Of each signal and bucket: windows, minimum, maximum, mean, variance.
-    grids: defaultdict[int, Any] = defaultdict(lambda: np.full((5, count), np.nan))
+    grids: defaultdict[int, Values] = defaultdict(lambda: np.full((5, count), np.nan))
     for signal_id, number, *figures in rows:
         grids[signal_id][:, number] = [np.nan if figure is None else figure for figure in figures]
-    return {
-        "start_timestamp": origin,
-        "bucket_s": int(length.total_seconds()),
-        "variables": {
-            name: _statistics({s: grids[signal_ids[f"{name}_{s}"]] for s in STATISTICS if f"{name}_{s}" in signal_ids})
-            for name in variables(signal_ids)
-        },
-    }
+    known = {name: {s: grids[ids[f"{name}_{s}"]] for s in STATISTICS if f"{name}_{s}" in ids} for name in names}
+    return origin, length, {name: _statistics(grids, count) for name, grids in known.items()}
 
 
-def _statistics(grids: dict[str, Any]) -> dict[str, list[Any]]:
+def signals(
+    engine: Engine, names: Sequence[str], start: datetime, end: datetime, points: int
+) -> tuple[npt.NDArray[np.datetime64], dict[str, Values], timedelta] | None:
+    """Return buckets() of these variables as alvo.plot draws them: starts, {variable}_{statistic} and _windows, length.
+
+    None where Alvo has no tables yet. Raises SQLAlchemyError.
+    """
+    with engine.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('data')")) is None:
+            return None
+        ids = signal_ids(connection)
+        asked = {name: ids[name] for name in ids if name.rpartition("_")[0] in names}
+        origin, length, held = buckets(connection, asked, names, start, end, points)
+    unknown = np.full(-((origin - end) // length), np.nan)
+    starts = np.datetime64(origin.replace(tzinfo=None), "us") + np.arange(len(unknown)) * np.timedelta64(length)
+    figures = (*STATISTICS, "windows")
+    return starts, {f"{name}_{each}": held[name].get(each, unknown) for name in names for each in figures}, length
+
+
+def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, Values]:
     picked = {name: grids[name][row] for name, row in (("min", 1), ("max", 2), ("mean", 3)) if name in grids}
     if "std" in grids and "mean" in grids:
         *_, mean, variance = grids["std"]
         # The variance of all samples is that within the windows and that between them.
         picked["std"] = np.sqrt(mean**2 + variance + grids["mean"][4])
-    windows = np.max([np.nan_to_num(grid[0]) for grid in grids.values()], axis=0)
-    return {**{name: finite(values) for name, values in picked.items()}, "windows": windows.astype(int).tolist()}
+    windows = np.max([np.zeros(count), *(np.nan_to_num(grid[0]) for grid in grids.values())], axis=0)
+    return {**picked, "windows": windows}
 
 
-def finite(values: npt.NDArray[np.float64]) -> list[float | None]:
+def finite(values: Values) -> list[float | None]:
     """Return a list for JSON, in which what is not finite is None."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 

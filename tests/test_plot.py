@@ -3,11 +3,13 @@
 import re
 from datetime import UTC, datetime, timedelta
 
+import matplotlib
 import numpy as np
 import pytest
 
 import etl
-from alvo import plot, read
+from alvo import plot, read, screen
+from tests import conftest
 from tests.conftest import alvo_values
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
@@ -40,8 +42,6 @@ def test_a_gap_is_left_blank_and_a_single_window_is_seen(gaps, pieces):
 
 
 def test_each_variable_has_a_panel_with_its_unit_and_time_is_utc():
-    import matplotlib
-
     held = np.ones(144, dtype=bool)
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         svg = drawn(held).decode()
@@ -85,7 +85,7 @@ def test_the_html_has_the_numbers_and_needs_no_other_file(fonte_api, alvo_pool, 
 
 
 def test_a_variable_without_values_is_told_as_none(tmp_path):
-    empty = {f"power_{name}": np.array([]) for name in ("min", "mean", "max")}
+    empty = {f"power_{name}": np.array([]) for name in ("min", "mean", "max", "windows")}
     html = plot.page("<no> day", START, START + DAY, np.array([], "M8[us]"), empty, {"power": "power & co"}).decode()
     assert "<tr><th>power &amp; co<td>none<td>none<td>none<td>0 of 144</tr>" in html
     assert "<h1>&lt;no&gt; day</h1>" in html
@@ -102,6 +102,54 @@ def test_days_that_are_there_already_are_drawn_and_an_old_picture_is_replaced(fo
 def test_a_day_without_samples_does_not_stop_the_picture_of_a_range(fonte_api, alvo, tmp_path):
     assert etl.main(["2024-05-29", "2024-05-30", "--plot", str(tmp_path / "days.png")]) == 5
     assert (tmp_path / "days.png").exists()
+
+
+def test_a_long_range_is_reduced_and_says_so(sixty_days_fonte, alvo_pool, tmp_path):
+    with conftest.connector_over(sixty_days_fonte) as connector, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_API_URL", connector)
+        assert etl.main([*conftest.SIXTY_DAYS, "--plot", str(tmp_path / "days.html")]) == 0
+    starts, signals, window = screen.signals(alvo_pool, ["power"], START, START + 60 * DAY, etl.PLOT_POINTS)
+    assert (len(starts), window) == (240, timedelta(hours=6))
+    _, windows, _ = read.period(alvo_pool, START, START + 60 * DAY, ["power_mean", "power_min", "power_max"])
+    assert signals["power_max"].max() == windows["power_max"].max()
+    assert signals["power_windows"].tolist() == [36.0] * 240
+    html = (tmp_path / "days.html").read_text()
+    numbers = windows["power_mean"].mean(), windows["power_min"].min(), windows["power_max"].max()
+    cells = "".join(f"<td>{number:.4g}" for number in numbers)
+    assert f"<tr><th>power (kW){cells}<td>8,640 of 8,640</tr>" in html
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = plot.picture("t", START, START + 60 * DAY, starts, signals, {"power": "power"}, "svg", window).decode()
+    assert ">mean of 6 hours<" in svg
+
+
+@pytest.mark.parametrize(
+    ("window", "name"),
+    [
+        (timedelta(minutes=20), "20 minutes"),
+        (timedelta(hours=1), "1 hour"),
+        (timedelta(hours=12), "12 hours"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(days=3), "3 days"),
+    ],
+)
+def test_the_legend_names_the_length_of_a_step(window, name):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        nothing = {f"power_{statistic}": np.array([]) for statistic in ("min", "mean", "max")}
+        svg = plot.picture("t", START, START + DAY, np.array([], "M8[us]"), nothing, {"power": "p"}, "svg", window)
+    assert f">mean of {name}<" in svg.decode()
+
+
+def test_statistics_that_alvo_does_not_hold_are_left_blank(fonte_api, alvo, tmp_path):
+    assert run_plot(tmp_path / "day.html", "--statistics", "mean", "count", "--columns", "power") == 0
+    assert re.search(
+        r"<tr><th>power \(kW\)<td>[\d.]+<td>none<td>none<td>144 of 144</tr>", (tmp_path / "day.html").read_text()
+    )
+
+
+def test_an_alvo_without_tables_is_no_picture(fonte_api, alvo, tmp_path, capsys):
+    assert etl.main(["2024-05-30", "2024-05-31", "--plot", str(tmp_path / "days.png")]) == 5
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'days.png'} is not drawn: Alvo holds nothing yet\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_path):
