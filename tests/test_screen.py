@@ -298,6 +298,8 @@ def test_a_day_is_viewed_through_the_primary_key(alvo_pool):
         ):
             plan = "\n".join(connection.execute(text(f"EXPLAIN {statement.text}"), period | more).scalars())
             assert "data_pkey" in plan
+            # What is computed once is no inner side of a loop over all windows.
+            assert ("CTE extent" in plan) == (statement is screen._CURVE)
             assert "Seq Scan on data" not in plan
 
 
