@@ -126,7 +126,8 @@ def open_page(chromium, year_api):
         page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
         page.goto(f"{url}/#{fragment}")
         page.get_by_text(ready).first.wait_for()
-        drawn(page)
+        if "does not answer, or" not in ready:
+            drawn(page)
         return page
 
     yield open_page
@@ -410,6 +411,14 @@ def test_a_fonte_that_is_away_is_told_in_its_place_and_the_rest_goes_on(open_pag
         assert page.locator("#panels h3").all_inner_texts() == ["wind speed", "power", "ambient temperature"]
         assert LINE in pixels(page, "power", 0, 1)
         assert page.locator("#away").is_hidden()
+
+
+def test_an_alvo_whose_database_is_away_is_told_and_tried_again(open_page, year, refused_port, shared_connector):
+    away = year.set(host="127.0.0.1", port=refused_port)
+    with serving(away, shared_connector) as server:
+        page = open_page(DAY, url=server.url, ready="Alvo's database does not answer, or is not set up")
+        assert page.get_by_role("alert").is_visible()
+        page.wait_for_event("response", lambda response: response.url.endswith("/period?"))
 
 
 def test_without_a_fonte_it_says_what_to_set(open_page, year):
