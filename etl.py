@@ -7,6 +7,7 @@ exit codes:
   3  Fonte failed
   4  Alvo failed
   5  no finite sample in the whole day; Alvo stays as it was
+  6  Alvo is loaded, but the picture of --plot cannot be written
 
 environment (a file .env beside this one serves too):
   FONTE_API_URL      the connector; unset, this process serves it on a free loopback port
@@ -23,10 +24,13 @@ import signal
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -41,7 +45,7 @@ from alvo import load
 from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
 from alvo.load import replace_period
 from backfill import WINDOW, BadPeriod, ClusterError, Period
-from fonte.client import FonteError, RequestRefused, connect, fetch
+from fonte.client import FonteError, RequestRefused, connect, fetch, units
 from outcome import Outcome
 from postgres import embedded, engine
 from postgres.engine import DatabaseError
@@ -50,10 +54,16 @@ from settings import SettingsError
 COLUMNS = ["wind_speed", "power"]
 # So that one day is fetched while the one before it is loaded.
 DAYS_AT_ONCE = 2
+# As many steps as a picture is wide; more would hide the mean in its own zigzag.
+PLOT_POINTS = 360
 
 
 class EmptyPeriod(Exception):
     """Fonte holds no finite sample in the whole period."""
+
+
+class PictureError(Exception):
+    """The picture cannot be written; Alvo is loaded."""
 
 
 # The first that fits counts: RequestRefused is a FonteError.
@@ -65,6 +75,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     DatabaseError: 4,
     EmptyPeriod: 5,
     ClusterError: 1,
+    PictureError: 6,
 }
 
 
@@ -135,26 +146,66 @@ def _run(options: argparse.Namespace) -> int:
         raise SettingsError("--dask needs FONTE_API_URL and ALVO_DATABASE_URL: its workers cannot reach this process")
     with connector() as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
-            alvo_url = settings.alvo_database_url()
-            alvo = engine.create(alvo_url, "etl.py", pool_size=options.days_at_once)
-            if options.resume:
-                held = load.held(alvo, [period[-2:] for period in periods], options.columns, ALL_STATISTICS)
-                periods = [period for number, period in enumerate(periods) if number not in held]
+            alvo = engine.create(settings.alvo_database_url(), "etl.py", pool_size=options.days_at_once)
         with connect(base_url) as http:
+            code = _load(options, periods, base_url, alvo, http)
+            if options.plot and code in (0, EXIT_CODES[EmptyPeriod]):
+                _plot(options, periods, alvo, http)
+            return code
 
-            def carry(period: Period) -> Outcome:
-                return run(base_url, alvo, period.start, period.end, options.columns, options.statistics, http)
 
-            if not periods:
-                print("Alvo already holds values of every variable on every day: nothing to do")
-                return 0
-            if options.last_date is None and options.dask is None:
-                print(outcome.summary(periods[0], carry(periods[0])))
-                return 0
-            apart = partial(run_apart, base_url, alvo_url, options.columns, options.statistics)
-            with backfill.executor(options.dask, options.days_at_once) as (executor, check):
-                results = backfill.run(periods, apart if options.dask else carry, executor, options.days_at_once, check)
-                return _run_range(options, periods, results)
+def _load(
+    options: argparse.Namespace, periods: Sequence[Period], base_url: str, alvo: Engine, http: httpx.Client
+) -> int:
+    if options.resume:
+        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
+            held = load.held(alvo, [period[-2:] for period in periods], options.columns, ALL_STATISTICS)
+        periods = [period for number, period in enumerate(periods) if number not in held]
+
+    def carry(period: Period) -> Outcome:
+        return run(base_url, alvo, period.start, period.end, options.columns, options.statistics, http)
+
+    if not periods:
+        print("Alvo already holds values of every variable on every day: nothing to do")
+        return 0
+    if options.last_date is None and options.dask is None:
+        print(outcome.summary(periods[0], carry(periods[0])))
+        return 0
+    apart = partial(run_apart, base_url, alvo.url, options.columns, options.statistics)
+    with backfill.executor(options.dask, options.days_at_once) as (executor, check):
+        results = backfill.run(periods, apart if options.dask else carry, executor, options.days_at_once, check)
+        return _run_range(options, periods, results)
+
+
+def _plot(options: argparse.Namespace, periods: Sequence[Period], alvo: Engine, http: httpx.Client) -> None:
+    """Draw what Alvo holds of these days into the file, which is there as a whole or as it was."""
+    # Loaded here, because Matplotlib takes longer than the day.
+    from alvo import plot, screen
+
+    first, last = periods[0], periods[-1]
+    with engine.failures("Alvo", "the days are loaded, but not drawn: check ALVO_DATABASE_URL and run again"):
+        shown = screen.signals(alvo, options.columns, first.start, last.end, PLOT_POINTS)
+    if shown is None:
+        print(f"{options.plot} is not drawn: Alvo holds nothing yet")
+        return
+    window_starts, signals, window = shown
+    known = units(http)
+    axes = {name: f"{name} ({known[name]})" if name in known else name for name in options.columns}
+    title = f"{first.day} {first.zone}" if first == last else f"{first.day} to {last.day} {first.zone}"
+    drawn = (title, first.start, last.end, window_starts, signals, axes)
+    unfinished = options.plot.with_name(f".{options.plot.name}.part")
+    try:
+        if options.plot.suffix == ".html":
+            unfinished.write_bytes(plot.page(*drawn, window=window))
+        else:
+            form: Literal["svg", "png"] = "svg" if options.plot.suffix == ".svg" else "png"
+            unfinished.write_bytes(plot.picture(*drawn, form=form, window=window))
+        unfinished.replace(options.plot)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise PictureError(f"Alvo is loaded, but {options.plot} is not written: {error.strerror}") from error
+    print(f"drawn: {options.plot}")
 
 
 def _run_range(
@@ -243,6 +294,8 @@ def _parser() -> command.Parser:
     parser.add_argument("--keep-going", action="store_true", help=keep_going)
     dask = "run the days on a Dask cluster, by its scheduler's address, such as tcp://10.0.0.1:8786; default: here"
     parser.add_argument("--dask", metavar="ADDRESS", help=dask)
+    picture = "draw what Alvo then holds of the days into this file, which ends in .png, .svg or .html"
+    parser.add_argument("--plot", type=_picture_file, metavar="FILE", help=picture)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
@@ -252,6 +305,17 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (ValueError, OSError, LookupError):
         raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected one such as Europe/Berlin") from None
+
+
+def _picture_file(name: str) -> Path:
+    file = Path(name)
+    if file.suffix not in (".png", ".svg", ".html"):
+        raise argparse.ArgumentTypeError(f"{name!r} is no picture: expected a file that ends in .png, .svg or .html")
+    if not file.parent.is_dir() or file.is_dir():
+        raise argparse.ArgumentTypeError(f"{name!r} is no file in a folder that is there")
+    if find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("a picture needs Matplotlib: python -m pip install '.[plot]'")
+    return file
 
 
 def _positive(text: str) -> int:

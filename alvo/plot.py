@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from html import escape
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-WINDOW = np.timedelta64(10, "m")
+WINDOW = timedelta(minutes=10)
 LINE, BAND = "#0b4f8a", "#a9cbe8"
 WIDTH_INCHES, PANEL_INCHES, DOTS_PER_INCH = 9.0, 1.9, 90
 MARGIN_INCHES = {"top": 0.45, "bottom": 0.5}
@@ -24,14 +25,15 @@ def picture(
     signals: Mapping[str, npt.NDArray[np.float64]],
     axes: Mapping[str, str],
     form: Literal["png", "svg"] = "png",
+    window: timedelta = WINDOW,
 ) -> bytes:
     """Draw the variables of [start, end); a window without a value is left blank, and never bridged.
 
     start, end: UTC. window_starts: `datetime64[us]` (w,), UTC; signals: {variable}_mean, _min and _max to float64 (w,);
-    axes: variable to the label of its axis, such as `power (kW)`.
+    axes: variable to the label of its axis, such as `power (kW)`; window: its length.
     """
     first, last = (np.datetime64(bound.replace(tzinfo=None), "us") for bound in (start, end))
-    edges = np.arange(first, last + WINDOW, WINDOW)
+    edges = np.arange(first, last + np.timedelta64(window), np.timedelta64(window))
     height = MARGIN_INCHES["top"] + MARGIN_INCHES["bottom"] + PANEL_INCHES * len(axes)
     figure = Figure((WIDTH_INCHES, height), dpi=DOTS_PER_INCH)
     # Margins by hand: a layout that Matplotlib finds takes as long again as the drawing.
@@ -41,7 +43,7 @@ def picture(
     for panel, (variable, label) in zip(panels, axes.items(), strict=True):
         low, mean, high = (_gridded(edges, window_starts, signals[f"{variable}_{s}"]) for s in ("min", "mean", "max"))
         panel.stairs(high, edges, baseline=low, fill=True, color=BAND, label="minimum to maximum")
-        panel.stairs(mean, edges, baseline=None, color=LINE, linewidth=1.2, label="mean of 10 minutes")
+        panel.stairs(mean, edges, baseline=None, color=LINE, linewidth=1.2, label=f"mean of {_duration(window)}")
         panel.set_ylabel(label)
         panel.set_xlim(first, last)
         panel.grid(color="#e6e6e6", linewidth=0.6)
@@ -58,10 +60,55 @@ def picture(
     return drawn.getvalue()
 
 
+def page(
+    title: str,
+    start: datetime,
+    end: datetime,
+    window_starts: npt.NDArray[np.datetime64],
+    signals: Mapping[str, npt.NDArray[np.float64]],
+    axes: Mapping[str, str],
+    window: timedelta = WINDOW,
+) -> bytes:
+    """Draw the same as a page of HTML that needs no other file: the title, the picture, and its numbers as a table.
+
+    signals: {variable}_windows, too: how many windows of 10 minutes each of these windows stands for.
+    """
+    drawn = picture("", start, end, window_starts, signals, axes, "svg", window)
+    svg = drawn[drawn.index(b"<svg") :].decode().replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    rows = "".join(_row(label, (end - start) // WINDOW, variable, signals) for variable, label in axes.items())
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>
+<style>body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 1em auto; padding: 0 1em }}
+svg {{ width: 100%; height: auto }} th, td {{ text-align: right; padding: 2px 1em 2px 0 }}
+th:first-child {{ text-align: left }}</style>
+<h1>{escape(title)}</h1>
+{svg}
+<table><tr><th>variable<th>mean<th>minimum<th>maximum<th>windows of 10 minutes</tr>{rows}</table>
+</html>
+""".encode()
+
+
+def _row(label: str, expected: int, variable: str, signals: Mapping[str, npt.NDArray[np.float64]]) -> str:
+    mean, low, high, windows = (signals[f"{variable}_{name}"] for name in ("mean", "min", "max", "windows"))
+    found = np.isfinite(mean)
+    average = np.average(mean[found], weights=windows[found]) if found.any() else None
+    extremes = min(low[np.isfinite(low)], default=None), max(high[np.isfinite(high)], default=None)
+    numbers = ["none" if number is None else f"{number:.4g}" for number in (average, *extremes)]
+    cells = "".join(f"<td>{number}" for number in numbers)
+    return f"<tr><th>{escape(label)}{cells}<td>{int(windows.sum()):,} of {expected:,}</tr>"
+
+
+def _duration(window: timedelta) -> str:
+    for name, unit in (("day", timedelta(days=1)), ("hour", timedelta(hours=1))):
+        if window % unit == timedelta():
+            return f"{window // unit} {name}{'s' * (window > unit)}"
+    return f"{window // timedelta(minutes=1)} minutes"
+
+
 def _gridded(
     edges: npt.NDArray[np.datetime64], window_starts: npt.NDArray[np.datetime64], values: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Return the value of each window between the edges, NaN where there is none."""
     grid = np.full(len(edges) - 1, np.nan)
-    grid[(window_starts - edges[0]) // WINDOW] = values
+    grid[(window_starts - edges[0]) // (edges[1] - edges[0])] = values
     return grid

@@ -76,6 +76,16 @@ def fetch(
         raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
 
 
+def units(http: httpx.Client) -> dict[str, str]:
+    """Ask the connector for the unit of each variable; empty where it does not tell, for only labels need them."""
+    try:
+        with http.stream("GET", "columns", headers=HEADERS) as response:
+            told = json.loads(_read(response, MAX_ERROR_BYTES, monotonic()))
+        return {str(variable["name"]): str(variable["unit"]) for variable in told}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
 def _one_line(text: str) -> str:
     """Return the beginning of what a foreign server may have said, as one line that no terminal obeys."""
     shown = (character if character.isprintable() else " " for character in text[:MAX_MESSAGE_CHARACTERS])

@@ -8,8 +8,9 @@ from pydantic import Field
 
 import etl
 import outcome
+from fonte import client
 from orchestration import days, quality
-from orchestration.resources import AlvoDatabase, FonteApi, units
+from orchestration.resources import AlvoDatabase, FonteApi
 
 HOUR_UTC = 6  # 03:00 in Sao Paulo
 # dagster.yaml says how many runs may ask Fonte at once.
@@ -33,7 +34,7 @@ def ten_minute_statistics(
     """Mean, minimum, maximum and standard deviation of 10 minutes, in Alvo; a partition is a UTC day."""
     keys = context.partition_key_range
     with days.connected(context.op_execution_context, fonte, alvo, config.days_at_once + 1) as (http, engine):
-        known = units(http)
+        known = client.units(http)
         for period, done in days.carried(days.between(keys.start, keys.end), config, http, engine):
             if isinstance(done, etl.EmptyPeriod):
                 reason = f"{period.day} skipped: {done}; Alvo stays as it was"

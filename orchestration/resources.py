@@ -49,12 +49,6 @@ class AlvoDatabase(dg.ConfigurableResource[None]):
             alvo.dispose()
 
 
-def units(http: httpx.Client) -> dict[str, str]:
-    """Return the unit of each variable, as the connector tells them; empty where it does not."""
-    answer = _get(http, "columns")
-    return {variable["name"]: variable["unit"] for variable in answer.json()} if answer.is_success else {}
-
-
 def _get(http: httpx.Client, route: str) -> httpx.Response:
     try:
         return http.get(route)

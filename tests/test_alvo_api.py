@@ -296,7 +296,8 @@ def test_the_description_tells_units_bounds_and_answers(shared_api):
         for path, route in description["paths"].items()
         for method, operation in route.items()
     }
-    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data"}
+    shown = {f"get /{route}" for route in ("period", "variables", "view", "power-curve", "samples")}
+    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data"} | shown
     assert all(operation["summary"] for operation in operations.values())
     assert all(parameter["description"] for parameter in operations["get /data"]["parameters"])
     assert operations["get /data"]["responses"].keys() == {"200", "422", "503"}

@@ -489,3 +489,27 @@ def test_timestamps_of_any_resolution_and_numbers_of_any_kind_are_taken(resoluti
 def test_an_arrow_stream_that_cannot_be_used_is_refused(body, said):
     with pytest.raises(FonteError, match=re.escape(said)):
         fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+
+
+def test_the_units_are_those_of_the_connector(shared_connector):
+    with client.connect(shared_connector) as connected:
+        assert client.units(connected) == {"wind_speed": "m/s", "power": "kW", "ambient_temperature": "degC"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RESET,
+        http(404, {"detail": "Not Found"}),
+        http(body=b"no JSON"),
+        http(body=b"\xff"),
+        http(body=b"[" * 100_000),
+        http(body=[{"name": "power"}]),
+        http(body=["power"]),
+        http(body=b"7"),
+        http(body=[{"name": "power", "unit": "k" * 4 * client.MAX_ERROR_BYTES}]),
+    ],
+)
+def test_a_connector_that_tells_no_units_is_no_failure(answer):
+    with answering(answer) as server, client.connect(server.url) as connected:
+        assert client.units(connected) == {}

@@ -35,8 +35,8 @@ def served(make_database):
 
 
 @pytest.fixture(scope="module")
-def served_alvo(make_database):
-    """Alvo's API over two days of this module's own, open to changes too."""
+def served_alvo(make_database, served):
+    """Alvo's API over two days of this module's own, open to changes too, and over the connector."""
     database = make_database()
     pool = engine.create(database, "test")
     test_alvo_api.fill(pool)
@@ -44,13 +44,14 @@ def served_alvo(make_database):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ALVO_ADMIN_DATABASE_URL", database.render_as_string(hide_password=False))
         environment.setenv("ALVO_ADMIN_TOKEN", TOKEN)
+        environment.setenv("FONTE_API_URL", served)
         with test_alvo_api.served(database) as base_url:
             yield base_url
 
 
 def checks_that_cannot_be(case):
     """JSON Schema knows neither the signals, nor days that no calendar has, nor periods that are too short or long."""
-    if "signals" in case.query:
+    if "signals" in case.query or case.path == "/samples":
         return [positive_data_acceptance]
     bounds = [case.query[name] for name in ("start_timestamp", "end_timestamp") if name in case.query]
     try:

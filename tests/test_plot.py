@@ -3,10 +3,14 @@
 import re
 from datetime import UTC, datetime, timedelta
 
+import matplotlib
 import numpy as np
 import pytest
 
-from alvo import plot
+import etl
+from alvo import plot, read, screen
+from tests import conftest
+from tests.conftest import alvo_values
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -38,8 +42,6 @@ def test_a_gap_is_left_blank_and_a_single_window_is_seen(gaps, pieces):
 
 
 def test_each_variable_has_a_panel_with_its_unit_and_time_is_utc():
-    import matplotlib
-
     held = np.ones(144, dtype=bool)
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         svg = drawn(held).decode()
@@ -51,3 +53,142 @@ def test_a_day_is_a_small_png():
     png = drawn(np.ones(144, dtype=bool), "png")
     assert png.startswith(b"\x89PNG")
     assert len(png) < 60_000
+
+
+def run_plot(file, *arguments):
+    try:
+        return etl.main(["2024-05-20", *arguments, "--plot", str(file)])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+@pytest.mark.parametrize(
+    ("name", "begin"), [("day.png", b"\x89PNG"), ("day.svg", b"<?xml"), ("day.html", b"<!doctype")]
+)
+def test_the_command_draws_what_it_loaded(fonte_api, alvo, tmp_path, capsys, name, begin):
+    assert run_plot(tmp_path / name) == 0
+    assert capsys.readouterr().out.endswith(f"drawn: {tmp_path / name}\n")
+    assert (tmp_path / name).read_bytes().startswith(begin)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_the_html_has_the_numbers_and_needs_no_other_file(fonte_api, alvo_pool, tmp_path):
+    assert run_plot(tmp_path / "days.html", "2024-05-21", "--columns", "power", "ambient_temperature") == 0
+    html = (tmp_path / "days.html").read_text()
+    assert "<h1>2024-05-20 to 2024-05-21 UTC</h1>" in html
+    assert not re.search(r'(?:src|href)="(?!#)|url\((?!#)|<script|<link', html)
+    _, signals, _ = read.period(alvo_pool, START, START + 2 * DAY, ["power_mean", "power_min", "power_max"])
+    numbers = [function(signals[f"power_{s}"]) for s, function in (("mean", np.mean), ("min", np.min), ("max", np.max))]
+    cells = "".join(f"<td>{number:.4g}" for number in numbers)
+    assert f"<tr><th>power (kW){cells}<td>288 of 288</tr>" in html
+    assert html.count("<tr><th>ambient_temperature (degC)") == 1
+
+
+def test_a_variable_without_values_is_told_as_none(tmp_path):
+    empty = {f"power_{name}": np.array([]) for name in ("min", "mean", "max", "windows")}
+    html = plot.page("<no> day", START, START + DAY, np.array([], "M8[us]"), empty, {"power": "power & co"}).decode()
+    assert "<tr><th>power &amp; co<td>none<td>none<td>none<td>0 of 144</tr>" in html
+    assert "<h1>&lt;no&gt; day</h1>" in html
+
+
+def test_days_that_are_there_already_are_drawn_and_an_old_picture_is_replaced(fonte_api, alvo, tmp_path):
+    picture = tmp_path / "day.svg"
+    picture.write_text("an old one")
+    assert etl.main(["2024-05-20"]) == 0
+    assert run_plot(picture, "--resume") == 0
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_a_day_without_samples_does_not_stop_the_picture_of_a_range(fonte_api, alvo, tmp_path):
+    assert etl.main(["2024-05-29", "2024-05-30", "--plot", str(tmp_path / "days.png")]) == 5
+    assert (tmp_path / "days.png").exists()
+
+
+def test_a_long_range_is_reduced_and_says_so(sixty_days_fonte, alvo_pool, tmp_path):
+    with conftest.connector_over(sixty_days_fonte) as connector, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_API_URL", connector)
+        assert etl.main([*conftest.SIXTY_DAYS, "--plot", str(tmp_path / "days.html")]) == 0
+    starts, signals, window = screen.signals(alvo_pool, ["power"], START, START + 60 * DAY, etl.PLOT_POINTS)
+    assert (len(starts), window) == (240, timedelta(hours=6))
+    _, windows, _ = read.period(alvo_pool, START, START + 60 * DAY, ["power_mean", "power_min", "power_max"])
+    assert signals["power_max"].max() == windows["power_max"].max()
+    assert signals["power_windows"].tolist() == [36.0] * 240
+    html = (tmp_path / "days.html").read_text()
+    numbers = windows["power_mean"].mean(), windows["power_min"].min(), windows["power_max"].max()
+    cells = "".join(f"<td>{number:.4g}" for number in numbers)
+    assert f"<tr><th>power (kW){cells}<td>8,640 of 8,640</tr>" in html
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = plot.picture("t", START, START + 60 * DAY, starts, signals, {"power": "power"}, "svg", window).decode()
+    assert ">mean of 6 hours<" in svg
+
+
+@pytest.mark.parametrize(
+    ("window", "name"),
+    [
+        (timedelta(minutes=20), "20 minutes"),
+        (timedelta(hours=1), "1 hour"),
+        (timedelta(hours=12), "12 hours"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(days=3), "3 days"),
+    ],
+)
+def test_the_legend_names_the_length_of_a_step(window, name):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        nothing = {f"power_{statistic}": np.array([]) for statistic in ("min", "mean", "max")}
+        svg = plot.picture("t", START, START + DAY, np.array([], "M8[us]"), nothing, {"power": "p"}, "svg", window)
+    assert f">mean of {name}<" in svg.decode()
+
+
+def test_statistics_that_alvo_does_not_hold_are_left_blank(fonte_api, alvo, tmp_path):
+    assert run_plot(tmp_path / "day.html", "--statistics", "mean", "count", "--columns", "power") == 0
+    assert re.search(
+        r"<tr><th>power \(kW\)<td>[\d.]+<td>none<td>none<td>144 of 144</tr>", (tmp_path / "day.html").read_text()
+    )
+
+
+def test_an_alvo_without_tables_is_no_picture(fonte_api, alvo, tmp_path, capsys):
+    assert etl.main(["2024-05-30", "2024-05-31", "--plot", str(tmp_path / "days.png")]) == 5
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'days.png'} is not drawn: Alvo holds nothing yet\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
+    assert run_plot(tmp_path / "days.png", "2024-05-21") == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("day.pdf", "is no picture: expected a file that ends in .png, .svg or .html"),
+        ("day", "is no picture"),
+        ("none/day.png", "is no file in a folder that is there"),
+        ("folder.png", "is no file in a folder that is there"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_before_anything_is_done(fonte_api, alvo, tmp_path, capsys, name, said):
+    (tmp_path / "folder.png").mkdir()
+    assert run_plot(tmp_path / name) == 2
+    error = capsys.readouterr().err
+    assert f"argument --plot: '{tmp_path / name}' {said}" in error
+    assert error.count("\n") == 1
+    assert alvo_values(alvo) is None
+
+
+def test_without_matplotlib_it_says_what_to_install(fonte_api, alvo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(etl, "find_spec", lambda name: None)
+    assert run_plot(tmp_path / "day.png") == 2
+    assert "a picture needs Matplotlib: python -m pip install '.[plot]'" in capsys.readouterr().err
+    assert alvo_values(alvo) is None
+
+
+def test_a_picture_that_cannot_be_written_is_a_failure_of_its_own_and_the_day_is_loaded(
+    fonte_api, alvo, tmp_path, capsys
+):
+    # Its unfinished file has a longer name, which is too long.
+    picture = tmp_path / f"{'x' * 251}.png"
+    assert run_plot(picture) == 6
+    assert capsys.readouterr().err == f"etl.py: Alvo is loaded, but {picture} is not written: File name too long\n"
+    assert len(alvo_values(alvo)) == 1152
+    assert list(tmp_path.iterdir()) == []

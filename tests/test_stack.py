@@ -183,9 +183,16 @@ def test_the_calls_of_the_readme_answer(stack):
         assert printed.count(f"{whole}.{decimals[:5]}") == 3
 
 
-def test_the_documentation_and_the_page_of_dagster_are_there(stack):
-    for name, path in (("CONNECTOR_PORT", "/docs"), ("ALVO_API_PORT", "/docs"), ("DAGSTER_PORT", "/")):
+def test_the_documentation_and_the_pages_are_there(stack):
+    places = (("CONNECTOR_PORT", "/docs"), ("ALVO_API_PORT", "/docs"), ("ALVO_API_PORT", "/"), ("DAGSTER_PORT", "/"))
+    for name, path in places:
         assert "<html" in httpx.get(stack.url(name) + path, timeout=60).text
+
+
+def test_the_page_of_alvo_has_the_samples_of_fonte(stack):
+    period = "start_timestamp=2024-05-20&end_timestamp=2024-05-20T00:10&columns=power"
+    answer = httpx.get(f"{stack.url('ALVO_API_PORT')}/samples?{period}").json()
+    assert len(answer["columns"]["power"]) == 10
 
 
 def test_nobody_changes_data_without_a_token(stack):

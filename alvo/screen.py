@@ -1,0 +1,151 @@
+"""What a screen can show of a period of Alvo: buckets of windows, none of which hides an extreme."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection, Engine, select, text
+
+from alvo import schema
+
+Values = npt.NDArray[np.float64]
+WINDOW = timedelta(minutes=10)
+STATISTICS = ("mean", "min", "max", "std")
+DAY = timedelta(days=1)
+# Each divides a day, so that cells of an hour or a day are made of whole buckets.
+BUCKETS = [WINDOW * windows for windows in (1, 2, 3, 6, 12, 18, 36, 72, 144)]
+CELLS = 80
+# What Python calls a datetime; PostgreSQL's timestamps reach further.
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+# The square of a larger value is beyond the largest double, which PostgreSQL calls an error.
+_SQUARABLE = "abs({0}) < 1e140"
+
+_BUCKETS = text(f"""
+    SELECT signal_id, (extract(epoch FROM start - :origin) / :bucket_s)::integer, windows, min, max,
+        CASE WHEN squarable = windows THEN mean END, CASE WHEN squarable = windows THEN variance END
+    FROM (
+        SELECT signal_id, date_bin(:bucket, timestamp, :origin) AS start, count(*) AS windows, min(value), max(value),
+            count(*) FILTER (WHERE {_SQUARABLE.format("value")}) AS squarable,
+            avg(value) FILTER (WHERE {_SQUARABLE.format("value")}) AS mean,
+            var_pop(value) FILTER (WHERE {_SQUARABLE.format("value")}) AS variance
+        FROM data WHERE signal_id = ANY(:ids) AND timestamp >= :start AND timestamp < :end GROUP BY 1, 2
+    ) AS bucket
+""")
+
+_NEIGHBOURS = text("""
+    SELECT max(before), min(after) FROM unnest(CAST(:ids AS integer[])) AS id,
+        LATERAL (SELECT max(timestamp) AS before FROM data
+            WHERE signal_id = id AND timestamp < :start AND timestamp >= :first) AS earlier,
+        LATERAL (SELECT min(timestamp) AS after FROM data
+            WHERE signal_id = id AND timestamp >= :end AND timestamp <= :last) AS later
+""")
+
+# Each part is computed once: a planner without statistics of a new table takes years of windows for a few rows.
+_CURVE = text(f"""
+    WITH pair AS MATERIALIZED (
+        SELECT max(value) FILTER (WHERE signal_id = :x) AS x, max(value) FILTER (WHERE signal_id = :y) AS y FROM data
+        WHERE signal_id IN (:x, :y) AND timestamp >= :start AND timestamp < :end AND {_SQUARABLE.format("value")}
+        GROUP BY timestamp HAVING count(*) = 2
+    ), extent AS MATERIALIZED (SELECT min(x) AS left, max(x) AS right, min(y) AS bottom, max(y) AS top FROM pair)
+    SELECT avg(x), avg(y), count(*) FROM pair, extent GROUP BY
+        CASE WHEN "left" < "right" THEN width_bucket(x, "left", "right", :cells) END,
+        CASE WHEN bottom < top THEN width_bucket(y, bottom, top, :cells) END
+    ORDER BY 1, 2
+""")
+
+
+def signal_ids(connection: Connection) -> dict[str, int]:
+    """Return the ids of the signals that Alvo knows, by name."""
+    return {name: signal_id for name, signal_id in connection.execute(select(schema.signal.c.name, schema.signal.c.id))}
+
+
+def variables(names: Iterable[str]) -> list[str]:
+    """Return the variables of which these signals are statistics that a screen shows."""
+    parts = [name.rpartition("_") for name in names]
+    return sorted({variable for variable, _, statistic in parts if variable and statistic in STATISTICS})
+
+
+def neighbours(
+    connection: Connection, ids: Iterable[int], start: datetime, end: datetime
+) -> tuple[datetime | None, datetime | None]:
+    """Return the last window of these signals before start and the first one from end on, None where there is none."""
+    bounds = {"first": FIRST, "start": start, "end": end, "last": LAST}
+    before, after = connection.execute(_NEIGHBOURS, {"ids": list(ids), **bounds}).one()
+    return before, after
+
+
+def bucket(span: timedelta, points: int) -> timedelta:
+    """Return the length of a bucket of which at most so many cover the span: of a day's even parts, or whole days."""
+    least = span / points
+    return next((each for each in BUCKETS if each >= least), -(-least // DAY) * DAY)
+
+
+def buckets(
+    connection: Connection, ids: Mapping[str, int], names: Iterable[str], start: datetime, end: datetime, points: int
+) -> tuple[datetime, timedelta, dict[str, dict[str, Values]]]:
+    """Return the start of the first bucket, on a window's boundary, their length, and what each variable has in them.
+
+    ids: {variable}_{statistic} to id; names: the variables. Each has the statistics that Alvo knows of it, float64 of
+    one value a bucket, NaN where there is none, and the number of its windows. Mean and std let each window weigh the
+    same.
+    """
+    origin = start - (start - datetime.fromtimestamp(0, UTC)) % WINDOW
+    length = bucket(end - origin, points)
+    count = -((origin - end) // length)
+    bounds = {"origin": origin, "start": start, "end": end, "bucket": length, "bucket_s": length.total_seconds()}
+    rows = connection.execute(_BUCKETS, {"ids": list(ids.values()), **bounds}).all()
+    # Of each signal and bucket: windows, minimum, maximum, mean, variance.
+    grids: defaultdict[int, Values] = defaultdict(lambda: np.full((5, count), np.nan))
+    for signal_id, number, *figures in rows:
+        grids[signal_id][:, number] = [np.nan if figure is None else figure for figure in figures]
+    known = {name: {s: grids[ids[f"{name}_{s}"]] for s in STATISTICS if f"{name}_{s}" in ids} for name in names}
+    return origin, length, {name: _statistics(grids, count) for name, grids in known.items()}
+
+
+def signals(
+    engine: Engine, names: Sequence[str], start: datetime, end: datetime, points: int
+) -> tuple[npt.NDArray[np.datetime64], dict[str, Values], timedelta] | None:
+    """Return buckets() of these variables as alvo.plot draws them: starts, {variable}_{statistic} and _windows, length.
+
+    None where Alvo has no tables yet. Raises SQLAlchemyError.
+    """
+    with engine.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('data')")) is None:
+            return None
+        ids = signal_ids(connection)
+        asked = {name: ids[name] for name in ids if name.rpartition("_")[0] in names}
+        origin, length, held = buckets(connection, asked, names, start, end, points)
+    unknown = np.full(-((origin - end) // length), np.nan)
+    starts = np.datetime64(origin.replace(tzinfo=None), "us") + np.arange(len(unknown)) * np.timedelta64(length)
+    figures = (*STATISTICS, "windows")
+    return starts, {f"{name}_{each}": held[name].get(each, unknown) for name in names for each in figures}, length
+
+
+def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, Values]:
+    picked = {name: grids[name][row] for name, row in (("min", 1), ("max", 2), ("mean", 3)) if name in grids}
+    if "std" in grids and "mean" in grids:
+        *_, mean, variance = grids["std"]
+        # The variance of all samples is that within the windows and that between them.
+        picked["std"] = np.sqrt(mean**2 + variance + grids["mean"][4])
+    windows = np.max([np.zeros(count), *(np.nan_to_num(grid[0]) for grid in grids.values())], axis=0)
+    return {**picked, "windows": windows}
+
+
+def finite(values: Values) -> list[float | None]:
+    """Return a list for JSON, in which what is not finite is None."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def curve(
+    connection: Connection, x: int | None, y: int | None, start: datetime, end: datetime
+) -> list[tuple[float, float, int]]:
+    """Return y against x, by their signals' ids, over [start, end): mean x and y and number of windows of a cell.
+
+    The cells divide what the windows span into CELLS by CELLS; one of a single window is that window.
+    """
+    asked = {"x": x, "y": y, "start": start, "end": end, "cells": CELLS}
+    return [tuple(row) for row in connection.execute(_CURVE, asked)]

@@ -1,0 +1,472 @@
+"""The page as a browser shows it: headless Chromium over Alvo's API, a real Alvo and a real connector."""
+
+import contextlib
+import csv
+import io
+import shutil
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from sqlalchemy import text
+
+from alvo import api, schema
+from alvo.aggregation import aggregate
+from alvo.load import replace_period
+from fonte import seeding, synthetic
+from postgres import engine
+
+playwright = pytest.importorskip("playwright.sync_api", reason="tox -e page has it")
+
+# Chromium as Debian packages it, without its own talk to the network.
+BROWSER = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAYS = 366
+YEAR = "start=2024-01-01T00:00Z&end=2025-01-01T00:00Z"
+DAY = "start=2024-05-21T00:00Z&end=2024-05-22T00:00Z"
+GAP = "start=2024-05-23T00:00Z&end=2024-05-24T00:00Z"  # from 08:00 to 12:00
+EMPTY = "start=2024-07-02T00:00Z&end=2024-07-03T00:00Z"
+MOST_BYTES = 300_000
+LINE, GRID, SAMPLE, STD = (11, 79, 138), (233, 237, 241), (194, 65, 12), (106, 76, 0)
+
+
+def fill_year(url):
+    """A leap year of synthetic windows, with a gap of four hours and one of a week."""
+    timestamps = synthetic.minutes(START.date(), DAYS)
+    starts, signals = aggregate(timestamps, synthetic.turbine(START.date(), DAYS, seeding.RANDOM_SEED))
+    for first, last in (("2024-05-23T08:00", "2024-05-23T12:00"), ("2024-06-30", "2024-07-07")):
+        for values in signals.values():
+            values[(starts >= np.datetime64(first)) & (starts < np.datetime64(last))] = np.nan
+    pool = engine.create(url, "test")
+    replace_period(pool, START, START + timedelta(days=DAYS), starts, signals)
+    pool.dispose()
+    return url
+
+
+class Server:
+    """Alvo's API, which can be killed and started again on its port."""
+
+    def __init__(self, alvo, fonte_url):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False),
+            **({"FONTE_API_URL": fonte_url} if fonte_url else {}),
+        }
+
+    def start(self):
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in self.environment.items():
+                environment.setenv(name, value)
+            self.server = uvicorn.Server(uvicorn.Config(api.app, port=self.port, log_config=None, lifespan="on"))
+            self.thread = threading.Thread(target=self.server.run)
+            self.thread.start()
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    httpx.get(f"{self.url}/openapi.json").raise_for_status()
+                    break
+
+    def stop(self):
+        self.server.should_exit = self.server.force_exit = True
+        self.thread.join()
+
+
+@contextlib.contextmanager
+def serving(alvo, fonte_url):
+    server = Server(alvo, fonte_url)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def year(make_database):
+    return fill_year(make_database())
+
+
+@pytest.fixture(scope="module")
+def year_api(year, shared_connector):
+    with serving(year, shared_connector) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "the browser tests need Chromium: apt-get install chromium"
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=BROWSER)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, year_api):
+    """Open the page; what it asked, and what went wrong in it, stand in its `asked` and `wrong`."""
+    contexts = []
+
+    def open_page(fragment="", url=year_api.url, ready="(kW)", **options):
+        options = {"viewport": {"width": 1300, "height": 900}, "timezone_id": "America/Sao_Paulo", **options}
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.asked, page.wrong = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
+        page.goto(f"{url}/#{fragment}")
+        page.get_by_text(ready).first.wait_for()
+        if "does not answer, or" not in ready:
+            drawn(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def drawn(page, title=None):
+    """Wait until the page shows the period."""
+    if title:
+        page.locator("#period", has_text=title).wait_for()
+    page.wait_for_selector("main:not(.loading)")
+
+
+def pixels(page, variable, first, last):
+    """The colours of a panel's plot between two parts of its width, as (r, g, b)."""
+    return set(
+        map(
+            tuple,
+            page.evaluate(
+                """([variable, first, last]) => {
+                    const section = document.querySelector(`[data-variable="${variable}"]`);
+                    const canvas = section.querySelector("canvas"), plot = section.querySelector(".u-over");
+                    const ratio = canvas.width / canvas.clientWidth;
+                    const left = (plot.offsetLeft + first * plot.offsetWidth) * ratio;
+                    const width = (last - first) * plot.offsetWidth * ratio;
+                    const {data} = canvas.getContext("2d").getImageData(
+                        left, plot.offsetTop * ratio, width, plot.offsetHeight * ratio);
+                    const colours = new Set();
+                    for (let i = 0; i < data.length; i += 4) if (data[i + 3]) colours.add(data.slice(i, i + 3).join());
+                    return [...colours].map((colour) => colour.split(",").map(Number));
+                }""",
+                [variable, first, last],
+            ),
+        )
+    )
+
+
+def drag(page, variable, first, last):
+    box = page.locator(f'[data-variable="{variable}"] .u-over').bounding_box()
+    page.mouse.move(box["x"] + first * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + last * box["width"], box["y"] + 60, steps=5)
+    page.mouse.up()
+
+
+def test_the_first_view_is_the_newest_day_with_units_numbers_and_its_age(open_page):
+    page = open_page()
+    assert page.locator("#period").inner_text() == "2024-12-31 UTC"
+    assert page.locator("#panels h3").all_inner_texts() == [
+        "wind speed (m/s)", "power (kW)", "ambient temperature (°C)"
+    ]  # fmt: skip
+    assert "144 of 144 windows (100.0 %)" in page.locator("#power-summary").inner_text()
+    assert page.locator("#numbers tbody tr").count() == 3
+    assert page.locator("#age.stale").inner_text().startswith("Newest value: 2024-12-31 23:50 UTC, ")
+    assert "start=2024-12-31T00:00Z&end=2025-01-01T00:00Z&zone=utc" in page.url
+    assert LINE in pixels(page, "power", 0, 1)
+    assert page.wrong == []
+
+
+def test_a_fresh_value_is_no_warning(open_page):
+    page = open_page()
+    page.clock.set_fixed_time(datetime(2025, 1, 1, 12, tzinfo=UTC))
+    page.get_by_role("button", name="Day").click()
+    page.locator("#age:not(.stale)", has_text="12 hours ago").wait_for()
+
+
+def test_a_gap_is_a_gap(open_page):
+    page = open_page(GAP)
+    for variable in ("wind_speed", "power", "ambient_temperature"):
+        assert LINE in pixels(page, variable, 0, 7.9 / 24)
+        assert LINE in pixels(page, variable, 12.1 / 24, 1)
+        # The grid is all there is between.
+        assert pixels(page, variable, 8.1 / 24, 11.9 / 24) <= {GRID}
+    assert "120 of 144 windows (83.3 %)" in page.locator("#power-summary").inner_text()
+
+
+def test_dragging_zooms_and_back_goes_back(open_page):
+    page = open_page(DAY)
+    views = len([url for url in page.asked if "/view?" in url])
+    drag(page, "power", 0.25, 0.5)
+    drawn(page, "2024-05-21 06:00 to 12:00 UTC")
+    assert len([url for url in page.asked if "/view?" in url]) == views + 1
+    assert "start=2024-05-21T06:00Z&end=2024-05-21T12:00Z" in page.url
+    page.go_back()
+    drawn(page, "2024-05-21 UTC")
+    page.go_forward()
+    drawn(page, "2024-05-21 06:00 to 12:00 UTC")
+
+
+def test_buttons_step_zoom_and_change_the_length(open_page):
+    page = open_page(DAY)
+    for name, title in [
+        ("Next period", "2024-05-22 UTC"),
+        ("Previous period", "2024-05-21 UTC"),
+        ("Week", "2024-05-20 to 2024-05-26 UTC"),
+        ("Next period", "2024-05-27 to 2024-06-02 UTC"),
+        ("Zoom in", "2024-05-28 18:00 to 2024-06-01 06:00 UTC"),
+        ("Zoom out", "2024-05-27 to 2024-06-02 UTC"),
+        ("All", "2024-01-01 00:00 to 2025-01-01 00:00 UTC"),
+        ("Day", "2024-07-02 UTC"),
+    ]:
+        page.get_by_role("button", name=name, exact=True).click()
+        drawn(page, title)
+    page.get_by_label("Date").fill("2024-02-29")
+    drawn(page, "2024-02-29 UTC")
+    assert page.wrong == []
+
+
+def test_the_keyboard_moves_and_zooms_with_the_chart_in_focus(open_page):
+    page = open_page(DAY)
+    chart = page.locator("[data-variable=power] .chart")
+    chart.focus()
+    for name, title in [
+        ("ArrowRight", "2024-05-22 UTC"),
+        ("ArrowLeft", "2024-05-21 UTC"),
+        ("+", "2024-05-21 06:00 to 18:00 UTC"),
+        ("-", "2024-05-21 UTC"),
+        ("Home", "2024-01-01 00:00 to 2025-01-01 00:00 UTC"),
+    ]:
+        page.keyboard.press(name)
+        drawn(page, title)
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    assert chart.evaluate("chart => getComputedStyle(chart).outlineWidth") == "3px"
+
+
+def test_everything_can_be_reached_by_tab(open_page):
+    page = open_page(DAY)
+    reached = set()
+    page.locator("body").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.outerHTML.slice(0, 60)"))
+    buttons = {"previous", "next", "in", "out", "date", "std", "samples", "csv", "link"}
+    assert buttons <= reached
+    assert sum('class="chart"' in each for each in reached) >= 1
+
+
+def test_local_time_is_the_browsers_and_a_day_stays_that_day(open_page):
+    page = open_page(DAY)
+    page.get_by_role("button", name="Local").click()
+    drawn(page, "2024-05-21 America/Sao_Paulo")
+    assert "start=2024-05-21T03:00Z&end=2024-05-22T03:00Z&zone=local" in page.url
+    page.get_by_role("button", name="UTC").click()
+    drawn(page, "2024-05-21 UTC")
+    assert "start=2024-05-21T00:00Z&end=2024-05-22T00:00Z&zone=utc" in page.url
+
+
+def test_a_local_day_has_as_many_hours_as_it_has(open_page):
+    page = open_page("start=2024-03-30T23:00Z&end=2024-03-31T22:00Z&zone=local", timezone_id="Europe/Berlin")
+    drawn(page, "2024-03-31 Europe/Berlin")
+    assert "138 of 138 windows" in page.locator("#power-summary").inner_text()
+    page.get_by_role("button", name="Next period").click()
+    drawn(page, "2024-04-01 Europe/Berlin")
+    assert "144 of 144 windows" in page.locator("#power-summary").inner_text()
+
+
+def test_a_link_reproduces_the_view(open_page):
+    page = open_page(DAY)
+    drag(page, "power", 0.25, 0.5)
+    page.get_by_label("mean ± std").check()
+    page.get_by_label("1-minute samples").check()
+    drawn(page, "06:00 to 12:00")
+    link = page.locator("#link").get_attribute("href")
+    assert link == page.url
+    other = open_page(link.partition("#")[2])
+    drawn(other, "2024-05-21 06:00 to 12:00 UTC")
+    assert other.get_by_label("mean ± std").is_checked()
+    assert other.get_by_label("1-minute samples").is_checked()
+
+
+def test_what_is_shown_can_be_downloaded(open_page):
+    page = open_page(DAY)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV of this period").click()
+    assert download.value.suggested_filename == "alvo_2024-05-21T0000Z_2024-05-22T0000Z.csv"
+    with open(download.value.path()) as file:  # noqa: PTH123
+        rows = list(csv.DictReader(io.StringIO(file.read())))
+    assert len(rows) == 144 * 3 * 3
+    assert {row["timestamp"][:10] for row in rows} == {"2024-05-21"}
+
+
+def test_the_samples_of_fonte_are_laid_over_a_day_and_no_more(open_page):
+    page = open_page(DAY)
+    assert SAMPLE not in pixels(page, "power", 0, 1)
+    page.get_by_label("1-minute samples").check()
+    while SAMPLE not in pixels(page, "power", 0, 1):
+        pass
+    page.get_by_role("button", name="Week").click()
+    page.get_by_text("1-minute samples are shown for a day or less: zoom in.").wait_for()
+
+
+def test_std_is_drawn_when_it_is_wanted(open_page):
+    page = open_page(DAY)
+    assert STD not in pixels(page, "power", 0, 1)
+    page.get_by_label("mean ± std").check()
+    while STD not in pixels(page, "power", 0, 1):
+        pass
+    assert "&std=1" in page.url
+
+
+def test_a_reduction_is_told(open_page):
+    page = open_page(DAY)
+    assert page.locator("#reduction").inner_text().startswith("Each step is a 10-minute window")
+    page.get_by_role("button", name="All").click()
+    drawn(page, "2024-01-01")
+    assert "each step stands for 1 d" in page.locator("#reduction").inner_text()
+    assert "a cell is 1 d" in page.locator("#legend").inner_text()
+    assert "of an 80 by 80 grid" in page.locator("#curve-summary").inner_text()
+
+
+def test_an_empty_day_says_so_and_offers_the_nearest_days(open_page):
+    page = open_page(EMPTY)
+    page.get_by_text("Alvo holds no values of this period.").wait_for()
+    assert "0 of 144 windows" in page.locator("#power-summary").inner_text()
+    assert LINE not in pixels(page, "power", 0, 1)
+    page.get_by_role("button", name="Go on to 2024-07-07").click()
+    drawn(page, "2024-07-07 UTC")
+    page.go_back()
+    page.get_by_role("button", name="Go back to 2024-06-29").click()
+    drawn(page, "2024-06-29 UTC")
+    assert "144 of 144" in page.locator("#power-summary").inner_text()
+
+
+def test_a_period_that_is_refused_is_told(open_page):
+    page = open_page(DAY)
+    page.evaluate("location.hash = 'start=%2B012024-01-01T00:00Z&end=%2B012024-01-02T00:00Z'")
+    page.get_by_text("The server refuses this: start_timestamp").wait_for()
+    page.go_back()
+    drawn(page, "2024-05-21 UTC")
+    assert page.get_by_text("The server refuses this").count() == 0
+
+
+def test_an_api_that_is_killed_and_comes_back_is_seen_to_do_both(open_page, year, shared_connector):
+    with serving(year, shared_connector) as server:
+        page = open_page(DAY, url=server.url)
+        server.stop()
+        page.get_by_role("button", name="Next period").click()
+        page.get_by_role("alert").get_by_text("Alvo's API has been away since").wait_for()
+        server.start()
+        drawn(page, "2024-05-22 UTC")
+        page.get_by_role("alert").wait_for(state="hidden")
+        assert "144 of 144" in page.locator("#power-summary").inner_text()
+
+
+def test_a_page_that_was_left_open_notices_that_the_api_is_away(open_page, year, shared_connector):
+    with serving(year, shared_connector) as server:
+        page = open_page(DAY, url=server.url)
+        page.clock.install()
+        page.reload()
+        drawn(page)
+        server.stop()
+        page.clock.run_for(61_000)
+        page.get_by_role("alert").get_by_text("Alvo's API has been away since").wait_for()
+        server.start()
+        page.get_by_role("button", name="Try now").click()
+        page.get_by_role("alert").wait_for(state="hidden")
+
+
+def test_what_is_loaded_meanwhile_appears_by_itself(open_page, make_database, shared_connector):
+    url = fill_year(make_database())
+    with serving(url, shared_connector) as server:
+        page = open_page("start=2025-01-01T00:00Z&end=2025-01-02T00:00Z", url=server.url)
+        page.clock.install()
+        page.reload()
+        page.get_by_text("Alvo holds no values of this period.").wait_for()
+        pool = engine.create(url, "test")
+        with pool.begin() as connection:
+            new = "SELECT timestamp + '1 day'::interval, signal_id, value FROM data WHERE timestamp >= '2024-12-31Z'"
+            connection.execute(text(f"INSERT INTO data {new}"))
+        pool.dispose()
+        page.clock.run_for(61_000)
+        page.locator("#power-summary", has_text="144 of 144 windows").wait_for()
+
+
+def test_a_fonte_that_is_away_is_told_in_its_place_and_the_rest_goes_on(open_page, year, refused_port):
+    with serving(year, f"http://127.0.0.1:{refused_port}") as server:
+        page = open_page(f"{DAY}&samples=1", url=server.url, ready="The units are unknown")
+        page.get_by_text("No 1-minute samples: Fonte does not answer as it should").wait_for()
+        assert page.locator("#panels h3").all_inner_texts() == ["wind speed", "power", "ambient temperature"]
+        assert LINE in pixels(page, "power", 0, 1)
+        assert page.locator("#away").is_hidden()
+
+
+def test_an_alvo_whose_database_is_away_is_told_and_tried_again(open_page, year, refused_port, shared_connector):
+    away = year.set(host="127.0.0.1", port=refused_port)
+    with serving(away, shared_connector) as server:
+        page = open_page(DAY, url=server.url, ready="Alvo's database does not answer, or is not set up")
+        assert page.get_by_role("alert").is_visible()
+        page.wait_for_event("response", lambda response: response.url.endswith("/period?"))
+
+
+def test_without_a_fonte_it_says_what_to_set(open_page, year):
+    with serving(year, None) as server:
+        page = open_page(f"{DAY}&samples=1", url=server.url, ready="The units are unknown")
+        page.get_by_text("No 1-minute samples: FONTE_API_URL is unset").wait_for()
+
+
+def test_an_alvo_that_holds_nothing_says_how_to_load_a_day(open_page, alvo, alvo_pool, shared_connector):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+    with serving(alvo, shared_connector) as server:
+        page = open_page(url=server.url, ready="Alvo holds no values yet: python etl.py DATE loads a day")
+        page.get_by_text("Alvo holds no values of this period.").wait_for()
+        assert page.get_by_role("button", name="All").is_disabled()
+        assert page.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 360])
+@pytest.mark.parametrize("fragment", [f"{DAY}&std=1&samples=1", EMPTY])
+def test_nothing_bars_anybody(open_page, scheme, width, fragment):
+    # Loaded here, because the benchmark, which uses the rest, does not need it.
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(fragment, color_scheme=scheme, viewport={"width": width, "height": 800})
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_no_request_leaves_the_host(open_page, year_api):
+    page = open_page(f"{DAY}&std=1&samples=1")
+    page.get_by_role("button", name="All").click()
+    drawn(page, "2024-01-01")
+    assert len(page.asked) > 10
+    assert {url.partition("/")[2].split("/")[1] for url in page.asked} == {f"127.0.0.1:{year_api.port}"}
+
+
+def test_a_year_moves_little_in_its_first_view(chromium, year_api):
+    page = chromium.new_page()
+    wire = page.context.new_cdp_session(page)
+    wire.send("Network.enable")
+    received = []
+    wire.on("Network.loadingFinished", lambda event: received.append(event["encodedDataLength"]))
+    page.goto(f"{year_api.url}/#{YEAR}")
+    page.get_by_text("(kW)").first.wait_for()
+    drawn(page)
+    assert len(received) >= 10
+    assert sum(received) <= MOST_BYTES
+    page.close()

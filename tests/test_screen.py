@@ -1,0 +1,395 @@
+"""What Alvo's API gives its page: periods reduced to a screen, the power curve, Fonte's samples, and the files."""
+
+import gzip
+import json
+import math
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from alvo import api, schema, screen
+from alvo.load import replace_period
+from postgres import engine
+from tests.conftest import SETTINGS
+from tests.test_alvo_api import served
+
+START = datetime(2024, 5, 20, tzinfo=UTC)
+DAY = timedelta(days=1)
+WINDOW = timedelta(minutes=10)
+DAYS = 10
+WINDOWS = np.datetime64("2024-05-20", "us") + np.arange(DAYS * 144) * np.timedelta64(600_000_000, "us")
+GAPS = [(30, 50), (51, 52), (300, 700)]
+
+
+def signals():
+    """Ten days of two variables with gaps; one window has no standard deviation."""
+    random = np.random.default_rng(1)
+    speed = random.uniform(0, 25, len(WINDOWS))
+    values = {}
+    for name, mean in (("power", speed**3 / 10), ("wind_speed", speed)):
+        spread = random.uniform(0, 2, (3, len(WINDOWS)))
+        values |= {f"{name}_mean": mean, f"{name}_min": mean - spread[0], f"{name}_max": mean + spread[1]}
+        values[f"{name}_std"] = spread[2]
+    values["power_std"][7] = np.nan
+    values["power_count"] = np.full(len(WINDOWS), 10.0)
+    values["mean"] = values["_mean"] = np.ones(len(WINDOWS))
+    for first, last in GAPS:
+        for each in values.values():
+            each[first:last] = np.nan
+    return values
+
+
+WRITTEN = signals()
+
+
+@pytest.fixture(scope="module")
+def filled(make_database):
+    url = make_database()
+    pool = engine.create(url, "test")
+    replace_period(pool, START, START + DAYS * DAY, WINDOWS, WRITTEN)
+    pool.dispose()
+    return url
+
+
+@pytest.fixture(scope="module")
+def client(filled, shared_connector):
+    """The API over Alvo and a Fonte."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_API_URL", shared_connector)
+        with served(filled) as base_url, httpx.Client(base_url=base_url) as client:
+            yield client
+
+
+def asked(start, end, **more):
+    return {"start_timestamp": start.isoformat(), "end_timestamp": end.isoformat(), **more}
+
+
+def naive(name, first, last):
+    """The statistics of the windows from number first up to last, one value at a time."""
+    values = {s: [v for v in WRITTEN[f"{name}_{s}"][first:last].tolist() if v == v] for s in screen.STATISTICS}
+    if not values["mean"]:
+        return dict.fromkeys(screen.STATISTICS)
+    squares = [value**2 for value in values["std"]]
+    return {
+        "mean": statistics.fmean(values["mean"]),
+        "min": min(values["min"]),
+        "max": max(values["max"]),
+        "std": math.sqrt(statistics.fmean(squares) + statistics.pvariance(values["mean"])) if squares else None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "points", "bucket_s"),
+    [
+        (START, START + DAY, 144, 600),
+        (START, START + DAY, 143, 1200),
+        (START, START + DAY, 1000, 600),
+        (START, START + 10 * DAY, 1000, 1200),
+        (START, START + 10 * DAY, 100, 10800),
+        (START, START + 10 * DAY, 12, 86400),
+        (START, START + 10 * DAY, 6, 2 * 86400),
+        (START, START + 10 * DAY, 1, 10 * 86400),
+        (START - 30 * DAY, START + 30 * DAY, 7, 9 * 86400),
+        (START + timedelta(minutes=3), START + timedelta(hours=7), 20, 1800),
+        (START + timedelta(hours=5), START + timedelta(hours=8), 1000, 600),
+    ],
+)
+def test_a_bucket_holds_what_its_windows_hold(client, start, end, points, bucket_s):
+    answer = client.get("/view", params=asked(start, end, points=points)).json()
+    begin = datetime.fromisoformat(answer["start_timestamp"])
+    assert (answer["bucket_s"], begin) == (bucket_s, start - (start - START) % WINDOW)
+    assert list(answer["variables"]) == ["power", "wind_speed"]
+    for name, buckets in answer["variables"].items():
+        assert buckets.keys() == {*screen.STATISTICS, "windows"}
+        assert {len(values) for values in buckets.values()} == {-((begin - end) // timedelta(seconds=bucket_s))}
+        for number, windows in enumerate(buckets["windows"]):
+            bounds = [begin + timedelta(seconds=bucket_s) * each for each in (number, number + 1)]
+            # Windows that begin in the bucket and in the period.
+            first, last = (
+                min(max(0, -((START - bound) // WINDOW)), len(WINDOWS))
+                for bound in (max(bounds[0], start), min(bounds[1], end))
+            )
+            assert windows == np.isfinite(WRITTEN[f"{name}_mean"][first:last]).sum()
+            for statistic, value in naive(name, first, last).items():
+                assert buckets[statistic][number] == (value if value is None else pytest.approx(value, rel=1e-9))
+
+
+def test_there_are_never_more_buckets_than_points(client):
+    for points in (1, 2, 5, 99, 500, 5000):
+        for days in (1, 7, 11, 366, 3653):
+            answer = client.get("/view", params=asked(START, START + days * DAY, points=points)).json()
+            assert len(answer["variables"]["power"]["windows"]) <= points
+
+
+def test_all_of_time_is_a_view(client):
+    query = {"start_timestamp": "0001-01-01", "end_timestamp": "9999-12-31T23:59:59.999999", "points": 3}
+    answer = client.get("/view", params=query).json()
+    found = np.isfinite(WRITTEN["power_mean"])
+    assert sum(answer["variables"]["power"]["windows"]) == found.sum()
+    assert client.get("/power-curve", params=asked(START, START + 3000 * DAY)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "previous", "following"),
+    [
+        (START - DAY, START, None, 0),
+        (START, START + 10 * DAY, None, None),
+        (START + 10 * DAY, START + 11 * DAY, 1439, None),
+        (START + 3 * DAY, START + 4 * DAY, 299, 700),
+        (START + timedelta(minutes=5), START + timedelta(minutes=10), 0, 1),
+    ],
+)
+def test_a_view_names_the_windows_beside_it(client, start, end, previous, following):
+    answer = client.get("/view", params=asked(start, end)).json()
+    expected = [
+        None if number is None else f"{WINDOWS[number].item():%Y-%m-%dT%H:%M:%S}Z" for number in (previous, following)
+    ]
+    assert [answer["previous_timestamp"], answer["next_timestamp"]] == expected
+
+
+def test_the_power_curve_keeps_each_window_or_those_of_its_cell(client):
+    few = client.get("/power-curve", params=asked(START, START + timedelta(hours=1))).json()
+    pairs = sorted(zip(WRITTEN["wind_speed_mean"][:6].tolist(), WRITTEN["power_mean"][:6].tolist(), strict=True))
+    assert list(zip(few["wind_speed"], few["power"], strict=True)) == pairs
+    assert few["windows"] == [1] * 6
+    many = client.get("/power-curve", params=asked(START, START + DAYS * DAY)).json()
+    found = np.isfinite(WRITTEN["power_mean"])
+    assert sum(many["windows"]) == found.sum()
+    assert len(many["windows"]) < 500
+    assert many["wind_speed"] == sorted(many["wind_speed"])
+    np.testing.assert_allclose(many["power"], np.array(many["wind_speed"]) ** 3 / 10, atol=25)
+    mean = np.average(many["power"], weights=many["windows"])
+    assert mean == pytest.approx(WRITTEN["power_mean"][found].mean())
+
+
+def test_the_period_is_from_the_first_window_to_the_last(client):
+    extent = {"first_timestamp": "2024-05-20T00:00:00Z", "last_timestamp": "2024-05-29T23:50:00Z"}
+    assert client.get("/period").json() == extent
+
+
+def test_the_variables_have_the_units_of_the_connector(client):
+    units = [{"name": "power", "unit": "kW"}, {"name": "wind_speed", "unit": "m/s"}]
+    assert client.get("/variables").json() == units
+    assert client.get("/variables").json() == units
+
+
+def test_the_samples_are_those_of_fonte(client, shared_connector):
+    query = asked(START, START + timedelta(minutes=3), columns=["power", "wind_speed"])
+    records = httpx.get(f"{shared_connector}/data", params=query).json()
+    answer = client.get("/samples", params=query).json()
+    assert answer["timestamps"] == [datetime.fromisoformat(record["timestamp"]).timestamp() for record in records]
+    assert answer["columns"] == {name: [record[name] for record in records] for name in ("power", "wind_speed")}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/view", "start_timestamp"),
+        ("/view?start_timestamp=2024-05-20", "end_timestamp"),
+        ("/view?start_timestamp=2024-05-20&end_timestamp=2024-05-20", "is not before"),
+        ("/view?start_timestamp=2024-05-20&end_timestamp=2024-05-21&points=0", "points='0'"),
+        ("/power-curve?start_timestamp=2024-05-20", "end_timestamp"),
+        ("/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-21", "columns"),
+        ("/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-23&columns=power", "a period of 2 days at most"),
+        (
+            "/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-21&columns=gust",
+            "Fonte refused the request: HTTP 422 Unprocessable Entity: columns='gust': expected 'wind_speed'",
+        ),
+    ],
+)
+def test_a_bad_request_is_a_422_that_names_the_value(client, path, said):
+    answer = client.get(path)
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+def test_an_answer_is_compressed_for_who_takes_that_and_for_nobody_else(client):
+    query = asked(START, START + DAYS * DAY)
+    with client.stream("GET", "/view", params=query, headers={"Accept-Encoding": "gzip"}) as packed:
+        assert (packed.headers["content-encoding"], packed.headers["vary"]) == ("gzip", "Accept-Encoding")
+        body = b"".join(packed.iter_raw())
+    plain = client.get("/view", params=query, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert json.loads(gzip.decompress(body)) == plain.json()
+    assert len(body) < len(plain.content) / 2
+
+
+def test_without_a_fonte_there_are_no_units_and_no_samples_and_it_says_why(filled):
+    with served(filled) as base_url:
+        assert [variable["unit"] for variable in httpx.get(f"{base_url}/variables").json()] == [None, None]
+        answer = httpx.get(f"{base_url}/samples", params=asked(START, START + DAY, columns="power"))
+    assert answer.status_code == 503
+    assert (
+        answer.json()["detail"] == "FONTE_API_URL is unset where this server runs: set it, and start the server again"
+    )
+
+
+def test_a_fonte_that_is_away_harms_nothing_else(filled, refused_port, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
+    with served(filled) as base_url:
+        assert [variable["unit"] for variable in httpx.get(f"{base_url}/variables").json()] == [None, None]
+        answer = httpx.get(f"{base_url}/samples", params=asked(START, START + DAY, columns="power"))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["detail"] == "Fonte does not answer as it should; ask again later"
+        assert httpx.get(f"{base_url}/view", params=asked(START, START + DAY)).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "1.7e308", "-1e150", "5e-324", "1e-200"])
+def test_any_double_can_be_shown(alvo, alvo_pool, value):
+    signals = {f"{name}_{s}": np.full(3, 2.0) for name in ("power", "wind_speed") for s in screen.STATISTICS}
+    replace_period(alvo_pool, START, START + DAY, WINDOWS[:3], signals)
+    with alvo_pool.begin() as connection:
+        connection.execute(text(f"UPDATE data SET value = '{value}' WHERE timestamp = '2024-05-20 00:10Z'"))
+    number = float(value)
+    shown = number if math.isfinite(number) else None
+    with served(alvo) as base_url:
+        query = asked(START, START + timedelta(minutes=30))
+        power = httpx.get(f"{base_url}/view", params=query).json()["variables"]["power"]
+        assert (power["min"], power["max"], power["windows"]) == ([2, shown, 2], [2, shown, 2], [1, 1, 1])
+        assert power["mean"] == [2, shown if abs(number) < 1e140 else None, 2]
+        whole = httpx.get(f"{base_url}/view", params=query | {"points": 1}).json()["variables"]["power"]
+        assert whole["mean"] == [pytest.approx(4 / 3) if abs(number) < 1 else None]
+        curve = httpx.get(f"{base_url}/power-curve", params=query).json()
+        assert sum(curve["windows"]) == (3 if abs(number) < 1 else 2)
+
+
+def test_a_variable_without_some_statistics_has_the_others(alvo, alvo_pool):
+    replace_period(alvo_pool, START, START + DAY, WINDOWS[:2], {"power_max": np.ones(2), "gust_std": np.ones(2)})
+    with served(alvo) as base_url:
+        view = httpx.get(f"{base_url}/view", params=asked(START, START + timedelta(minutes=20))).json()
+        assert view["variables"] == {"gust": {"windows": [1, 1]}, "power": {"max": [1, 1], "windows": [1, 1]}}
+        curve = httpx.get(f"{base_url}/power-curve", params=asked(START, START + DAY)).json()
+        assert curve == {"wind_speed": [], "power": [], "windows": []}
+
+
+def test_an_alvo_that_holds_nothing_has_no_period_and_an_empty_view(alvo, alvo_pool):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+    with served(alvo) as base_url:
+        assert httpx.get(f"{base_url}/period").json() == {"first_timestamp": None, "last_timestamp": None}
+        assert httpx.get(f"{base_url}/variables").json() == []
+        view = httpx.get(f"{base_url}/view", params=asked(START, START + DAY)).json()
+        assert (view["variables"], view["previous_timestamp"], view["next_timestamp"]) == ({}, None, None)
+
+
+def test_a_day_is_viewed_through_the_primary_key(alvo_pool):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("INSERT INTO signal (name) SELECT 's' || number FROM generate_series(1, 8) AS number"))
+        years = "generate_series('2021-01-01Z', '2023-12-31 23:50Z'::timestamptz, '10 minutes') AS moment"
+        connection.execute(text(f"INSERT INTO data SELECT moment, id, 1 FROM signal, {years}"))
+        connection.execute(text("ANALYZE data, signal"))
+        period = {"start": START.replace(year=2023), "end": START.replace(year=2023) + DAY}
+        bucket = {"origin": period["start"], "bucket": WINDOW, "bucket_s": 600}
+        far = {"first": screen.FIRST, "last": screen.LAST}
+        for statement, more in (
+            (screen._BUCKETS, {"ids": list(range(1, 9)), **bucket}),
+            (screen._NEIGHBOURS, {"ids": list(range(1, 9)), **far}),
+            (screen._CURVE, {"x": 1, "y": 2, "cells": 80}),
+        ):
+            plan = "\n".join(connection.execute(text(f"EXPLAIN {statement.text}"), period | more).scalars())
+            assert "data_pkey" in plan
+            # What is computed once is no inner side of a loop over all windows.
+            assert ("CTE extent" in plan) == (statement is screen._CURVE)
+            assert "Seq Scan on data" not in plan
+
+
+def test_the_page_and_its_files_are_served_and_asked_for_again_only_if_they_changed(client):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    for name in ["", *set(re.findall(r'(?:src|href)="(page/[^"]+)"', page.text))]:
+        answer = client.get(f"/{name}")
+        assert answer.status_code == 200, name
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["content-security-policy"].startswith("default-src 'self';")
+        again = client.get(f"/{name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert "://" not in page.text
+
+
+@pytest.mark.parametrize("path", ["/page", "/page/", "/page/none.js", "/page/../api.py", "/page/%2e%2e/api.py", "/x"])
+def test_nothing_else_is_served(client, path):
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
+@pytest.mark.parametrize("path", ["/", "/page/page.js"])
+def test_the_page_is_only_read(client, path):
+    answer = client.post(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert answer.json()["detail"] == f"POST {path}: expected GET"
+
+
+@pytest.fixture
+def run_api(checkout):
+    """Start `python -m alvo.api` in a checkout of its own, where SIGINT ends it."""
+    started = []
+
+    def run(*arguments, **environment):
+        import os
+
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alvo.api", *arguments],
+            cwd=checkout,
+            env={name: value for name, value in os.environ.items() if name not in SETTINGS} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+
+
+def test_one_command_shows_the_embedded_databases_until_ctrl_c(run_api):
+    process = run_api("--port", "0")
+    said = process.stdout.readline()
+    base_url = re.fullmatch(r"Alvo: (http://127\.0\.0\.1:\d+) until Ctrl-C\n", said)[1]
+    assert "<title>Alvo" in httpx.get(base_url).text
+    assert httpx.get(f"{base_url}/period").json() == {"first_timestamp": None, "last_timestamp": None}
+    query = asked(START, START + timedelta(minutes=2), columns=["power"])
+    assert len(httpx.get(f"{base_url}/samples", params=query).json()["timestamps"]) == 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert process.communicate() == ("", "")
+
+
+def test_a_port_that_is_in_use_is_told_on_one_line(run_api, alvo, shared_connector):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        named = {"ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False), "FONTE_API_URL": shared_connector}
+        output, errors = (process := run_api("--port", port, **named)).communicate()
+    assert (process.returncode, output) == (2, "")
+    assert re.fullmatch(rf"alvo\.api: port {port} cannot be used: .*; choose another by --port\n", errors)
+
+
+def test_an_alvo_that_is_away_is_told_on_one_line(run_api, alvo, refused_port, shared_connector):
+    away = alvo.set(host="127.0.0.1", port=refused_port).render_as_string(hide_password=False)
+    output, errors = (process := run_api(ALVO_DATABASE_URL=away, FONTE_API_URL=shared_connector)).communicate()
+    assert (process.returncode, output) == (4, "")
+    assert errors.startswith("alvo.api: Alvo failed: ")
+    assert errors.count("\n") == 1
+
+
+def test_what_is_not_finite_is_null():
+    assert screen.finite(np.array([1.5, np.nan, np.inf, -np.inf])) == [1.5, None, None, None]
+
+
+def test_the_routes_of_the_page_are_described(client):
+    assert api.app.state.fonte_api_url is None
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/view", "/power-curve", "/samples", "/period", "/variables"} <= paths.keys()
+    assert not {"/", "/page"} & paths.keys()
