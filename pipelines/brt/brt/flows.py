@@ -1,0 +1,76 @@
+"""Prefect's part: when the steps of the pipeline run, and what its server shows of them."""
+
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+
+from prefect import flow, serve, task
+from prefect.deployments.runner import EntrypointType
+from prefect.schedules import Interval
+from prefect.states import Completed, State
+
+from brt import pipeline, settings
+from settings import SettingsError
+
+# A step that hangs ends before it holds up the next but one.
+CAPTURE_TIMEOUT_S = 100
+LOAD_TIMEOUT_S = 600
+# Processes at once: a load, a capture, and one that finds itself left out.
+PROCESSES = 3
+DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
+
+load_files = task(pipeline.load_new, name="load files")
+run_dbt = task(pipeline.model, name="dbt")
+
+
+@flow(name="capture", timeout_seconds=CAPTURE_TIMEOUT_S)
+def capture() -> State | str:
+    """Capture what the API answers now; of several runs that come late together, only the first one does."""
+    if pipeline.last_capture_age_s() < settings.capture_every_s() / 2:
+        return _left_out("the last capture was a moment ago: this run came too late")
+    try:
+        return str(pipeline.capture_once())
+    except pipeline.Busy as busy:
+        return _left_out(str(busy))
+
+
+@flow(name="load", timeout_seconds=LOAD_TIMEOUT_S)
+def load() -> State | None:
+    """Load the files that are new, then run dbt; a run that comes while another one runs is left out."""
+    try:
+        load_files()
+        run_dbt()
+    except pipeline.Busy as busy:
+        return _left_out(str(busy))
+    return None
+
+
+def _left_out(why: str) -> State:
+    return Completed(name="Left out", message=why)
+
+
+def refuse_late_sqlalchemy() -> None:
+    """Raise SettingsError with SQLAlchemy 2.1 or later, on which Prefect 3.8 schedules no run, without a word."""
+    installed = version("sqlalchemy")
+    if tuple(map(int, installed.split(".")[:2])) >= (2, 1):
+        wanted = "install one below 2.1, such as by `make install`"
+        raise SettingsError(f"SQLAlchemy {installed} is installed, with which Prefect schedules no run: {wanted}")
+
+
+def serve_both() -> None:
+    """Run both flows at their times, until SIGTERM."""
+    refuse_late_sqlalchemy()
+    # Held to the end, so that the embedded server does not stop after each load.
+    settings.database_url()
+    # A run stands on a whole minute, not on the second in which this began.
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    every_s = {"capture": settings.capture_every_s(), "load": settings.load_every_s()}
+    deployments = [
+        each.to_deployment(
+            DEPLOYMENTS[name],
+            schedule=Interval(timedelta(seconds=every_s[name]), anchor_date=midnight),
+            # As a script it would find brt's settings in place of the main project's.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for name, each in (("capture", capture), ("load", load))
+    ]
+    serve(*deployments, limit=PROCESSES, print_starting_message=False)
