@@ -10,6 +10,7 @@ import lzma
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,16 @@ def _moved(way: list[dict[str, Any]], step: int, now_ms: int) -> dict[str, Any]:
         return last
     turns, along = divmod(step, len(way) - 1)
     back = turns % 2 == 0
-    place = way[-1 - along] if back else way[along]
+    position = len(way) - 1 - along if back else along
+    place = way[position]
     heading = place["direcao"]
     if back and isinstance(heading, int):
         heading = (heading + 180) % 360
-    way_km = abs(last["hodometro"] - way[0]["hodometro"])
-    driven_km = turns * way_km + abs(place["hodometro"] - (last if back else way[0])["hodometro"])
+    # Real odometers jump back now and then.
+    stretches_km = (abs(later["hodometro"] - earlier["hodometro"]) for earlier, later in pairwise(way))
+    since_start_km = [0.0, *accumulate(stretches_km)]
+    way_km = since_start_km[-1]
+    driven_km = turns * way_km + (way_km - since_start_km[position] if back else since_start_km[position])
     return place | {
         "dataHora": now_ms,
         "direcao": heading,
