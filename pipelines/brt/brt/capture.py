@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import httpx
 import tenacity
@@ -130,7 +129,7 @@ def read(body: bytes, captured_at: datetime) -> Capture:
     return Capture(captured_at, records, unknown, len(vehicles) - len(found))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value)

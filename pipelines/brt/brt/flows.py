@@ -4,9 +4,11 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 from prefect import flow, serve, task
-from prefect.deployments.runner import EntrypointType
+from prefect.client.schemas.objects import State
+from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Interval
-from prefect.states import Completed, State
+from prefect.states import Completed
+from prefect.types.entrypoint import EntrypointType
 
 from brt import pipeline, settings
 from settings import SettingsError
@@ -18,8 +20,8 @@ LOAD_TIMEOUT_S = 600
 PROCESSES = 3
 DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
 
-load_files = task(pipeline.load_new, name="load files")
-run_dbt = task(pipeline.model, name="dbt")
+load_files = task(name="load files")(pipeline.load_new)
+run_dbt = task(name="dbt")(pipeline.model)
 
 
 @flow(name="capture", timeout_seconds=CAPTURE_TIMEOUT_S)
@@ -65,7 +67,8 @@ def serve_both() -> None:
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     every_s = {"capture": settings.capture_every_s(), "load": settings.load_every_s()}
     deployments = [
-        each.to_deployment(
+        RunnerDeployment.from_flow(
+            each,
             DEPLOYMENTS[name],
             schedule=Interval(timedelta(seconds=every_s[name]), anchor_date=midnight),
             # As a script it would find brt's settings in place of the main project's.

@@ -14,13 +14,13 @@ AGES = (
     (3_600.0, "up to an hour", "#f0a030"),
     (300.0, "up to 5 minutes", "#0b7a3b"),
 )
-WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 10.0, 5.6, 100
+WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 10.0, 5.0, 100
 # A degree of longitude is that much shorter than one of latitude, in Rio.
 DEGREES_RATIO = 1 / math.cos(math.radians(22.9))
 
 
 def picture(buses: Sequence[Any]) -> bytes:
-    """Draw buses, each (latitude, longitude, age in s, whether outside the city), as a PNG; those outside are counted."""
+    """Draw buses, each (latitude, longitude, age in s, whether outside the city), as a PNG; outside ones are counted."""
     inside = [bus for bus in buses if not bus[3]]
     figure = Figure((WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()

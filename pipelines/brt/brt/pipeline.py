@@ -36,7 +36,9 @@ def capture_once() -> Path:
         captured = capture.fetch(settings.api_url())
         if captured.unknown or captured.strangers:
             left_out = dict(captured.unknown)
-            log.warning("left out: %s unknown fields %s, %s items", captured.unknown.total(), left_out, captured.strangers)
+            log.warning(
+                "left out: %s unknown fields %s, %s items", captured.unknown.total(), left_out, captured.strangers
+            )
         file = capture.append(captures_folder(), captured, settings.capture_every_s())
     log.info("%s vehicles at %s to %s", len(captured.records), captured.captured_at.isoformat(), file)
     return file

@@ -27,7 +27,7 @@ class ServiceError(Exception):
 
 
 def start() -> None:
-    """Start what does not run yet; returns when all of it answers. Raises SettingsError, DatabaseError, ServiceError."""
+    """Start what does not run yet; returns when all answer. Raises SettingsError, DatabaseError, ServiceError."""
     flows.refuse_late_sqlalchemy()
     python = [sys.executable, "-m"]
     with pipeline.alone("services"), pipeline.database():

@@ -105,7 +105,7 @@ def services_environment() -> dict[str, str]:
 
 
 def give_dbt(url: URL) -> None:
-    """Set the environment from which dbt's profile reads the database; what is called secret it keeps out of its log."""
+    """Set the environment from which dbt's profile reads the database; what is named a secret stays out of its log."""
     os.environ["BRT_DBT_HOST"] = str(url.host)
     os.environ["BRT_DBT_PORT"] = str(url.port or 5432)
     os.environ["BRT_DBT_USER"] = str(url.username)

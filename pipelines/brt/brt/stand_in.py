@@ -64,11 +64,7 @@ def _moved(way: list[dict[str, Any]], step: int, now_ms: int) -> dict[str, Any]:
     since_start_km = [0.0, *accumulate(stretches_km)]
     way_km = since_start_km[-1]
     driven_km = turns * way_km + (way_km - since_start_km[position] if back else since_start_km[position])
-    return place | {
-        "dataHora": now_ms,
-        "direcao": heading,
-        "hodometro": round(last["hodometro"] + driven_km, 1),
-    }
+    return place | {"dataHora": now_ms, "direcao": heading, "hodometro": round(last["hodometro"] + driven_km, 1)}
 
 
 def serve(port: int) -> None:
@@ -79,10 +75,10 @@ def serve(port: int) -> None:
         protocol_version = "HTTP/1.1"
         timeout = WAITS_FOR_NEXT_S
 
-        def do_GET(self) -> None:  # noqa: N802
-            known = {PATH: fleet.answer, "/health": lambda: b"{}"}.get(self.path.partition("?")[0])
-            body = known() if known else b'{"detail": "the stand-in knows /gps/brt and /health"}'
-            self.send_response(200 if known else 404)
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            body = fleet.answer() if path == PATH else b"{}"
+            self.send_response(200 if path in (PATH, "/health") else 404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
