@@ -20,7 +20,7 @@ DEGREES_RATIO = 1 / math.cos(math.radians(22.9))
 
 
 def picture(buses: Sequence[Any]) -> bytes:
-    """Draw buses, each (latitude, longitude, age in s, whether outside the city), as a PNG; outside ones are counted."""
+    """Draw buses, each (latitude, longitude, age in s, outside the city?), as a PNG; those outside are counted."""
     inside = [bus for bus in buses if not bus[3]]
     figure = Figure((WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
