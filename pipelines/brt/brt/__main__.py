@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 import command
-from brt import capture, flows, pipeline, services, settings, stand_in
+from brt import capture, pipeline, services, settings, stand_in
 from postgres.embedded import EmbeddedServerError
 from postgres.engine import DatabaseError
 from settings import SettingsError
@@ -33,7 +33,7 @@ def main() -> int:
         "dbt": (pipeline.model, "build and test the models, describe them, check that the source is fresh"),
         "map": (lambda: print(pipeline.draw()), "draw the last positions"),
         "stand-in": (lambda: stand_in.serve(settings.stand_in_port()), "the API's stand-in alone, until it is ended"),
-        "flows": (flows.serve_both, "both flows at their times, until they are ended: `start` runs this"),
+        "flows": (_serve_flows, "both flows at their times, until they are ended: `start` runs this"),
     }
     parser = command.Parser(
         prog="python -m brt",
@@ -64,6 +64,13 @@ def _start() -> None:
     print(f"PostgreSQL  {url}" + (password if settings.database_is_embedded() else ""))
     print(f"logs        {settings.folder()}{os.sep}*.log")
     print("`make stop` stops all of it, `make map` draws where the buses are")
+
+
+def _serve_flows() -> None:
+    # Loaded here, because Prefect takes longer to import than most steps to run.
+    from brt import flows
+
+    flows.serve_both()
 
 
 def _stop() -> None:

@@ -1,7 +1,7 @@
 """Prefect's part: when the steps of the pipeline run, and what its server shows of them."""
 
+import logging
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 
 from prefect import flow, serve, task
 from prefect.client.schemas.objects import State
@@ -11,14 +11,15 @@ from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
 from brt import pipeline, settings
-from settings import SettingsError
 
 # A step that hangs ends before it holds up the next but one.
 CAPTURE_TIMEOUT_S = 100
 LOAD_TIMEOUT_S = 600
 # Processes at once: a load, a capture, and one that finds itself left out.
 PROCESSES = 3
-DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
+
+# What the steps tell belongs to the log of their run.
+logging.getLogger("brt").setLevel(logging.INFO)
 
 load_files = task(name="load files")(pipeline.load_new)
 run_dbt = task(name="dbt")(pipeline.model)
@@ -50,17 +51,9 @@ def _left_out(why: str) -> State:
     return Completed(name="Left out", message=why)
 
 
-def refuse_late_sqlalchemy() -> None:
-    """Raise SettingsError with SQLAlchemy 2.1 or later, on which Prefect 3.8 schedules no run, without a word."""
-    installed = version("sqlalchemy")
-    if tuple(map(int, installed.split(".")[:2])) >= (2, 1):
-        wanted = "install one below 2.1, such as by `make install`"
-        raise SettingsError(f"SQLAlchemy {installed} is installed, with which Prefect schedules no run: {wanted}")
-
-
 def serve_both() -> None:
     """Run both flows at their times, until SIGTERM."""
-    refuse_late_sqlalchemy()
+    settings.refuse_late_sqlalchemy()
     # Held to the end, so that the embedded server does not stop after each load.
     settings.database_url()
     # A run stands on a whole minute, not on the second in which this began.
@@ -69,7 +62,7 @@ def serve_both() -> None:
     deployments = [
         RunnerDeployment.from_flow(
             each,
-            DEPLOYMENTS[name],
+            settings.DEPLOYMENTS[name],
             schedule=Interval(timedelta(seconds=every_s[name]), anchor_date=midnight),
             # As a script it would find brt's settings in place of the main project's.
             entrypoint_type=EntrypointType.MODULE_PATH,

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from brt import flows, pipeline, settings
+from brt import pipeline, settings
 
 # In the environment of each process of a service, and of no other process.
 MARK = "BRT_SERVICE"
@@ -28,7 +28,7 @@ class ServiceError(Exception):
 
 def start() -> None:
     """Start what does not run yet; returns when all answer. Raises SettingsError, DatabaseError, ServiceError."""
-    flows.refuse_late_sqlalchemy()
+    settings.refuse_late_sqlalchemy()
     python = [sys.executable, "-m"]
     with pipeline.alone("services"), pipeline.database():
         if settings.api_is_stand_in():
@@ -153,7 +153,7 @@ def _answers(port: int, path: str) -> bool:
 def _flows_are_ready() -> bool:
     """Tell whether Prefect's server has heard of a runner of each flow."""
     url = f"http://127.0.0.1:{settings.prefect_port()}/api/deployments/filter"
-    names = list(flows.DEPLOYMENTS.values())
+    names = list(settings.DEPLOYMENTS.values())
     try:
         found = httpx.post(url, json={"deployments": {"name": {"any_": names}}}, trust_env=False, timeout=10).json()
     except httpx.HTTPError:

@@ -7,7 +7,7 @@ from importlib.metadata import requires, version
 import pytest
 from packaging.requirements import Requirement
 
-from brt import flows, settings
+from brt import settings
 from settings import SettingsError
 from tests.conftest import PROJECT
 
@@ -18,11 +18,11 @@ def test_sqlalchemy_with_which_prefect_schedules_nothing_is_refused(monkeypatch)
     (bound,) = [each for each in map(Requirement, requires("brt")) if each.name == "sqlalchemy"]
     assert not bound.specifier.contains("2.1.0")
     assert bound.specifier.contains(version("sqlalchemy"))
-    flows.refuse_late_sqlalchemy()
+    settings.refuse_late_sqlalchemy()
     for late in ("2.1.0", "2.1.9", "3.0"):
-        monkeypatch.setattr(flows, "version", lambda _, late=late: late)
+        monkeypatch.setattr(settings, "version", lambda _, late=late: late)
         with pytest.raises(SettingsError, match=f"SQLAlchemy {late} is installed, with which Prefect schedules no run"):
-            flows.refuse_late_sqlalchemy()
+            settings.refuse_late_sqlalchemy()
 
 
 def test_only_the_settings_read_the_environment():

@@ -3,6 +3,7 @@ select
     latitude,
     longitude,
     velocidade as speed_kmh,
+    datahora as time_ms,
     to_timestamp(datahora / 1000.0) as time,
     nullif(linha, '0') as line,
     nullif(sentido, '') as direction,
