@@ -144,6 +144,9 @@ def append(folder: Path, capture: Capture, every_s: int) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # What a process that was killed left behind.
+        for part in folder.glob("*.part"):
+            part.unlink()
         file = _file(folder, capture.captured_at, every_s)
         before = file.read_bytes() if file.exists() else _lines([HEADER])
         time = capture.captured_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

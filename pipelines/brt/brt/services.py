@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from brt import pipeline, settings
+from postgres import engine
 
 # In the environment of each process of a service, and of no other process.
 MARK = "BRT_SERVICE"
@@ -30,7 +31,9 @@ def start() -> None:
     """Start what does not run yet; returns when all answer. Raises SettingsError, DatabaseError, ServiceError."""
     settings.refuse_late_sqlalchemy()
     python = [sys.executable, "-m"]
-    with pipeline.alone("services"), pipeline.database():
+    with pipeline.alone("services"), pipeline.database() as pool:
+        with engine.failures("BRT's database", "check BRT_DATABASE_URL, and that a server runs there"):
+            pool.connect().close()
         if settings.api_is_stand_in():
             port = settings.stand_in_port()
             _run("stand-in", [*python, "brt", "stand-in"], port, lambda: _answers(port, "/health"))

@@ -206,8 +206,11 @@ def test_a_kill_leaves_whole_captures_alone(folder):
         counts = Counter(row[1] for rows, _ in parsed for row in rows)
         assert {FIRST_MINUTE + timedelta(minutes=minute / 100) for minute in done} <= counts.keys()
         assert set(counts.values()) <= {300, 600}
+        (folder / "brt_20230726T015300Z.part").write_text("what a kill within the write leaves")
         # The capture in hand may have been written without a word: then it is written again by the next process.
         assert sum(number > 300 for number in counts.values()) <= len(done)
+    capture.append(folder, captured(vehicle(), after_minutes=100), 60)
+    assert list(folder.glob("*.part")) == []
 
 
 @contextmanager

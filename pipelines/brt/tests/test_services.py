@@ -200,6 +200,16 @@ def test_a_port_that_is_taken_is_told(started):
     )
 
 
+def test_a_database_that_is_away_is_told_before_anything_starts(world):
+    world = SimpleNamespace(
+        environment=world.environment | {"BRT_DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/brt"}
+    )
+    done = run(world, "-m", "brt", "start")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch("brt: BRT's database failed: .*; check BRT_DATABASE_URL, and that .* runs there\n", done.stderr)
+    assert "secret" not in done.stderr
+
+
 def test_stop_leaves_no_process_behind(started):
     assert step(started, "stop") == "stopped: flows, prefect, stand-in\n"
     assert left(started) == []
