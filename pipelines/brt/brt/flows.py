@@ -11,6 +11,7 @@ from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
 from brt import pipeline, settings
+from brt.capture import CAPTURES_PER_FILE
 
 # A step that hangs ends before it holds up the next but one.
 CAPTURE_TIMEOUT_S = 100
@@ -56,17 +57,22 @@ def serve_both() -> None:
     settings.refuse_late_sqlalchemy()
     # Held to the end, so that the embedded server does not stop after each load.
     settings.database_url()
-    # A run stands on a whole minute, not on the second in which this began.
-    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    every_s = {"capture": settings.capture_every_s(), "load": settings.load_every_s()}
+    now = datetime.now(UTC)
+    capture_s, load_s = settings.capture_every_s(), settings.load_every_s()
+    # A capture stands on a whole minute, the first load just behind the first ten of them.
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    ten_captures = now + timedelta(seconds=(CAPTURES_PER_FILE + 0.5) * capture_s)
     deployments = [
         RunnerDeployment.from_flow(
             each,
             settings.DEPLOYMENTS[name],
-            schedule=Interval(timedelta(seconds=every_s[name]), anchor_date=midnight),
+            schedule=Interval(timedelta(seconds=every_s), anchor_date=first),
             # As a script it would find brt's settings in place of the main project's.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        for name, each in (("capture", capture), ("load", load))
+        for name, each, every_s, first in (
+            ("capture", capture, capture_s, midnight),
+            ("load", load, load_s, ten_captures),
+        )
     ]
     serve(*deployments, limit=PROCESSES, print_starting_message=False)
