@@ -139,8 +139,8 @@ def _text(value: object) -> str:
 def append(folder: Path, capture: Capture, every_s: int) -> Path:
     """Append a capture to the file of its time, and return it; every_s: seconds from one capture to the next.
 
-    A file begins with its first capture and takes those of the next CAPTURES_PER_FILE * every_s seconds. To be called
-    by one process at a time. Raises CaptureError; the file is then as it was.
+    A file begins with the minute of its first capture and holds CAPTURES_PER_FILE minutes. To be called by one process
+    at a time. Raises CaptureError; the file is then as it was.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,12 +162,13 @@ def files(folder: Path) -> list[Path]:
 
 
 def _file(folder: Path, captured_at: datetime, every_s: int) -> Path:
+    # The nearest one: a run begins a moment before its minute, or some seconds after it.
+    minute = datetime.fromtimestamp(round(captured_at.timestamp() / every_s) * every_s, UTC)
     for file in reversed(files(folder)):
         begins = datetime.strptime(file.name, _FILE_NAME).replace(tzinfo=UTC)
-        if begins <= captured_at < begins + timedelta(seconds=CAPTURES_PER_FILE * every_s):
+        if begins <= minute < begins + timedelta(seconds=CAPTURES_PER_FILE * every_s):
             return file
-    begins = datetime.fromtimestamp(captured_at.timestamp() // every_s * every_s, UTC)
-    return folder / begins.strftime(_FILE_NAME)
+    return folder / minute.strftime(_FILE_NAME)
 
 
 def _lines(records: Iterable[Sequence[str]]) -> bytes:

@@ -19,7 +19,7 @@ from postgres import embedded, engine
 
 DATA = Path(__file__).with_name("data")
 PROJECT = Path(__file__).resolve().parent.parent
-FIRST_MINUTE = datetime(2023, 7, 26, 1, 53, 30, 250_000, tzinfo=UTC)
+FIRST_MINUTE = datetime(2023, 7, 26, 1, 53, 25, 250_000, tzinfo=UTC)
 ANSWERS = {file.name: lzma.decompress(file.read_bytes()) for file in DATA.glob("answer_*.json.xz")}
 
 

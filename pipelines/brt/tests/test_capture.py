@@ -48,7 +48,19 @@ def test_a_file_holds_ten_captures_a_minute_apart(folder):
         "brt_20230726T020300Z.csv",
         "brt_20230726T021300Z.csv",
     ]
-    assert times[0]["2023-07-26T01:53:30.250Z"] == 453
+    assert times[0]["2023-07-26T01:53:25.250Z"] == 453
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_that_is_early_or_late_by_seconds_changes_no_file(folder, seed):
+    chance = random.Random(seed)
+    for minute in range(40):
+        off = timedelta(seconds=chance.uniform(-1, 20))
+        one = capture.read(
+            json.dumps([vehicle()]).encode(), FIRST_MINUTE.replace(second=0) + off + timedelta(minutes=minute)
+        )
+        capture.append(folder, one, 60)
+    assert [len(file.read_text().splitlines()) - 1 for file in capture.files(folder)] == [10, 10, 10, 10]
 
 
 def test_values_are_captured_as_the_api_wrote_them():
