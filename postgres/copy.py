@@ -27,11 +27,14 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
 
     `datetime64[us]` (UTC) goes into timestamptz, int32 into integer, float64 into double precision.
     """
-    names = ", ".join(columns)
+    send(connection, f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)", encode(columns))
+
+
+def send(connection: Connection, command: str, stream: bytes) -> None:
+    """Run a COPY ... FROM STDIN with this stream, in the format that the command names."""
     cursor = connection.connection.cursor()
-    command = f"COPY {table} ({names}) FROM STDIN (FORMAT binary)"
     try:
-        cursor.copy_expert(command, io.BytesIO(encode(columns)), size=_CHUNK_BYTES)
+        cursor.copy_expert(command, io.BytesIO(stream), size=_CHUNK_BYTES)
     except PostgresError as error:
         if cursor.connection.closed:
             # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.

@@ -1,0 +1,81 @@
+"""The pipeline by hand: `python -m brt start`, and the other steps; the Makefile calls the same."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import command
+from brt import capture, pipeline, services, settings, stand_in
+from postgres.embedded import EmbeddedServerError
+from postgres.engine import DatabaseError
+from settings import SettingsError
+
+EXIT_CODES: dict[type[Exception], int] = {
+    SettingsError: 2,
+    capture.CaptureError: 3,
+    DatabaseError: 4,
+    EmbeddedServerError: 4,
+    pipeline.ModelError: 5,
+    pipeline.Busy: 6,
+    services.ServiceError: 7,
+}
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    steps: dict[str, tuple[Callable[[], object], str]] = {
+        "start": (_start, "PostgreSQL, the API's stand-in, Prefect and both flows; returns when all answer"),
+        "stop": (_stop, "all of them"),
+        "capture": (lambda: print(pipeline.capture_once()), "one capture now"),
+        "load": (pipeline.load_new, "what was captured since"),
+        "dbt": (pipeline.model, "build and test the models, describe them, check that the source is fresh"),
+        "map": (lambda: print(pipeline.draw()), "draw the last positions"),
+        "stand-in": (lambda: stand_in.serve(settings.stand_in_port()), "the API's stand-in alone, until it is ended"),
+        "flows": (_serve_flows, "both flows at their times, until they are ended: `start` runs this"),
+    }
+    parser = command.Parser(
+        prog="python -m brt",
+        description=__doc__,
+        epilog="\n".join(f"{name:9} {what}" for name, (_, what) in steps.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("step", choices=steps)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    def run() -> int:
+        steps[options.step][0]()
+        return 0
+
+    return command.run("brt", run, EXIT_CODES, debug=options.debug)
+
+
+def _start() -> None:
+    services.start()
+    print(f"Prefect     http://127.0.0.1:{settings.prefect_port()}")
+    print(f"API         {settings.api_url()}" + (" (the stand-in)" if settings.api_is_stand_in() else ""))
+    print(f"captures    {pipeline.captures_folder()}")
+    url = settings.database_url()
+    password = f"; the password stands in {settings.postgres_folder()}{os.sep}password"
+    print(f"PostgreSQL  {url}" + (password if settings.database_is_embedded() else ""))
+    print(f"logs        {settings.folder()}{os.sep}*.log")
+    print("`make stop` stops all of it, `make map` draws where the buses are")
+
+
+def _serve_flows() -> None:
+    # Loaded here, because Prefect takes longer to import than most steps to run.
+    from brt import flows
+
+    flows.serve_both()
+
+
+def _stop() -> None:
+    print("stopped: " + (", ".join(services.stop()) or "nothing ran"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

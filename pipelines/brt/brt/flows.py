@@ -1,0 +1,78 @@
+"""Prefect's part: when the steps of the pipeline run, and what its server shows of them."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+from prefect import flow, serve, task
+from prefect.client.schemas.objects import State
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Interval
+from prefect.states import Completed
+from prefect.types.entrypoint import EntrypointType
+
+from brt import pipeline, settings
+from brt.capture import CAPTURES_PER_FILE
+
+# A step that hangs ends before it holds up the next but one.
+CAPTURE_TIMEOUT_S = 100
+LOAD_TIMEOUT_S = 600
+# Processes at once: a load, a capture, and one that finds itself left out.
+PROCESSES = 3
+
+# What the steps tell belongs to the log of their run.
+logging.getLogger("brt").setLevel(logging.INFO)
+
+load_files = task(name="load files")(pipeline.load_new)
+run_dbt = task(name="dbt")(pipeline.model)
+
+
+@flow(name="capture", timeout_seconds=CAPTURE_TIMEOUT_S)
+def capture() -> State | str:
+    """Capture what the API answers now; of several runs that come late together, only the first one does."""
+    if pipeline.last_capture_age_s() < settings.capture_every_s() / 2:
+        return _left_out("the last capture was a moment ago: this run came too late")
+    try:
+        return str(pipeline.capture_once())
+    except pipeline.Busy as busy:
+        return _left_out(str(busy))
+
+
+@flow(name="load", timeout_seconds=LOAD_TIMEOUT_S)
+def load() -> State | None:
+    """Load the files that are new, then run dbt; a run that comes while another one runs is left out."""
+    try:
+        load_files()
+        run_dbt()
+    except pipeline.Busy as busy:
+        return _left_out(str(busy))
+    return None
+
+
+def _left_out(why: str) -> State:
+    return Completed(name="Left out", message=why)
+
+
+def serve_both() -> None:
+    """Run both flows at their times, until SIGTERM."""
+    settings.refuse_late_sqlalchemy()
+    # Held to the end, so that the embedded server does not stop after each load.
+    settings.database_url()
+    now = datetime.now(UTC)
+    capture_s, load_s = settings.capture_every_s(), settings.load_every_s()
+    # A capture stands on a whole minute, the first load just behind the first ten of them.
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    ten_captures = now + timedelta(seconds=(CAPTURES_PER_FILE + 0.5) * capture_s)
+    deployments = [
+        RunnerDeployment.from_flow(
+            each,
+            settings.DEPLOYMENTS[name],
+            schedule=Interval(timedelta(seconds=every_s), anchor_date=first),
+            # As a script it would find brt's settings in place of the main project's.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for name, each, every_s, first in (
+            ("capture", capture, capture_s, midnight),
+            ("load", load, load_s, ten_captures),
+        )
+    ]
+    serve(*deployments, limit=PROCESSES, print_starting_message=False)

@@ -1,0 +1,122 @@
+"""The steps of the pipeline, by the settings; Prefect's flows and the commands by hand call the same ones."""
+
+import fcntl
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Engine, text
+
+from brt import capture, load, settings
+from postgres import engine
+
+log = logging.getLogger(__name__)
+DBT_PROJECT = settings.PROJECT / "dbt"
+
+
+class Busy(Exception):
+    """Another process does the same thing at this moment."""
+
+
+class ModelError(Exception):
+    """dbt failed."""
+
+
+def captures_folder() -> Path:
+    """Return the folder of the captured files."""
+    return settings.folder() / "captures"
+
+
+def capture_once() -> Path:
+    """Capture what the API answers now; returns the file that holds it. Raises SettingsError, CaptureError and Busy."""
+    with alone("capture"):
+        captured = capture.fetch(settings.api_url())
+        if captured.unknown or captured.strangers:
+            left_out = dict(captured.unknown)
+            log.warning(
+                "left out: %s unknown fields %s, %s items", captured.unknown.total(), left_out, captured.strangers
+            )
+        file = capture.append(captures_folder(), captured, settings.capture_every_s())
+    log.info("%s vehicles at %s to %s", len(captured.records), captured.captured_at.isoformat(), file)
+    return file
+
+
+def last_capture_age_s() -> float:
+    """Return how many seconds ago the last capture was written; infinity where there is none."""
+    newest = capture.files(captures_folder())[-1:]
+    return time.time() - newest[0].stat().st_mtime if newest else math.inf
+
+
+def load_new() -> load.Report:
+    """Load what was captured since. Raises SettingsError, DatabaseError, OSError and Busy."""
+    with alone("load"), database() as pool:
+        report = load.load(pool, captures_folder())
+    log.info("%s", report)
+    if report.rejected:
+        log.warning("%s lines rejected; table brt_reject tells why", report.rejected)
+    return report
+
+
+def run_dbt(*arguments: str) -> None:
+    """Run dbt on its project, such as `build`. Raises SettingsError, DatabaseError, ModelError and Busy."""
+    # Loaded here, because a capture does not need it.
+    from dbt.cli.main import dbtRunner
+
+    with alone("dbt"), database() as pool:
+        settings.give_dbt(pool.url)
+        written = settings.folder() / "dbt"
+        folders = ["--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT, "--log-path", written / "logs"]
+        result = dbtRunner().invoke([*arguments, *map(str, [*folders, "--target-path", written / "target"])])
+    if not result.success:
+        # What failed dbt has told already, in the same log.
+        said = result.exception or "see what it printed above"
+        raise ModelError(f"dbt {' '.join(arguments)} failed: {said}; mend it and run `make dbt`")
+
+
+def model() -> None:
+    """Build and test the models, describe them, and check that the source is fresh. Raises as run_dbt."""
+    run_dbt("build")
+    run_dbt("docs", "generate")
+    run_dbt("source", "freshness")
+
+
+def draw() -> Path:
+    """Draw the last positions; returns the picture's file. Raises SettingsError and DatabaseError."""
+    from brt.map import picture
+
+    with database() as pool, engine.failures("BRT's database", "run `make dbt` first"), pool.connect() as connection:
+        query = "SELECT latitude, longitude, extract(epoch FROM age)::float8, outside_city FROM posicao_onibus"
+        buses = connection.execute(text(query)).all()
+    file = settings.folder() / "map.png"
+    file.write_bytes(picture(buses))
+    return file
+
+
+@contextmanager
+def database() -> Iterator[Engine]:
+    """Give the pipeline's database. Raises SettingsError and DatabaseError."""
+    with engine.failures("BRT's database", "set BRT_DATABASE_URL, or mend what the message says"):
+        url = settings.database_url()
+    pool = engine.create(url, "brt")
+    try:
+        yield pool
+    finally:
+        pool.dispose()
+
+
+@contextmanager
+def alone(step: str) -> Iterator[None]:
+    """Keep other processes from the same step. Raises Busy where one is at it.
+
+    By a lock that ends with its process, however that ends: Prefect's concurrency limits outlive a killed run.
+    """
+    settings.folder().mkdir(parents=True, exist_ok=True)
+    with (settings.folder() / f"{step}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"another {step} still runs: this one is left out") from None
+        yield

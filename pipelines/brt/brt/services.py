@@ -1,0 +1,164 @@
+"""The processes of the pipeline: started, found again, and stopped, each a process group of its own."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from brt import pipeline, settings
+from postgres import engine
+
+# In the environment of each process of a service, and of no other process.
+MARK = "BRT_SERVICE"
+STARTS_WITHIN_S = 180
+STOPS_WITHIN_S = 30
+LOOKS_EVERY_S = 0.2
+
+
+class ServiceError(Exception):
+    """A service could not be started or stopped."""
+
+
+def start() -> None:
+    """Start what does not run yet; returns when all answer. Raises SettingsError, DatabaseError, ServiceError."""
+    settings.refuse_late_sqlalchemy()
+    python = [sys.executable, "-m"]
+    with pipeline.alone("services"), pipeline.database() as pool:
+        with engine.failures("BRT's database", "check BRT_DATABASE_URL, and that a server runs there"):
+            pool.connect().close()
+        if settings.api_is_stand_in():
+            port = settings.stand_in_port()
+            _run("stand-in", [*python, "brt", "stand-in"], port, lambda: _answers(port, "/health"))
+        port = settings.prefect_port()
+        _run("prefect", [*python, "prefect", "server", "start"], port, lambda: _answers(port, "/api/health"))
+        _run("flows", [*python, "brt", "flows"], None, _flows_are_ready)
+
+
+def stop() -> list[str]:
+    """Stop all services and their children; returns the names of those that ran. Raises ServiceError."""
+    stopped = []
+    with pipeline.alone("services"):
+        # The flows first, while Prefect's server can still note that they end.
+        for name in ("flows", "prefect", "stand-in"):
+            if running := members(name):
+                _end(running)
+                stopped.append(name)
+            _pid_file(name).unlink(missing_ok=True)
+        if settings.database_is_embedded():
+            _wait_for_postgres()
+    return stopped
+
+
+def members(name: str) -> list[psutil.Process]:
+    """Return the processes of a service, found by its group and by the mark in their environment."""
+    file = _pid_file(name)
+    group = int(file.read_text() or 0) if file.exists() else 0
+    found = []
+    for process in psutil.process_iter() if group else ():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                # A group's number may have gone to another program since.
+                found += [process] * (process.environ().get(MARK) == _mark(name))
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def log_file(name: str) -> Path:
+    """Return where a service's output goes."""
+    return settings.folder() / f"{name}.log"
+
+
+def _run(name: str, command: list[str], port: int | None, is_ready: Callable[[], bool]) -> None:
+    if any(process.pid == int(_pid_file(name).read_text()) for process in members(name)):
+        return
+    # Children of a service that was killed would go on beside the new one.
+    _end(members(name))
+    if port and _is_taken(port):
+        variable = {"prefect": "BRT_PREFECT_PORT", "stand-in": "BRT_STAND_IN_PORT"}[name]
+        raise ServiceError(f"port {port}, meant for {name}, is in use: set {variable} to another one")
+    environment = settings.services_environment() | {MARK: _mark(name), "PYTHONUNBUFFERED": "1"}
+    with log_file(name).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=settings.PROJECT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    _pid_file(name).write_text(str(process.pid))
+    until = time.monotonic() + STARTS_WITHIN_S
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > until:
+            _end(members(name))
+            raise ServiceError(f"{name} did not start; {log_file(name)} tells why")
+        time.sleep(LOOKS_EVERY_S)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            try:
+                process.send_signal(how)
+            except psutil.NoSuchProcess:
+                continue
+        _, processes = psutil.wait_procs(processes, timeout=STOPS_WITHIN_S)
+    if processes:
+        raise ServiceError(f"processes {[process.pid for process in processes]} do not end")
+
+
+def _wait_for_postgres() -> None:
+    """Wait until the embedded server has ended, as it does after its last user."""
+    folder = settings.postgres_folder()
+    until = time.monotonic() + STOPS_WITHIN_S
+    for name in ("guard.lock", "users.lock") if folder.exists() else ():
+        with (folder / name).open("ab") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise ServiceError("PostgreSQL still runs: another process uses its database") from None
+                    time.sleep(LOOKS_EVERY_S)
+
+
+def _pid_file(name: str) -> Path:
+    return settings.folder() / f"{name}.pid"
+
+
+def _mark(name: str) -> str:
+    return f"{settings.folder()} {name}"
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _answers(port: int, path: str) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _flows_are_ready() -> bool:
+    """Tell whether Prefect's server has heard of a runner of each flow."""
+    url = f"http://127.0.0.1:{settings.prefect_port()}/api/deployments/filter"
+    names = list(settings.DEPLOYMENTS.values())
+    try:
+        found = httpx.post(url, json={"deployments": {"name": {"any_": names}}}, trust_env=False, timeout=10).json()
+    except httpx.HTTPError:
+        return False
+    return len(found) == len(names) and all(each["status"] == "READY" and not each["paused"] for each in found)

@@ -1,0 +1,145 @@
+"""The only reader of the environment."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+from sqlalchemy import URL, create_engine, text
+
+from postgres import embedded, engine
+from settings import SettingsError
+
+PROJECT = Path(__file__).resolve().parent.parent
+DATABASE = "brt"
+REAL_API_URL = "https://dados.mobilidade.rio/gps/brt"
+# By what name Prefect's server knows when each flow runs.
+DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
+
+
+def refuse_late_sqlalchemy() -> None:
+    """Raise SettingsError with SQLAlchemy 2.1 or later, on which Prefect 3.8 schedules no run, without a word."""
+    installed = version("sqlalchemy")
+    if tuple(map(int, installed.split(".")[:2])) >= (2, 1):
+        wanted = "install one below 2.1, such as by `make install`"
+        raise SettingsError(f"SQLAlchemy {installed} is installed, with which Prefect schedules no run: {wanted}")
+
+
+def folder() -> Path:
+    """Return where everything is kept that the pipeline writes outside the database: BRT_FOLDER."""
+    return Path(os.environ.get("BRT_FOLDER") or PROJECT / ".brt").absolute()
+
+
+def api_is_stand_in() -> bool:
+    """Tell whether BRT_API_URL is unset, so that the stand-in has to run."""
+    return not os.environ.get("BRT_API_URL")
+
+
+def api_url() -> str:
+    """Return BRT_API_URL, or that of the stand-in. Raises SettingsError."""
+    url = os.environ.get("BRT_API_URL") or f"http://127.0.0.1:{stand_in_port()}/gps/brt"
+    try:
+        usable = httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
+        raise SettingsError(f"BRT_API_URL is not a URL of HTTP: expected something like {REAL_API_URL}")
+    return url
+
+
+def database_url() -> URL:
+    """Return BRT_DATABASE_URL, or the database of the embedded server, which then runs until this process ends.
+
+    Raises SettingsError, EmbeddedServerError and SQLAlchemyError.
+    """
+    given = os.environ.get("BRT_DATABASE_URL")
+    if not given:
+        folder().mkdir(parents=True, exist_ok=True)
+        return _created(embedded.url("postgres", postgres_folder()))
+    try:
+        return engine.parse(given)
+    except ValueError as error:
+        raise SettingsError(f"BRT_DATABASE_URL {error}") from None
+
+
+def database_is_embedded() -> bool:
+    """Tell whether BRT_DATABASE_URL is unset."""
+    return not os.environ.get("BRT_DATABASE_URL")
+
+
+def postgres_folder() -> Path:
+    """Return the folder of the embedded server."""
+    return folder() / "postgres"
+
+
+def capture_every_s() -> int:
+    """Return the seconds from one capture to the next: BRT_CAPTURE_EVERY_S, a minute. Raises SettingsError."""
+    return _number("BRT_CAPTURE_EVERY_S", 60)
+
+
+def load_every_s() -> int:
+    """Return the seconds from one load to the next: BRT_LOAD_EVERY_S, 13 minutes. Raises SettingsError."""
+    return _number("BRT_LOAD_EVERY_S", 13 * 60)
+
+
+def prefect_port() -> int:
+    """Return the port of Prefect's server. Raises SettingsError."""
+    return _number("BRT_PREFECT_PORT", 4200)
+
+
+def stand_in_port() -> int:
+    """Return the port of the API's stand-in. Raises SettingsError."""
+    return _number("BRT_STAND_IN_PORT", 4201)
+
+
+def services_environment() -> dict[str, str]:
+    """Return the environment of the services: Prefect's is kept here alone, and tells nobody."""
+    port = str(prefect_port())
+    return os.environ | {
+        "PREFECT_HOME": str(folder() / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": port,
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Nothing here reacts to events; runs are kept as long as events are, not for ever.
+        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "brt",
+        # Prefect looks for what is due as often as a tenth of the way to the next capture, at most every 10 s.
+        "PREFECT_RUNNER_POLL_FREQUENCY": str(min(10, max(1, capture_every_s() // 3))),
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": str(min(60, max(5, capture_every_s() // 2))),
+    }
+
+
+def give_dbt(url: URL) -> None:
+    """Set the environment from which dbt's profile reads the database; what is named a secret stays out of its log."""
+    os.environ["BRT_DBT_HOST"] = str(url.host)
+    os.environ["BRT_DBT_PORT"] = str(url.port or 5432)
+    os.environ["BRT_DBT_USER"] = str(url.username)
+    os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] = str(url.password or "")
+    os.environ["BRT_DBT_DATABASE"] = str(url.database)
+    os.environ["BRT_DBT_SSLMODE"] = str(url.query.get("sslmode", "prefer"))
+    os.environ["DO_NOT_TRACK"] = "1"
+
+
+def _number(name: str, otherwise: int) -> int:
+    text_ = os.environ.get(name) or str(otherwise)
+    if not text_.isdecimal() or not 1 <= int(text_) <= 86_400:
+        raise SettingsError(f"{name} is {text_!r}: expected a number from 1 to 86400")
+    return int(text_)
+
+
+def _created(administrator: URL) -> URL:
+    """Return the URL of the pipeline's database on the embedded server, which is created the first time."""
+    pool = create_engine(administrator, isolation_level="AUTOCOMMIT")
+    with pool.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(1)"))
+        if not connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": DATABASE}):
+            connection.execute(text(f"CREATE DATABASE {DATABASE}"))
+    # The lock goes with its connection.
+    pool.dispose()
+    return administrator.set(database=DATABASE)

@@ -1,0 +1,18 @@
+select
+    codigo as id,
+    latitude,
+    longitude,
+    velocidade as speed_kmh,
+    datahora as time_ms,
+    to_timestamp(datahora / 1000.0) as time,
+    nullif(linha, '0') as line,
+    nullif(sentido, '') as direction,
+    nullif(trajeto, '') as route,
+    direcao as heading_deg,
+    hodometro as odometer_km,
+    nullif(placa, '') as plate,
+    captured_at,
+    latitude not between {{ var('city_south') }} and {{ var('city_north') }}
+        or longitude not between {{ var('city_west') }} and {{ var('city_east') }} as outside_city,
+    to_timestamp(datahora / 1000.0) > captured_at + interval '{{ var("clock_tolerance") }}' as clock_ahead
+from {{ source('brt', 'brt_raw') }}

@@ -1,0 +1,260 @@
+import csv
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+
+from brt import capture, load, pipeline
+from tests.conftest import ANSWERS, FIRST_MINUTE, PROJECT, captured, real_captures, vehicle
+
+APPEND_FOR_EVER = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from brt import capture
+from tests.conftest import captured, vehicle
+for minute in range(int(sys.argv[2]), 100_000):
+    one = captured(*(vehicle(codigo=str(number)) for number in range(300)), after_minutes=minute / 100)
+    capture.append(Path(sys.argv[1]), one, 60)
+    print(minute, flush=True)
+"""
+
+
+def rows(folder):
+    """All records of a folder's files, each a dict."""
+    return [record for file in capture.files(folder) for record in csv.DictReader(file.read_text().splitlines())]
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("*")}
+
+
+def test_a_file_holds_ten_captures_a_minute_apart(folder):
+    capture.append(folder, real_captures()[0], 60)
+    for minute in range(1, 25):
+        capture.append(folder, captured(vehicle(), after_minutes=minute), 60)
+    times = [Counter(row["captured_at"] for row in csv.DictReader(file.open())) for file in capture.files(folder)]
+    assert [len(each) for each in times] == [10, 10, 5]
+    assert [file.name for file in capture.files(folder)] == [
+        "brt_20230726T015300Z.csv",
+        "brt_20230726T020300Z.csv",
+        "brt_20230726T021300Z.csv",
+    ]
+    assert times[0]["2023-07-26T01:53:25.250Z"] == 453
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_that_is_early_or_late_by_seconds_changes_no_file(folder, seed):
+    chance = random.Random(seed)
+    for minute in range(40):
+        off = timedelta(seconds=chance.uniform(-1, 20))
+        one = capture.read(
+            json.dumps([vehicle()]).encode(), FIRST_MINUTE.replace(second=0) + off + timedelta(minutes=minute)
+        )
+        capture.append(folder, one, 60)
+    assert [len(file.read_text().splitlines()) - 1 for file in capture.files(folder)] == [10, 10, 10, 10]
+
+
+def test_values_are_captured_as_the_api_wrote_them():
+    body = b'[{"codigo": "1", "latitude": -22.975000, "hodometro": 1e400, "velocidade": 0.10, "dataHora": 007}]'
+    with pytest.raises(ValueError, match="no JSON"):
+        capture.read(body, FIRST_MINUTE)
+    record = dict(zip(capture.FIELDS, capture.read(body.replace(b"007", b"7"), FIRST_MINUTE).records[0], strict=True))
+    assert {name: value for name, value in record.items() if value} == {
+        "codigo": "1",
+        "latitude": "-22.975000",
+        "hodometro": "1e400",
+        "velocidade": "0.10",
+        "dataHora": "7",
+    }
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_real_answer_is_read_with_its_wrapper_and_without(name, wrapped):
+    vehicles = json.loads(ANSWERS[name])
+    body = json.dumps({"veiculos": vehicles}).encode() if wrapped else ANSWERS[name]
+    found = capture.read(body, FIRST_MINUTE)
+    assert (len(found.records), found.unknown.total(), found.strangers) == (452, 0, 0)
+    position = capture.FIELDS.index("direcao")
+    assert {record[position] for record in found.records} >= {" "}
+    assert [record[0] for record in found.records] == [each["codigo"] for each in vehicles]
+
+
+def test_unknown_fields_and_items_are_kept_out_but_counted():
+    body = json.dumps([vehicle(ignicao=1), vehicle(codigo="2", ignicao=0, novo=[1]), "strange", None]).encode()
+    found = capture.read(body, FIRST_MINUTE)
+    assert len(found.records) == 2
+    assert {len(record) for record in found.records} == {len(capture.FIELDS)}
+    assert found.unknown == {"ignicao": 2, "novo": 1}
+    assert found.strangers == 2
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nb", 'a"b', "a,b", "a\0b", "a\ud800b", "á😀", "\\N", "a\tb", " "])
+def test_a_record_is_one_line_whatever_a_field_holds(folder, text):
+    file = capture.append(folder, captured(vehicle(trajeto=text)), 60)
+    assert file.read_bytes().count(b"\n") == 2
+    parsed, rejects = load.parse(file.read_bytes())
+    assert rejects == []
+    shown = "".join(" " if character < " " or "\ud800" <= character <= "\udfff" else character for character in text)
+    assert parsed[0][1 + capture.HEADER.index("trajeto")] == shown
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"veiculos": [{"codigo": "9010', "no JSON"),
+        (b"", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b'{"error": "x"}', "instead of a list of vehicles"),
+        (b'"text"', "instead of a list of vehicles"),
+        (b"[]", "no vehicle at all"),
+        (b'{"veiculos": []}', "no vehicle at all"),
+        (b"[1, 2]", "no vehicle at all"),
+    ],
+)
+def test_an_answer_that_holds_no_vehicle_is_refused(api, body, said):
+    api.answers(body)
+    with pytest.raises(capture.CaptureError, match=said) as failure:
+        capture.fetch(api.url)
+    assert "\n" not in str(failure.value)
+    assert api.asked == capture.ATTEMPTS
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_passes_by_itself_is_tried_again(api, status):
+    api.answers(b"", status=status)
+    api.answers(b'{"veiculos": [{"codig')
+    api.answers(json.dumps([vehicle()]).encode())
+    assert len(capture.fetch(api.url).records) == 1
+    assert api.asked == 3
+
+
+def test_a_connection_that_breaks_within_the_answer_is_tried_again(api):
+    body = json.dumps([vehicle()]).encode()
+    api.answers(body[:100], claimed_bytes=len(body))
+    api.answers(body)
+    assert len(capture.fetch(api.url).records) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_another_answer_is_not_tried_again(api, status):
+    api.answers(b"", status=status)
+    with pytest.raises(capture.CaptureError, match=f"HTTP {status}"):
+        capture.fetch(api.url)
+    assert api.asked == 1
+
+
+def test_an_answer_without_end_is_cut_off(api, monkeypatch):
+    monkeypatch.setattr(capture, "MAX_BYTES", 1000)
+    api.answers(b" " * 2000)
+    with pytest.raises(capture.CaptureError, match="it answered more than"):
+        capture.fetch(api.url)
+
+
+def test_an_answer_that_drips_is_cut_off(api, monkeypatch):
+    monkeypatch.setattr(capture, "ANSWER_TIMEOUT_S", -1)
+    api.answers(json.dumps([vehicle()]).encode())
+    with pytest.raises(capture.CaptureError, match="took longer"):
+        capture.fetch(api.url)
+
+
+def test_an_api_that_is_away_for_three_minutes_costs_those_alone(api, pool, monkeypatch):
+    api.answers(json.dumps([vehicle()]).encode())
+    pipeline.capture_once()
+    before = contents(pipeline.captures_folder())
+    with monkeypatch.context() as away:
+        away.setenv("BRT_API_URL", "http://127.0.0.1:1/gps/brt")
+        for _ in range(3):
+            with pytest.raises(capture.CaptureError, match="the next capture tries again"):
+                pipeline.capture_once()
+    assert contents(pipeline.captures_folder()) == before
+    pipeline.capture_once()
+    assert len(rows(pipeline.captures_folder())) == 2
+
+
+def test_a_failure_does_not_repeat_what_the_url_may_hold(api):
+    api.answers(b"", status=404)
+    with pytest.raises(capture.CaptureError) as failure:
+        capture.fetch(api.url.replace("//", "//user:secret@") + "?key=secret")
+    assert "secret" not in str(failure.value)
+
+
+def test_only_one_process_captures_at_a_time(api, pool):
+    api.answers(json.dumps([vehicle()]).encode())
+    with pipeline.alone("capture"), pytest.raises(pipeline.Busy):
+        pipeline.capture_once()
+    pipeline.capture_once()
+
+
+def test_a_kill_leaves_whole_captures_alone(folder):
+    """Killed at any moment: all that was said to be written is there, once, and no half line."""
+    chance = random.Random(1)
+    first, done = 0, []
+    for _ in range(8):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", APPEND_FOR_EVER, str(folder), str(first)],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        done.append(int(writer.stdout.readline()))
+        time.sleep(chance.uniform(0, 0.05))
+        writer.kill()
+        done += map(int, writer.stdout.read().split())
+        writer.wait()
+        first = done[-1] + 1
+        parsed = [load.parse(file.read_bytes()) for file in capture.files(folder)]
+        assert [rejects for _, rejects in parsed if rejects] == []
+        counts = Counter(row[1] for rows, _ in parsed for row in rows)
+        assert {FIRST_MINUTE + timedelta(minutes=minute / 100) for minute in done} <= counts.keys()
+        assert set(counts.values()) <= {300, 600}
+        (folder / "brt_20230726T015300Z.part").write_text("what a kill within the write leaves")
+        # The capture in hand may have been written without a word: then it is written again by the next process.
+        assert sum(number > 300 for number in counts.values()) <= len(done)
+    capture.append(folder, captured(vehicle(), after_minutes=100), 60)
+    assert list(folder.glob("*.part")) == []
+
+
+@contextmanager
+def file_size_limit(folder):
+    """No file grows beyond 40 kB, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def small_disk(folder):
+    """A file system that is soon full."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+# Only root can give a test a disk that is full.
+@pytest.mark.parametrize("disk", [file_size_limit, small_disk] if os.geteuid() == 0 else [file_size_limit])
+def test_a_full_disk_costs_the_capture_in_hand_alone(folder, disk):
+    folder.mkdir()
+    with disk(folder):
+        capture.append(folder, captured(*[vehicle()] * 100), 60)
+        before = contents(folder)
+        with pytest.raises(capture.CaptureError, match="cannot be written: (No space left|File too large)"):
+            capture.append(folder, captured(*[vehicle()] * 1000, after_minutes=1), 60)
+        assert contents(folder) == before
+        capture.append(folder, captured(*[vehicle()] * 100, after_minutes=2), 60)
+        assert len(rows(folder)) == 200

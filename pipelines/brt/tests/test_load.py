@@ -1,0 +1,193 @@
+import itertools
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import text
+
+from brt import capture, load, pipeline
+from postgres.engine import DatabaseError
+from tests.conftest import FIRST_MINUTE, PROJECT, captured, real_captures, vehicle
+
+
+def table(pool, name="brt_raw"):
+    with pool.connect() as connection:
+        return connection.execute(text(f"SELECT * FROM {name} ORDER BY 1, 2, 6")).mappings().all()
+
+
+def line(**changed):
+    """A line of a file, with some fields as given."""
+    fields = dict(zip(capture.FIELDS, captured(vehicle()).records[0], strict=True))
+    return ",".join((({"captured_at": "2023-07-26T01:53:30.250Z"} | fields) | changed).values())
+
+
+def write(folder, *lines, end="\n"):
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "brt_20230726T015300Z.csv"
+    text_ = "\n".join([",".join(capture.HEADER), *lines]) + end
+    file.write_bytes(text_.encode(errors="surrogateescape"))
+    return file
+
+
+def test_the_ten_real_captures_hold_1923_signals(ten_captures):
+    assert load.load(ten_captures, pipeline.captures_folder()) == load.Report(1, 0, 4530, 0)
+    assert len(table(ten_captures)) == 1923
+    expected = {
+        (record[0], int(record[capture.FIELDS.index("dataHora")])): (one.captured_at, float(record[3]), record[9])
+        for one in real_captures()
+        for record in one.records
+    }
+    assert expected == {
+        (row["codigo"], row["datahora"]): (row["captured_at"], row["latitude"], row["trajeto"])
+        for row in table(ten_captures)
+    }
+
+
+def test_what_is_loaded_is_skipped_and_a_file_that_grew_is_loaded_again(folder, pool):
+    first, second, third = real_captures()[:3]
+    capture.append(folder, first, 60)
+    assert load.load(pool, folder) == load.Report(1, 0, 453, 0)
+    held = table(pool)
+    assert load.load(pool, folder) == load.Report(0, 1, 0, 0)
+    assert table(pool) == held
+    capture.append(folder, second, 60)
+    assert load.load(pool, folder) == load.Report(1, 0, 906, 0)
+    # Another block, and so another file.
+    capture.append(folder, third, 1)
+    assert load.load(pool, folder) == load.Report(1, 1, 453, 0)
+    assert len(table(pool, "brt_file")) == 2
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_latest_capture_wins_whatever_the_order_of_the_loads(tmp_path, pool, order):
+    captures = [captured(vehicle(velocidade=speed), after_minutes=speed) for speed in (1, 2, 1)]
+    captures[2] = captured(vehicle(velocidade=1), after_minutes=3)
+    for number in order:
+        folder = tmp_path / str(number)
+        capture.append(folder, captures[number], 1)
+        load.load(pool, folder)
+    assert [(row["velocidade"], row["captured_at"]) for row in table(pool)] == [(1.0, captures[2].captured_at)]
+
+
+def test_within_one_capture_the_later_line_wins(folder, pool):
+    capture.append(folder, captured(vehicle(velocidade=1), vehicle(velocidade=2)), 60)
+    load.load(pool, folder)
+    assert [row["velocidade"] for row in table(pool)] == [2.0]
+
+
+def test_an_empty_number_is_null_and_an_empty_text_is_empty(folder, pool):
+    capture.append(folder, captured(vehicle(direcao=" ", velocidade=None, hodometro="", placa="")), 60)
+    assert load.load(pool, folder).rejected == 0
+    (row,) = table(pool)
+    assert (row["direcao"], row["velocidade"], row["hodometro"], row["placa"]) == (None, None, None, "")
+
+
+@pytest.mark.parametrize("given", ["a\\b", "a\\.", "\\N", "'", '"', "á😀", ",", ";", "\\", " a "])
+def test_a_text_arrives_as_it_is(folder, pool, given):
+    capture.append(folder, captured(vehicle(trajeto=given)), 60)
+    load.load(pool, folder)
+    assert [row["trajeto"] for row in table(pool)] == [given]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("", "0 fields instead of 13"),
+        ("half,a,line", "3 fields instead of 13"),
+        (line() + ",more", "14 fields instead of 13"),
+        ('"' + line(), "unexpected end of data"),
+        (line(latitude="north"), "latitude is 'north': expected a number"),
+        (line(latitude=""), "latitude is '': expected a number"),
+        (line(latitude="nan"), "expected a number"),
+        (line(latitude="1_0"), "expected a number"),
+        (line(latitude="90.1"), "no place on Earth"),
+        (line(longitude="-180.1"), "no place on Earth"),
+        (line(hodometro="1e400"), "hodometro is '1e400': expected a number"),
+        (line(direcao="N"), "direcao is 'N': expected a number"),
+        (line(dataHora="1690333107.5"), "expected milliseconds since 1970"),
+        (line(dataHora="-1"), "expected milliseconds since 1970"),
+        (line(dataHora="253402300800000"), "expected milliseconds since 1970"),
+        (line(codigo=" "), "codigo is empty"),
+        (line(captured_at="2023-07-26T01:53:30"), "expected a time with its zone"),
+        (line(captured_at="soon"), "captured_at is 'soon'"),
+        (line(placa="\udcff"), "can't decode byte 0xff"),
+        (line(placa="\0"), "NUL"),
+    ],
+)
+def test_a_bad_line_is_kept_with_its_reason_and_stops_no_other(folder, pool, bad, reason):
+    file = write(folder, line(), bad, line(codigo="2"))
+    assert load.load(pool, folder) == load.Report(1, 0, 2, 1)
+    assert [row["codigo"] for row in table(pool)] == ["2", "901008"]
+    with pool.connect() as connection:
+        ((name, number, why, content),) = connection.execute(text("SELECT * FROM brt_reject"))
+    assert (name, number) == (file.name, 3)
+    assert reason in why
+    assert content == bad.replace("\0", r"\x00").replace("\udcff", r"\xff")
+
+
+def test_a_line_that_is_cut_off_is_rejected_until_the_file_has_grown(folder, pool):
+    write(folder, line(), line(codigo="2")[:-3], end="")
+    assert load.load(pool, folder) == load.Report(1, 0, 1, 1)
+    write(folder, line(), line(codigo="2"))
+    assert load.load(pool, folder) == load.Report(1, 0, 2, 0)
+    assert len(table(pool)) == 2
+    with pool.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM brt_reject")) == 0
+
+
+def test_of_a_file_without_the_header_every_line_is_kept(folder, pool):
+    file = write(folder, line())
+    file.write_bytes(b"a,b\n" + line().encode() + b"\nrest")
+    assert load.load(pool, folder) == load.Report(1, 0, 0, 3)
+    with pool.connect() as connection:
+        kept = connection.execute(text("SELECT line, content FROM brt_reject ORDER BY line")).all()
+    assert kept == [(1, "a,b"), (2, line()), (3, "rest")]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\n\n\n", b"\0", b"\xff", b'"'])
+def test_no_file_stops_the_load(folder, pool, content):
+    write(folder).write_bytes(content)
+    report = load.load(pool, folder)
+    assert (report.loaded, report.signals) == (1, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_line_is_lost_whatever_became_of_the_file(seed):
+    """Each line is a signal or a reject, whatever bytes were put, dropped or changed."""
+    chance = random.Random(seed)
+    content = bytearray("\n".join([",".join(capture.HEADER), *[line()] * 20, ""]).encode())
+    header = content.index(b"\n") + 1
+    for _ in range(30):
+        place = chance.randrange(header, len(content))
+        content[place : place + chance.randrange(3)] = bytes(chance.choices(b'",\n\\\0\xff0a', k=chance.randrange(3)))
+    rows, rejects = load.parse(bytes(content))
+    numbers = sorted([row[0] for row in rows] + [number for number, _, _ in rejects])
+    lines = bytes(content).split(b"\n")[1:]
+    assert numbers == list(range(2, 2 + len(lines) - (lines[-1] == b"")))
+
+
+def test_an_unreachable_database_is_told_on_one_line(folder, pool, monkeypatch):
+    monkeypatch.setenv("BRT_DATABASE_URL", "postgresql://nobody:secret@127.0.0.1:1/brt")
+    with pytest.raises(DatabaseError, match="BRT's database failed: .*run the load again") as failure:
+        pipeline.load_new()
+    assert "secret" not in str(failure.value)
+
+
+def test_a_load_that_is_killed_is_repeated_whole(ten_captures):
+    """Killed at any moment; then each file is in the table wholly or not at all, and the next load ends the work."""
+    for one in real_captures()[:5]:
+        capture.append(pipeline.captures_folder(), one, 2)
+    chance = random.Random(2)
+    for _ in range(4):
+        loader = subprocess.Popen([sys.executable, "-m", "brt", "load"], cwd=PROJECT, stderr=subprocess.DEVNULL)
+        try:
+            loader.wait(chance.uniform(0.8, 1.6))
+        except subprocess.TimeoutExpired:
+            loader.send_signal(signal.SIGKILL)
+            loader.wait()
+    report = pipeline.load_new()
+    assert report.loaded + report.skipped == len(capture.files(pipeline.captures_folder()))
+    assert len(table(ten_captures)) == 1923
+    assert min(row["captured_at"] for row in table(ten_captures)) >= FIRST_MINUTE

@@ -1,0 +1,104 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from brt import capture, pipeline, settings
+from tests.conftest import captured, expected_positions, real_captures, vehicle
+
+
+def positions(pool, where="true"):
+    query = (
+        "SELECT id, latitude, longitude, speed_kmh, round(extract(epoch FROM time) * 1000)::bigint, "
+        f"coalesce(line, '0'), coalesce(direction, ''), coalesce(route, '') FROM posicao_onibus WHERE {where}"
+    )
+    with pool.connect() as connection:
+        return {row[0]: tuple(row[1:]) for row in connection.execute(text(query))}
+
+
+def flags(pool):
+    with pool.connect() as connection:
+        query = text("SELECT id, speed_kmh, outside_city, clock_ahead FROM posicao_onibus ORDER BY id")
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def results(name):
+    return json.loads((settings.folder() / "dbt/target" / name).read_text())
+
+
+def milliseconds(moment):
+    return int(moment.timestamp() * 1000)
+
+
+def test_the_view_holds_the_last_position_of_each_bus(ten_captures):
+    pipeline.load_new()
+    pipeline.run_dbt("build")
+    assert positions(ten_captures) == expected_positions()
+    with ten_captures.connect() as connection:
+        age, time, kind = connection.execute(
+            text("SELECT age, now() - time, pg_typeof(time)::text FROM posicao_onibus LIMIT 1")
+        ).one()
+    assert (age, kind) == (time, "timestamp with time zone")
+
+
+def test_what_is_doubtful_is_flagged_and_not_dropped(pool):
+    now = datetime.now(UTC)
+    good = {"dataHora": milliseconds(now)}
+    vehicles = [
+        vehicle(codigo="1", **good),
+        vehicle(codigo="2", latitude=-3.7, longitude=-38.5, **good),
+        vehicle(codigo="3", dataHora=milliseconds(now + timedelta(days=365))),
+        vehicle(codigo="4", dataHora=milliseconds(now + timedelta(minutes=3))),
+        # The bus whose clock was mended: the signal that is ahead does not hide the one after it.
+        vehicle(codigo="5", dataHora=milliseconds(now + timedelta(days=365)), velocidade=1),
+        vehicle(codigo="5", velocidade=2, **good),
+        vehicle(codigo="6", velocidade=172.4, **good),
+    ]
+    one = capture.read(json.dumps(vehicles).encode(), now)
+    capture.append(pipeline.captures_folder(), one, 60)
+    pipeline.load_new()
+    pipeline.model()
+    assert flags(pool) == [
+        ("1", 0, False, False),
+        ("2", 0, True, False),
+        ("3", 0, False, True),
+        ("4", 0, False, False),
+        ("5", 2, False, False),
+        ("6", 172.4, False, False),
+    ]
+    assert results("sources.json")["results"][0]["status"] == "pass"
+    assert "source.brt.brt.brt_raw" in results("catalog.json")["sources"]
+    assert (settings.folder() / "dbt/target/index.html").exists()
+    picture = pipeline.draw().read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 200_000
+
+
+def test_a_test_of_dbt_that_finds_something_warns(pool):
+    capture.append(pipeline.captures_folder(), captured(vehicle(latitude=-3.7, velocidade=172.4)), 60)
+    pipeline.load_new()
+    pipeline.run_dbt("build")
+    found = {each["unique_id"].split(".")[2]: each["status"] for each in results("run_results.json")["results"]}
+    assert sorted(name.split("__")[0] for name, status in found.items() if status == "warn") == [
+        "accepted_values_posicao_onibus_outside_city",
+        "in_range_posicao_onibus_speed_kmh",
+    ]
+    assert set(found.values()) == {"success", "pass", "warn"}
+
+
+def test_a_source_that_is_stale_fails(pool):
+    capture.append(pipeline.captures_folder(), real_captures()[0], 60)
+    pipeline.load_new()
+    with pytest.raises(pipeline.ModelError, match="dbt source freshness failed"):
+        pipeline.model()
+    assert positions(pool)
+
+
+def test_what_dbt_writes_holds_no_password(ten_captures):
+    password = ten_captures.url.password
+    pipeline.load_new()
+    pipeline.run_dbt("build")
+    for file in (settings.folder() / "dbt").rglob("*"):
+        if file.is_file():
+            assert password.encode() not in file.read_bytes()

@@ -1,0 +1,216 @@
+"""The whole pipeline in its own processes, on a faster clock: started, seen to run, killed part by part, stopped."""
+
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import httpx
+import psutil
+import pytest
+
+from brt import capture, services
+from tests.conftest import PROJECT, expected_positions
+
+CAPTURE_EVERY_S, LOAD_EVERY_S = 12, 30
+# A machine that does other things too may take a while.
+PATIENCE_S = 600
+QUERY = """
+import json, sys
+from brt import pipeline
+with pipeline.database() as pool, pool.connect() as connection:
+    print(json.dumps([list(row) for row in connection.exec_driver_sql(sys.argv[1])]))
+"""
+
+
+def free_ports(count):
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+def run(world, *arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=PROJECT, env=world.environment, capture_output=True, text=True, check=False
+    )
+
+
+def step(world, name):
+    """Run a step of the command; gives what it printed."""
+    done = run(world, "-m", "brt", name)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def query(world, statement):
+    """Ask the database in a process of its own, which does not keep the server running."""
+    done = run(world, "-c", QUERY, statement)
+    assert done.returncode == 0, done.stderr
+    return [tuple(row) for row in json.loads(done.stdout)]
+
+
+def eventually(is_so):
+    """Wait until something is so, and return it."""
+    until = time.monotonic() + PATIENCE_S
+    while not (found := is_so()):
+        assert time.monotonic() < until, is_so
+        time.sleep(0.5)
+    return found
+
+
+def captures(world):
+    """The records of all files by their capture's time: {captured_at: [record]}."""
+    found = {}
+    for file in capture.files(world.folder / "captures"):
+        for record in csv.DictReader(file.read_text().splitlines()):
+            found.setdefault(record["captured_at"], []).append(record)
+    return found
+
+
+def left(world):
+    """The processes that belong to the pipeline, its database's included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get(services.MARK, "").startswith(str(world.folder))
+            if (marked or str(world.folder) in " ".join(process.cmdline())) and process.status() != "zombie":
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("brt") / "state"
+    ports = free_ports(2)
+    given = {
+        "BRT_FOLDER": str(folder),
+        "BRT_CAPTURE_EVERY_S": str(CAPTURE_EVERY_S),
+        "BRT_LOAD_EVERY_S": str(LOAD_EVERY_S),
+        "BRT_PREFECT_PORT": str(ports[0]),
+        "BRT_STAND_IN_PORT": str(ports[1]),
+    }
+    unset = ("BRT_API_URL", "BRT_DATABASE_URL", "PREFECT_API_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | given
+    world = SimpleNamespace(folder=folder, environment=environment, api=f"http://127.0.0.1:{ports[0]}/api")
+    yield world
+    step(world, "stop")
+
+
+@pytest.fixture
+def started(world):
+    """The pipeline, all of it running."""
+    world.said = step(world, "start")
+    return world
+
+
+def completed(world, flow):
+    """The scheduled runs of a flow that were completed."""
+    asked = {
+        "flows": {"name": {"any_": [flow]}},
+        "flow_runs": {"state": {"name": {"any_": ["Completed"]}}},
+        "limit": 200,
+    }
+    runs = httpx.post(f"{world.api}/flow_runs/filter", json=asked, timeout=60, trust_env=False)
+    return [each for each in runs.json() if each["auto_scheduled"]] if runs.status_code == 200 else []
+
+
+def test_scheduled_runs_fire(started):
+    """SQLAlchemy 2.1 silently breaks Prefect's scheduler: then nothing ever runs."""
+    assert "http://127.0.0.1:" in started.said
+    assert eventually(lambda: len(completed(started, "capture")) >= 2)
+    assert eventually(lambda: len(completed(started, "load")) >= 1)
+
+
+def test_the_replayed_captures_arrive_in_the_view(started):
+    eventually(lambda: len(captures(started)) >= 10)
+    tenth = sorted(captures(started))[9]
+    eventually(
+        lambda: (
+            query(started, f"SELECT count(*) FROM brt_raw WHERE captured_at >= '{tenth}'") > [(0,)]
+            and query(started, "SELECT count(*) FROM posicao_onibus") == [(453,)]
+        )
+    )
+    replayed = "dataHora < 1700000000000"
+    assert query(started, f"SELECT count(*) FROM brt_raw WHERE {replayed}") == [(1923,)]
+    last = query(
+        started,
+        "SELECT DISTINCT ON (codigo) codigo, latitude, longitude, velocidade, dataHora, linha, sentido, trajeto "
+        f"FROM brt_raw WHERE {replayed} ORDER BY codigo, dataHora DESC",
+    )
+    assert {row[0]: row[1:] for row in last} == expected_positions()
+    assert Counter(map(len, captures(started).values())).keys() == {453}
+
+
+def test_starting_again_starts_nothing_twice(started):
+    before = {name: [process.pid for process in services_of(started, name)] for name in ("prefect", "stand-in")}
+    step(started, "start")
+    assert before == {name: [process.pid for process in services_of(started, name)] for name in before}
+
+
+def services_of(world, name):
+    """The first process of a service, in a list."""
+    pid = int((world.folder / f"{name}.pid").read_text())
+    return [process for process in left(world) if process.pid == pid]
+
+
+def postgres_of(world):
+    pid = (world.folder / "postgres/data/postmaster.pid").read_text().split()[0]
+    return [process for process in left(world) if process.pid == int(pid)]
+
+
+def test_what_was_captured_outlives_a_kill_of_any_part(started):
+    """Nothing captured is lost and nothing doubled; `start` brings the part back."""
+    eventually(lambda: captures(started))
+    before = captures(started)
+    for part in ("stand-in", "prefect", "flows", "postgres"):
+        (victim,) = postgres_of(started) if part == "postgres" else services_of(started, part)
+        victim.kill()
+        victim.wait()
+        step(started, "start")
+        so_far = len(captures(started))
+        eventually(lambda so_far=so_far: len(captures(started)) > so_far)
+    after = captures(started)
+    assert {moment: after[moment] for moment in before} == before
+    assert Counter(map(len, after.values())).keys() == {453}
+    latest = max(after)
+    eventually(lambda: query(started, f"SELECT count(*) FROM brt_raw WHERE captured_at >= '{latest}'") > [(0,)])
+    held = query(started, f"SELECT codigo, dataHora FROM brt_raw WHERE captured_at <= '{latest}' ORDER BY 1, 2")
+    captured = {(record["codigo"], int(record["dataHora"])) for records in after.values() for record in records}
+    assert len(held) == len(set(held))
+    assert set(held) <= captured <= set(query(started, "SELECT codigo, dataHora FROM brt_raw"))
+
+
+def test_a_port_that_is_taken_is_told(started):
+    step(started, "stop")
+    with socket.create_server(("127.0.0.1", int(started.environment["BRT_STAND_IN_PORT"]))):
+        done = run(started, "-m", "brt", "start")
+    assert (done.returncode, done.stdout) == (7, "")
+    assert re.fullmatch(
+        r"brt: port \d+, meant for stand-in, is in use: set BRT_STAND_IN_PORT to another one\n", done.stderr
+    )
+
+
+def test_a_database_that_is_away_is_told_before_anything_starts(world):
+    world = SimpleNamespace(
+        environment=world.environment | {"BRT_DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/brt"}
+    )
+    done = run(world, "-m", "brt", "start")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch("brt: BRT's database failed: .*; check BRT_DATABASE_URL, and that .* runs there\n", done.stderr)
+    assert "secret" not in done.stderr
+
+
+def test_stop_leaves_no_process_behind(started):
+    assert step(started, "stop") == "stopped: flows, prefect, stand-in\n"
+    assert left(started) == []
+    assert step(started, "stop") == "stopped: nothing ran\n"
