@@ -26,12 +26,11 @@ def _entity(table: sa.Table) -> Iterator[str]:
 
 
 def _references(table: sa.Table) -> Iterator[str]:
-    for key in sorted(table.foreign_key_constraints, key=lambda key: key.column_keys):
+    for key in sorted(table.foreign_key_constraints, key=lambda key: list(key.column_keys)):
         optional = any(column.nullable for column in key.columns)
         loose = " (not enforced)" if model.REFERENCE_ONLY in key.info else ""
         label = ", ".join(key.column_keys) + loose
         yield f'    {key.referred_table.name} {"|o" if optional else "||"}--o{{ {table.name} : "{label}"'
-
 
 
 if __name__ == "__main__":

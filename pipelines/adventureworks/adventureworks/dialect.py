@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -35,7 +36,7 @@ class RowError(ValueError):
     """A row cannot be loaded; the message is the reason."""
 
 
-def copy_rows(chunks: Iterable[bytes], columns: Sequence[sa.Column[object]]) -> Iterator[str]:
+def copy_rows(chunks: Iterable[bytes], columns: Sequence[sa.Column[Any]]) -> Iterator[str]:
     """Yield one line of COPY's text format per row: its line number, the reason to reject it or NULL, its values.
 
     chunks: the file's bytes, in pieces of any size. Raises FileError without the file's name.
@@ -45,25 +46,23 @@ def copy_rows(chunks: Iterable[bytes], columns: Sequence[sa.Column[object]]) -> 
     expected = [column.info["name"] for column in columns]
     if names != expected:
         raise FileError(f"line 1 does not name its columns: expected {';'.join(expected)}")
-    readers = [(column.info["name"], column.nullable, reader(column.type)) for column in columns]
+    readers = [(column.info["name"], bool(column.nullable), reader(column.type)) for column in columns]
     nothing = "\t".join(["\\N"] * len(columns))
-    count = 0
-    for count, (number, record) in enumerate(rows, 1):
+    number = 1
+    for number, record in rows:
         try:
             yield f"{number}\t\\N\t{_values(record, readers)}\n"
         except RowError as error:
             yield f"{number}\t{str(error).translate(_COPY_ESCAPES)}\t{nothing}\n"
-    if not count:
+    if number == 1:
         raise FileError("holds no rows: an empty file is no reason to empty a table")
 
 
-def _values(
-    record: list[Field] | RowError, readers: Sequence[tuple[str, bool, Callable[[str], str]]]
-) -> str:
+def _values(record: list[Field] | RowError, readers: Sequence[tuple[str, bool, Callable[[str], str]]]) -> str:
     if isinstance(record, RowError):
         raise record
     if len(record) != len(readers):
-        raise RowError(f"has {len(record)} fields instead of {len(readers)}")
+        raise RowError(f"has {len(record)} field{'s' * (len(record) != 1)} instead of {len(readers)}")
     values = []
     for field, (name, nullable, read) in zip(record, readers, strict=True):
         if field is not None:
@@ -135,7 +134,7 @@ def fields(row: bytes) -> list[Field]:
     return found
 
 
-def reader(kind: sa.types.TypeEngine[object]) -> Callable[[str], str]:
+def reader(kind: sa.types.TypeEngine[Any]) -> Callable[[str], str]:
     """Return the function that checks a field of this type and returns what COPY takes. It raises ValueError."""
     match kind:
         case Money():
@@ -167,7 +166,7 @@ def _matching(pattern: re.Pattern[str], otherwise: str) -> Callable[[str], str]:
     return read
 
 
-def _number(kind: sa.Numeric[object], mark: str) -> Callable[[str], str]:
+def _number(kind: sa.Numeric[Any], mark: str) -> Callable[[str], str]:
     """Take digits with this decimal mark; more of them than the type holds are refused, not rounded."""
     whole, decimals = int(kind.precision or 0) - int(kind.scale or 0), int(kind.scale or 0)
     pattern = re.compile(rf"-?[0-9]{{1,{whole}}}({re.escape(mark)}[0-9]{{1,{decimals}}})?")

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, get_args
 
 import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from adventureworks import dialect, load, model, settings
@@ -18,7 +17,6 @@ CHUNK_BYTES = 256 * 1024
 # What the function needs at its end to roll back and to tell why.
 MARGIN_S = engine.GRACE_S + 5
 MODES = get_args(load.Mode)
-_NETWORK = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
 
 
 class EventError(Exception):
@@ -37,7 +35,7 @@ def lambda_handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]
     mode, files = _asked(event)
     time_limit_s = max(1, context.get_remaining_time_in_millis() / 1000 - MARGIN_S)
     source = settings.source()
-    client = boto3.client("s3", config=_NETWORK)
+    client = boto3.client("s3", config=settings.NETWORK)
     with engine.failures("the database", "nothing was written: check the secret, the network and the server's log"):
         pool = engine.create(settings.database_url(), "adventureworks", time_limit_s=time_limit_s)
         try:

@@ -161,8 +161,8 @@ def _delete(table: sa.Table) -> str:
 
 def _upsert(table: sa.Table) -> str:
     """Write the rows that differ only: ON CONFLICT alone would lock, and so write, every row that it meets."""
-    keys = set(table.primary_key.columns.keys())
-    changes = ", ".join(f"{name} = excluded.{name}" for name in table.columns.keys() if name not in keys)
+    others = [column.name for column in table.columns if not column.primary_key]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in others)
     same_key = _equal(table.primary_key.columns, "s", "t")
     return f"""
         INSERT INTO {table.fullname} ({_names(table.columns)})

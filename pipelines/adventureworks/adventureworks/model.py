@@ -5,6 +5,8 @@ comma, any other number with a decimal point, codes padded with blanks.
 """
 
 import re
+from decimal import Decimal
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,7 +14,7 @@ metadata = sa.MetaData()
 REFERENCE_ONLY = "is not enforced"
 
 
-class Money(sa.Numeric):
+class Money(sa.Numeric[Decimal]):
     """An exact amount, which the files write with a decimal comma."""
 
     def __init__(self) -> None:
@@ -23,7 +25,7 @@ class Code(sa.String):
     """A short code, which the files pad with blanks; the table holds it without."""
 
 
-def _column(name: str, kind: sa.types.TypeEngine[object], *, nullable: bool = False) -> sa.Column[object]:
+def _column(name: str, kind: sa.types.TypeEngine[Any], *, nullable: bool = False) -> sa.Column[Any]:
     """Make a column called as in the file, in small letters: SalesOrderID becomes sales_order_id."""
     lower = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     return sa.Column(lower, kind, nullable=nullable, autoincrement=False, info={"name": name})
@@ -174,8 +176,7 @@ sales_order_detail = _table(
     _check("sales_order_detail_quantity_positive", "order_qty > 0"),
     _check("sales_order_detail_price_not_negative", "unit_price >= 0 AND unit_price_discount BETWEEN 0 AND 1"),
     _check(
-        "sales_order_detail_total_adds_up",
-        "line_total = round(order_qty * unit_price * (1 - unit_price_discount), 6)",
+        "sales_order_detail_total_adds_up", "line_total = round(order_qty * unit_price * (1 - unit_price_discount), 6)"
     ),
 )
 

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy import URL
 
 from postgres import embedded, engine
 
+# Every wait ends well before the function's own time does.
+NETWORK = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
 FOLDER = Path(__file__).resolve().parents[1] / ".embedded"
 
 
@@ -31,19 +35,29 @@ def source() -> Source:
     return Source(bucket, os.environ.get("ADVENTUREWORKS_PREFIX", ""))
 
 
-def database_url() -> URL:
-    """Return the URL in the secret ADVENTUREWORKS_DATABASE_SECRET, ADVENTUREWORKS_DATABASE_URL, or the embedded one.
+def database_url(*, or_embedded: bool = False) -> URL:
+    """Return the URL that the secret ADVENTUREWORKS_DATABASE_SECRET holds, or else ADVENTUREWORKS_DATABASE_URL.
 
-    Raises SettingsError, EmbeddedServerError, and what boto3 raises where the secret cannot be read.
+    or_embedded: where neither is set, the embedded server's. Raises SettingsError, EmbeddedServerError.
     """
     name = "ADVENTUREWORKS_DATABASE_URL"
     url = os.environ.get(name)
     if secret := os.environ.get("ADVENTUREWORKS_DATABASE_SECRET"):
         name = f"the secret {secret}"
-        url = boto3.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
-    if not url:
+        url = _secret(secret)
+    if not url and or_embedded:
         return embedded.url("postgres", FOLDER)
+    if not url:
+        raise SettingsError("neither ADVENTUREWORKS_DATABASE_SECRET nor ADVENTUREWORKS_DATABASE_URL is set")
     try:
         return engine.parse(url)
     except ValueError as error:
         raise SettingsError(f"{name} {error}") from None
+
+
+def _secret(identifier: str) -> str:
+    client = boto3.client("secretsmanager", config=NETWORK)
+    try:
+        return str(client.get_secret_value(SecretId=identifier)["SecretString"])
+    except (ClientError, BotoCoreError, KeyError) as error:
+        raise SettingsError(f"the secret {identifier} cannot be read as text: {error}") from error

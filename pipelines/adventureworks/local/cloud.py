@@ -1,11 +1,12 @@
 """S3 on this machine (moto's server), filled, and the function behind its Invoke API: all that the pipeline needs."""
 
+import logging
 import lzma
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -31,6 +32,7 @@ class Cloud(NamedTuple):
 @contextmanager
 def running(database_url: str, *, timeout_s: float = 180, log: IO[bytes] | None = None) -> Iterator[Cloud]:
     """Run S3 and the function, which loads into this database."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -51,7 +53,7 @@ def running(database_url: str, *, timeout_s: float = 180, log: IO[bytes] | None 
         server.stop()
 
 
-def client(service: str, url: str):  # noqa: ANN201
+def client(service: str, url: str) -> Any:  # noqa: ANN401
     """Return boto3's client of a service at this URL."""
     keys = {name.lower(): value for name, value in KEYS.items()}
     return boto3.client(service, endpoint_url=url, region_name=REGION, **keys)

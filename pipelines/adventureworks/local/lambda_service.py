@@ -42,7 +42,7 @@ class Sandbox:
     """The process that executes the handler: started by the first event, and again after it died."""
 
     def __init__(self, handler: str, environment: Mapping[str, str], timeout_s: float, log: IO[bytes] | None) -> None:
-        """Start nothing yet. handler: module.function; log: where its output goes."""
+        """Start nothing yet. handler: module.function; environment: with the Runtime API's; log: for its output."""
         self._command = [sys.executable, "-m", "awslambdaric", handler]
         self._environment, self._timeout_s, self._log = environment, timeout_s, log
         self._turn = threading.Lock()
@@ -50,13 +50,13 @@ class Sandbox:
         self.process: subprocess.Popen[bytes] | None = None
         self.current: Invocation | None = None
 
-    def invoke(self, event: bytes, runtime_api: str) -> Answer:
+    def invoke(self, event: bytes) -> Answer:
         """Execute the handler and return its result or its error, as Lambda words both."""
         with self._turn:
             request_id, deadline = str(uuid.uuid4()), time.time() + self._timeout_s
             self.current = Invocation(request_id, event, deadline, Future())
             if self.process is None:
-                self._start(runtime_api)
+                self._start()
             self._events.put(self.current)
             try:
                 return self.current.answer.result(self._timeout_s)
@@ -76,11 +76,10 @@ class Sandbox:
             process.wait()
             self.process = None
 
-    def _start(self, runtime_api: str) -> None:
+    def _start(self) -> None:
         self._events = queue.SimpleQueue()
-        environment = {**self._environment, "AWS_LAMBDA_RUNTIME_API": runtime_api, "AWS_LAMBDA_FUNCTION_NAME": FUNCTION}
         process = subprocess.Popen(
-            self._command, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+            self._command, env=dict(self._environment), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         self.process = process
         threading.Thread(target=self._wait_for_end, args=[process], daemon=True).start()
@@ -118,7 +117,7 @@ class _Api(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == f"/2015-03-31/functions/{FUNCTION}/invocations":
-            answer = self.sandbox.invoke(body or b"{}", "{}:{}".format(*self.server.server_address[:2]))
+            answer = self.sandbox.invoke(body or b"{}")
             failed = {"X-Amz-Function-Error": "Unhandled"} if answer.failed else {}
             self._answer(200, answer.body, {"X-Amz-Executed-Version": "$LATEST", **failed})
         elif self.path.startswith(_RUNTIME) and (current := self.sandbox.current):
@@ -146,14 +145,16 @@ def served(
     handler: str, environment: Mapping[str, str] = os.environ, timeout_s: float = 180, log: IO[bytes] | None = None
 ) -> Iterator[tuple[str, Sandbox]]:
     """Serve the function; gives the URL of the Invoke API, and the sandbox."""
-    sandbox = Sandbox(handler, environment, timeout_s, log)
-    api = type("Api", (_Api,), {"sandbox": sandbox})
+    api = type("Api", (_Api,), {})
     with ThreadingHTTPServer(("127.0.0.1", 0), api) as server:
         server.daemon_threads = True
+        place = f"127.0.0.1:{server.server_port}"
+        mine = {"AWS_LAMBDA_RUNTIME_API": place, "AWS_LAMBDA_FUNCTION_NAME": FUNCTION}
+        api.sandbox = sandbox = Sandbox(handler, {**environment, **mine}, timeout_s, log)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", sandbox
+            yield f"http://{place}", sandbox
         finally:
             sandbox.stop()
             server.shutdown()

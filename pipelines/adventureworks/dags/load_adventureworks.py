@@ -11,7 +11,12 @@ from airflow.providers.amazon.aws.operators.lambda_function import LambdaInvokeF
 from airflow.sdk import DAG, Param
 
 # Lambda's own limit is 15 minutes. Without these, boto3 would give up after one minute and invoke the function again.
-PATIENT = {"connect_timeout": 10, "read_timeout": 15 * 60 + 10, "tcp_keepalive": True, "retries": {"total_max_attempts": 1}}
+PATIENT = {
+    "connect_timeout": 10,
+    "read_timeout": 15 * 60 + 10,
+    "tcp_keepalive": True,
+    "retries": {"total_max_attempts": 1},
+}
 
 with DAG(
     "adventureworks",
@@ -28,7 +33,6 @@ with DAG(
         ),
         "files": Param(None, type=["null", "array"], description="such as Sales.Customer; all six when left out"),
     },
-    render_template_as_native_obj=False,
     tags=["adventureworks"],
 ):
     LambdaInvokeFunctionOperator(
@@ -37,8 +41,7 @@ with DAG(
         payload='{{ {"mode": params.mode, "files": params.files} | tojson }}',
         aws_conn_id="adventureworks_aws",
         botocore_config=PATIENT,
+        # After Airflow's own delay: five minutes, unless [core] default_task_retry_delay says otherwise.
         retries=2,
-        retry_delay=timedelta(minutes=1),
-        retry_exponential_backoff=True,
         execution_timeout=timedelta(minutes=20),
     )
