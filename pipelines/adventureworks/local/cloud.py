@@ -37,20 +37,24 @@ def running(database_url: str, *, timeout_s: float = 180, log: IO[bytes] | None 
     server.start()
     try:
         s3_url = "http://{}:{}".format(*server.get_host_and_port())
-        environment = {
-            **os.environ,
-            **KEYS,
-            "AWS_REGION": REGION,
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_ENDPOINT_URL": s3_url,
-            "ADVENTUREWORKS_BUCKET": BUCKET,
-            "ADVENTUREWORKS_DATABASE_URL": database_url,
-        }
         lambda_handler = f"{handler.__name__}.{handler.lambda_handler.__name__}"
-        with lambda_service.served(lambda_handler, environment, timeout_s, log) as (lambda_url, sandbox):
+        variables = {**os.environ, **environment(s3_url, database_url)}
+        with lambda_service.served(lambda_handler, variables, timeout_s, log) as (lambda_url, sandbox):
             yield Cloud(s3_url, lambda_url, sandbox)
     finally:
         server.stop()
+
+
+def environment(s3_url: str, database_url: str) -> dict[str, str]:
+    """Return the variables that the function finds."""
+    return {
+        **KEYS,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL": s3_url,
+        "ADVENTUREWORKS_BUCKET": BUCKET,
+        "ADVENTUREWORKS_DATABASE_URL": database_url,
+    }
 
 
 def client(service: str, url: str) -> Any:  # noqa: ANN401
@@ -59,16 +63,12 @@ def client(service: str, url: str) -> Any:  # noqa: ANN401
     return boto3.client(service, endpoint_url=url, region_name=REGION, **keys)
 
 
-def fill(s3_url: str) -> int:
-    """Put the sample's files into the bucket; returns how many bytes."""
+def fill(s3_url: str) -> None:
+    """Make the bucket, and put the sample's files into it."""
     s3 = client("s3", s3_url)
     s3.create_bucket(Bucket=BUCKET)
-    size = 0
     for file in model.TABLES:
-        body = sample(file)
-        s3.put_object(Bucket=BUCKET, Key=handler.key(settings.Source(BUCKET, ""), file), Body=body)
-        size += len(body)
-    return size
+        s3.put_object(Bucket=BUCKET, Key=handler.key(settings.Source(BUCKET, ""), file), Body=sample(file))
 
 
 def sample(file: str) -> bytes:
