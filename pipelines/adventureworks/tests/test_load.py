@@ -1,5 +1,6 @@
 """The load: the tables hold what the files hold, all of it or nothing of it."""
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from sqlalchemy import text
 
 from adventureworks import dialect, load, model
 from local import cloud
-from postgres import engine
+from postgres import embedded, engine
 from tests.conftest import contents, dated, rejects, sample
 
 ALL = list(model.TABLES)
@@ -219,3 +220,28 @@ def test_two_loads_at_once_wait_for_each_other(loaded, loaded_database):
         with pytest.raises(engine.DatabaseError, match="timeout"), engine.failures("the database", "look"):
             load.load(short, ["Sales.SpecialOfferProduct"], "replace", sample)
         short.dispose()
+
+
+def test_a_server_that_is_killed_within_the_load_has_the_old_rows_when_it_is_started_again(tmp_path):
+    folder = tmp_path / "embedded"
+    pool = engine.create(embedded.url("postgres", folder), "test")
+    load.load(pool, ALL, "replace", sample)
+    before = contents(pool)
+
+    def killing(file):
+        header, *pieces = sample(file)
+        yield header
+        if file == "Sales.SalesOrderDetail":
+            postmaster = psutil.Process(int((folder / "data/postmaster.pid").read_text().split("\n")[0]))
+            for process in [postmaster, *postmaster.children()]:
+                process.kill()
+        yield from pieces
+
+    with pytest.raises(engine.DatabaseError) as failure, engine.failures("the database", "look"):
+        load.load(pool, ALL, "upsert", killing)
+    assert "\n" not in str(failure.value)
+    # This process knows the port of the server that was killed.
+    embedded._join.cache_clear()
+    again = engine.create(embedded.url("postgres", folder), "test")
+    assert contents(again) == before
+    again.dispose()
