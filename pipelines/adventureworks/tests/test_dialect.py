@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adventureworks import dialect, load, model
@@ -39,6 +39,7 @@ def written(rows, line_end, bom):
     return (b"\xef\xbb\xbf" if bom else b"") + file.getvalue().encode()
 
 
+@settings(max_examples=500)
 @given(
     rows=st.lists(st.lists(words, min_size=2, max_size=4), min_size=1, max_size=8),
     line_end=st.sampled_from(["\n", "\r\n"]),
@@ -66,6 +67,7 @@ def test_postgresql_holds_what_the_file_says(administrator, values, data):
     assert held == [(number, word, None) for number, word in values]
 
 
+@settings(max_examples=1000)
 @given(body=st.binary(max_size=200) | st.text('1;"\r\nN\\', max_size=60).map(str.encode), data=st.data())
 @example(body=b'1;"a\n2;b\n', data=None)
 def test_no_bytes_break_the_reader_and_no_row_is_lost(body, data):
@@ -82,6 +84,7 @@ def test_no_bytes_break_the_reader_and_no_row_is_lost(body, data):
     assert all(row.count("\t") == 3 and row.count("\n") == 1 for row in read)
 
 
+@settings(max_examples=500)
 @given(bad=st.binary(max_size=40).filter(lambda line: b"\n" not in line), after=st.integers(0, 5))
 def test_a_broken_line_costs_no_other_row(bad, after):
     rows = [b"%d;row\n" % number for number in range(5)]
