@@ -1,8 +1,8 @@
 """Run the whole pipeline on this machine: S3 is filled, Airflow's DAG invokes the function, the questions are answered.
 
 PostgreSQL is the embedded one, in .embedded, and keeps its rows: `python -m adventureworks.questions` asks again. S3
-(moto), Lambda (AWS's own runtime) and Airflow leave nothing behind. Exit codes: 0 done, 1 the DAG failed, 4 the
-database failed.
+(moto), Lambda (AWS's own runtime) and Airflow leave nothing behind. Exit codes: 0 done, 1 the DAG failed, 2 a setting
+cannot be used, 4 the database failed.
 """
 
 import json

@@ -145,12 +145,15 @@ def served(
     handler: str, environment: Mapping[str, str] = os.environ, timeout_s: float = 180, log: IO[bytes] | None = None
 ) -> Iterator[tuple[str, Sandbox]]:
     """Serve the function; gives the URL of the Invoke API, and the sandbox."""
-    api = type("Api", (_Api,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), api) as server:
+
+    class Api(_Api):
+        """Knows the sandbox of this service."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         server.daemon_threads = True
         place = f"127.0.0.1:{server.server_port}"
         mine = {"AWS_LAMBDA_RUNTIME_API": place, "AWS_LAMBDA_FUNCTION_NAME": FUNCTION}
-        api.sandbox = sandbox = Sandbox(handler, {**environment, **mine}, timeout_s, log)
+        Api.sandbox = sandbox = Sandbox(handler, {**environment, **mine}, timeout_s, log)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
