@@ -149,7 +149,7 @@ def linted(text):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("Runtime: python3.13", "Runtime: python3.99"),
+        ("Timeout: 900", "Timeout: 9000"),
         ("GroupDescription:", "Description:"),
         ("!Ref DatabaseSecretArn", "!Ref DatabaseSecret"),
     ],
