@@ -136,13 +136,17 @@ def test_every_check_of_the_tables_rejects_and_none_ends_the_load(pool):
 
 def test_a_row_whose_parent_was_rejected_is_rejected_too(pool):
     bodies = {
-        "Production.Product": dated(PRODUCT, product(1), product(2).replace("0,00", "zero", 1)),
-        "Sales.SpecialOfferProduct": dated(OFFER, "1;1", "1;2"),
+        "Production.Product": dated(
+            PRODUCT, product(1), product(2).replace("0,00", "zero", 1), product(3).replace("0,00", "-1,00", 1)
+        ),
+        "Sales.SpecialOfferProduct": dated(OFFER, "1;1", "1;2", "1;3"),
     }
     load.load(pool, list(bodies), "replace", lambda file: [bodies[file]])
     assert [(file, line) for file, line, _, _ in rejects(pool)] == [
         ("Production.Product", 3),
+        ("Production.Product", 4),
         ("Sales.SpecialOfferProduct", 3),
+        ("Sales.SpecialOfferProduct", 4),
     ]
 
 
