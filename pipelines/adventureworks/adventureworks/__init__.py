@@ -1,0 +1,1 @@
+"""AdventureWorks: CSVs on S3 to PostgreSQL."""

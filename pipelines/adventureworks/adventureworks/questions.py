@@ -1,0 +1,75 @@
+"""Print the answers to the five questions of queries/.
+
+ADVENTUREWORKS_DATABASE_URL names the database; unset, it is the embedded PostgreSQL that `make run` fills.
+Exit codes: 0 done, 2 bad input, 4 the database failed.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+import command
+from adventureworks import settings
+from postgres import engine
+
+QUERIES = sorted((Path(__file__).resolve().parents[1] / "queries").glob("q*.sql"))
+# Question 2 is answered whole.
+ROWS = 11
+EXIT_CODES = {settings.SettingsError: 2, OSError: 2, engine.DatabaseError: 4}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = command.Parser(prog="adventureworks.questions", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    rows = "print this many rows of each answer (default: %(default)s)"
+    parser.add_argument("--rows", type=int, metavar="N", default=ROWS, help=rows)
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write the whole answers, as q1.csv to q5.csv")
+    options = parser.parse_args(arguments)
+    if options.rows < 0:
+        parser.error(f"argument --rows: {options.rows}: expected 0 or more")
+    return command.run(parser.prog, lambda: _answer(options.rows, options.csv), EXIT_CODES)
+
+
+def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence[tuple[Any, ...]]]]:
+    """Yield each query's name and title with the columns and rows of its answer."""
+    with pool.connect() as connection:
+        for file in QUERIES:
+            sql = file.read_text()
+            title = sql.split("\n", 1)[0].removeprefix("-- ")
+            answer = connection.exec_driver_sql(sql)
+            yield file.stem, title, list(answer.keys()), [tuple(row) for row in answer]
+
+
+def _answer(most: int, folder: Path | None) -> int:
+    with engine.failures("the database", "check ADVENTUREWORKS_DATABASE_URL, and that the files are loaded"):
+        pool = engine.create(settings.database_url(or_embedded=True), "adventureworks.questions")
+        show(pool, most, folder)
+        pool.dispose()
+    return 0
+
+
+def show(pool: sa.Engine, most: int, folder: Path | None) -> None:
+    """Print so many rows of each answer; write the whole answers into the folder, where there is one."""
+    for name, title, columns, rows in answers(pool):
+        print(f"{name}  {title}", *_table([columns, *rows[:most]]), f"    {len(rows):,} rows\n", sep="\n")
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{name}.csv").open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    texts = [[str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        yield "    " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

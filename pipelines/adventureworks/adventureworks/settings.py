@@ -1,0 +1,63 @@
+"""The only reader of the environment."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from sqlalchemy import URL
+
+from postgres import embedded, engine
+
+# Every wait ends well before the function's own time does.
+NETWORK = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
+FOLDER = Path(__file__).resolve().parents[1] / ".embedded"
+
+
+class SettingsError(Exception):
+    """A setting is absent or cannot be used; the message names it."""
+
+
+class Source(NamedTuple):
+    """Where the files lie: s3://bucket/prefixsales/Sales.Customer.csv."""
+
+    bucket: str
+    prefix: str
+
+
+def source() -> Source:
+    """Return ADVENTUREWORKS_BUCKET and ADVENTUREWORKS_PREFIX. Raises SettingsError."""
+    bucket = os.environ.get("ADVENTUREWORKS_BUCKET")
+    if not bucket:
+        raise SettingsError("ADVENTUREWORKS_BUCKET is not set: expected the name of the bucket with the files")
+    return Source(bucket, os.environ.get("ADVENTUREWORKS_PREFIX", ""))
+
+
+def database_url(*, or_embedded: bool = False) -> URL:
+    """Return the URL that the secret ADVENTUREWORKS_DATABASE_SECRET holds, or else ADVENTUREWORKS_DATABASE_URL.
+
+    or_embedded: where neither is set, the embedded server's. Raises SettingsError, EmbeddedServerError.
+    """
+    name = "ADVENTUREWORKS_DATABASE_URL"
+    url = os.environ.get(name)
+    if secret := os.environ.get("ADVENTUREWORKS_DATABASE_SECRET"):
+        name = f"the secret {secret}"
+        url = _secret(secret)
+    if not url and or_embedded:
+        return embedded.url("postgres", FOLDER)
+    if not url:
+        raise SettingsError("neither ADVENTUREWORKS_DATABASE_SECRET nor ADVENTUREWORKS_DATABASE_URL is set")
+    try:
+        return engine.parse(url)
+    except ValueError as error:
+        raise SettingsError(f"{name} {error}") from None
+
+
+def _secret(identifier: str) -> str:
+    client = boto3.client("secretsmanager", config=NETWORK)
+    try:
+        return str(client.get_secret_value(SecretId=identifier)["SecretString"])
+    except (ClientError, BotoCoreError, KeyError) as error:
+        raise SettingsError(f"the secret {identifier} cannot be read as text: {error}") from error

@@ -1,0 +1,131 @@
+"""The load beside the usual way: each file whole into pandas, then to_sql(method="multi").
+
+python benchmarks/compare.py [TIMES] [--rounds N]: the sample, or the sample that many times with keys of its own.
+Both ways read the same objects from moto's S3 and write into the same embedded PostgreSQL, each in a process of its
+own; time is from the first request to the last commit, imports aside, and memory the process's peak. The tables of
+to_sql have no key, no check and no rejects, and its money is a float: it is asked for less.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sqlalchemy import text
+
+from adventureworks import handler, model, settings
+from local import cloud
+from postgres import embedded, engine
+
+KEYS = {"BusinessEntityID", "PersonID", "CustomerID", "SalesOrderID", "ProductID", "SpecialOfferID"}
+# More rows to an INSERT need more memory still, and no less time.
+ROWS_PER_INSERT = 1000
+
+
+class Hours:
+    """A context of Lambda with time left."""
+
+    def get_remaining_time_in_millis(self):
+        return 7_200_000
+
+
+def ours():
+    handler.lambda_handler({}, Hours())
+
+
+def empty():
+    """Drop what the round before loaded."""
+    with engine.create(settings.database_url(), "empty").begin() as connection:
+        for schema in {table.schema for table in model.metadata.tables.values()}:
+            connection.execute(text(f"DROP SCHEMA IF EXISTS {schema} CASCADE"))
+
+
+def pandas_to_sql():
+    import boto3
+    import pandas
+
+    s3, pool = boto3.client("s3"), engine.create(settings.database_url(), "to_sql", time_limit_s=7200)
+    for file in model.TABLES:
+        body = s3.get_object(Bucket=cloud.BUCKET, Key=handler.key(settings.source(), file))["Body"].read()
+        frame = pandas.read_csv(io.BytesIO(body), sep=";", encoding="utf-8-sig", na_values=["NULL"], decimal=",")
+        frame.to_sql(
+            file, pool, schema="public", if_exists="replace", index=False, method="multi", chunksize=ROWS_PER_INSERT
+        )
+
+
+WAYS = {"ours": (empty, ours), "again": (lambda: None, ours), "pandas": (lambda: __import__("pandas"), pandas_to_sql)}
+
+
+def blown_up(file, times):
+    """The sample's rows that many times, the keys of each copy a million higher."""
+    header, *rows = cloud.sample(file).decode("utf-8-sig").split("\r\n")
+    keys = [number for number, name in enumerate(header.split(";")) if name in KEYS]
+    copies = [header]
+    for copy in range(times):
+        for row in rows[:-1]:
+            fields = row.split(";")
+            for key in keys:
+                if fields[key] != "NULL":
+                    fields[key] = str(int(fields[key]) + copy * 1_000_000)
+            copies.append(";".join(fields))
+    return ("\ufeff" + "\r\n".join([*copies, ""])).encode()
+
+
+def measured(way, environment):
+    """(seconds, MiB) of one way."""
+    command = [sys.executable, __file__, "--way", way]
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+def compared(times, rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        database = embedded.url("postgres", Path(folder) / "embedded")
+        url = database.render_as_string(hide_password=False)
+        with cloud.running(url) as running:
+            cloud.fill(running.s3_url)
+            s3, size = cloud.client("s3", running.s3_url), 0
+            for file in model.TABLES:
+                body = blown_up(file, times)
+                size += len(body)
+                s3.put_object(Bucket=cloud.BUCKET, Key=handler.key(settings.Source(cloud.BUCKET, ""), file), Body=body)
+            environment = (
+                os.environ | cloud.environment(running.s3_url, url) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+            )
+            print(f"{times} times the sample, {size / 2**20:.1f} MiB", flush=True)
+            seconds = {}
+            for way, label in (("ours", "ours"), ("again", "ours again"), ("pandas", "pandas and to_sql")):
+                seconds[label], mebibytes = min(measured(way, environment) for _ in range(rounds))
+                ratio = seconds[label] / seconds["ours"]
+                print(
+                    f"  {label:18} {seconds[label]:8.1f} s  {ratio:6.1f} times ours  {mebibytes:6.0f} MiB", flush=True
+                )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("times", type=int, nargs="?", default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="the fastest of so many counts (default: %(default)s)")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.way:
+        compared(options.times, options.rounds)
+        return
+    prepare, run = WAYS[options.way]
+    prepare()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    # Not getrusage: it counts what the parent held when it made this process.
+    peak_kib = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    print(json.dumps([seconds, peak_kib / 1024]))
+
+
+if __name__ == "__main__":
+    main()

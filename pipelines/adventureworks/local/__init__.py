@@ -1,0 +1,1 @@
+"""AWS and Airflow on this machine, without an account."""

@@ -1,0 +1,47 @@
+"""Airflow in a folder of its own: SQLite for its metadata, connections from the environment."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from local import cloud
+
+DAGS = Path(__file__).resolve().parents[1] / "dags"
+DAG = "adventureworks"
+
+
+def environment(home: Path, lambda_url: str) -> dict[str, str]:
+    """Return the environment in which Airflow finds the DAG, and the function at this URL."""
+    connection = {
+        "conn_type": "aws",
+        "login": cloud.KEYS["AWS_ACCESS_KEY_ID"],
+        "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"],
+        "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url},
+    }
+    return {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection),
+    }
+
+
+def migrate(variables: Mapping[str, str]) -> None:
+    """Create Airflow's own tables. Raises CalledProcessError."""
+    _airflow(variables, "db", "migrate").check_returncode()
+
+
+def run_dag(variables: Mapping[str, str], event: Mapping[str, object]) -> "subprocess.CompletedProcess[str]":
+    """Run the DAG once, with these parameters, by `airflow dags test`."""
+    return _airflow(variables, "dags", "test", DAG, "--conf", json.dumps(event))
+
+
+def _airflow(variables: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "airflow", *arguments]
+    return subprocess.run(command, env=dict(variables), capture_output=True, text=True, check=False)

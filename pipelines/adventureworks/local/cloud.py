@@ -1,0 +1,76 @@
+"""S3 on this machine (moto's server), filled, and the function behind its Invoke API: all that the pipeline needs."""
+
+import logging
+import lzma
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+from adventureworks import handler, model, settings
+from local import lambda_service
+
+BUCKET = "adventureworks"
+DATA = Path(__file__).resolve().parents[1] / "data"
+REGION = "us-east-1"
+# What moto accepts: any.
+KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+
+
+class Cloud(NamedTuple):
+    """What runs: URLs, and the process that executes the function."""
+
+    s3_url: str
+    lambda_url: str
+    sandbox: lambda_service.Sandbox
+
+
+@contextmanager
+def running(database_url: str, *, timeout_s: float = 180, log: IO[bytes] | None = None) -> Iterator[Cloud]:
+    """Run S3 and the function, which loads into this database."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        s3_url = "http://{}:{}".format(*server.get_host_and_port())
+        lambda_handler = f"{handler.__name__}.{handler.lambda_handler.__name__}"
+        variables = {**os.environ, **environment(s3_url, database_url)}
+        with lambda_service.served(lambda_handler, variables, timeout_s, log) as (lambda_url, sandbox):
+            yield Cloud(s3_url, lambda_url, sandbox)
+    finally:
+        server.stop()
+
+
+def environment(s3_url: str, database_url: str) -> dict[str, str]:
+    """Return the variables that the function finds."""
+    return {
+        **KEYS,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL": s3_url,
+        "ADVENTUREWORKS_BUCKET": BUCKET,
+        "ADVENTUREWORKS_DATABASE_URL": database_url,
+    }
+
+
+def client(service: str, url: str) -> Any:  # noqa: ANN401
+    """Return boto3's client of a service at this URL."""
+    keys = {name.lower(): value for name, value in KEYS.items()}
+    return boto3.client(service, endpoint_url=url, region_name=REGION, **keys)
+
+
+def fill(s3_url: str) -> None:
+    """Make the bucket, and put the sample's files into it."""
+    s3 = client("s3", s3_url)
+    s3.create_bucket(Bucket=BUCKET)
+    for file in model.TABLES:
+        s3.put_object(Bucket=BUCKET, Key=handler.key(settings.Source(BUCKET, ""), file), Body=sample(file))
+
+
+def sample(file: str) -> bytes:
+    """Return a file of the sample."""
+    return lzma.decompress((DATA / f"{file}.csv.xz").read_bytes())

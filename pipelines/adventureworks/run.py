@@ -1,0 +1,73 @@
+"""Run the whole pipeline on this machine: S3 is filled, Airflow's DAG invokes the function, the questions are answered.
+
+PostgreSQL is the embedded one, in .embedded, and keeps its rows: `python -m adventureworks.questions` asks again. S3
+(moto), Lambda (AWS's own runtime) and Airflow leave nothing behind. Exit codes: 0 done, 1 the DAG failed, 2 a setting
+cannot be used, 4 the database failed.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import command
+from adventureworks import load, questions, settings
+from local import airflow, cloud
+from postgres import engine
+from postgres.embedded import EmbeddedServerError
+
+_START = time.monotonic()
+
+
+class RunError(Exception):
+    """The DAG failed; the message tells what the function said."""
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    parser = command.Parser(prog="run.py", description=__doc__)
+    parser.parse_args()
+    exit_codes = {RunError: 1, settings.SettingsError: 2, EmbeddedServerError: 4, engine.DatabaseError: 4}
+    return command.run(parser.prog, _run, exit_codes)
+
+
+def _run() -> int:
+    _tell("starting PostgreSQL")
+    database = settings.database_url(or_embedded=True)
+    with tempfile.TemporaryDirectory(prefix="adventureworks-") as folder, (Path(folder) / "log").open("w+b") as log:
+        with cloud.running(database.render_as_string(hide_password=False), log=log) as running:
+            _tell("filling S3")
+            cloud.fill(running.s3_url)
+            _tell("preparing Airflow")
+            environment = airflow.environment(Path(folder), running.lambda_url)
+            airflow.migrate(environment)
+            _tell("running the DAG")
+            run = airflow.run_dag(environment, {"mode": "replace"})
+            answer = running.sandbox.current.answer.result(0) if running.sandbox.current else None
+    if run.returncode or answer is None:
+        said = answer.body.decode() if answer else run.stdout + run.stderr
+        raise RunError(f"the DAG failed: {' '.join(said.split())[-1000:]}")
+    _tell("asking the questions")
+    for file, report in json.loads(answer.body)["files"].items():
+        print(_told(file, load.Report(**report)))
+    print()
+    with engine.failures("the database", "look into .embedded/server.log"):
+        pool = engine.create(database, "run.py")
+        questions.show(pool, questions.ROWS, None)
+        pool.dispose()
+    return 0
+
+
+def _told(file: str, report: load.Report) -> str:
+    counts = f"{report.rows:>6,} rows, {report.loaded:>6,} loaded, {report.rejected} rejected"
+    return f"{file:26}{counts}" + (f", {report.flagged} of them without a customer's name" if report.flagged else "")
+
+
+def _tell(step: str) -> None:
+    if sys.stderr.isatty():
+        print(f"{time.monotonic() - _START:5.1f} s  {step}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

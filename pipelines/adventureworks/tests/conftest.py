@@ -1,0 +1,119 @@
+"""A real PostgreSQL: TEST_POSTGRES_URL, or else the embedded one."""
+
+import os
+import uuid
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as properties
+from sqlalchemy import create_engine, text
+
+from adventureworks import load, model
+from local import cloud
+from postgres import embedded, engine
+
+properties.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+properties.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch):
+    """No setting of the machine reaches a test."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "ADVENTUREWORKS_", "AIRFLOW"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    if given := os.environ.get("TEST_POSTGRES_URL"):
+        return engine.parse(given)
+    return embedded.url("postgres", tmp_path_factory.mktemp("postgres") / "embedded")
+
+
+@pytest.fixture(scope="session")
+def administrator(server):
+    pool = create_engine(server, isolation_level="AUTOCOMMIT")
+    yield pool
+    pool.dispose()
+
+
+@pytest.fixture(scope="session")
+def make_database(administrator, server):
+    """Create a database, a copy of another one where a template is named; gives its URL."""
+    made = []
+
+    def make(template="template1"):
+        name = f"test_{uuid.uuid4().hex}"
+        with administrator.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        made.append(name)
+        return server.set(database=name)
+
+    yield make
+    with administrator.connect() as connection:
+        for name in made:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def loaded_template(make_database):
+    """The name of a database that holds the sample."""
+    url = make_database()
+    pool = engine.create(url, "test")
+    load.load(pool, list(model.TABLES), "replace", sample)
+    pool.dispose()
+    return url.database
+
+
+@pytest.fixture
+def database(make_database):
+    return make_database()
+
+
+@pytest.fixture
+def loaded_database(make_database, loaded_template):
+    """A database of the test's own that holds the sample."""
+    return make_database(loaded_template)
+
+
+@pytest.fixture
+def pool(database):
+    pool = engine.create(database, "test")
+    yield pool
+    pool.dispose()
+
+
+@pytest.fixture
+def loaded(loaded_database):
+    pool = engine.create(loaded_database, "test")
+    yield pool
+    pool.dispose()
+
+
+def sample(file):
+    """A file of the sample in pieces."""
+    body = cloud.sample(file)
+    return iter([body[start : start + 65_536] for start in range(0, len(body), 65_536)])
+
+
+def contents(pool):
+    """All rows of all tables, with the transactions that wrote them."""
+    with pool.connect() as connection:
+        return {
+            name: sorted(connection.execute(text(f"SELECT xmin::text, t::text FROM {name} AS t")).all())
+            for name in model.metadata.tables
+            if connection.scalar(text("SELECT to_regclass(:name)"), {"name": name})
+        }
+
+
+def rejects(pool):
+    """The rejected rows: (file, line, reason, loaded)."""
+    with pool.connect() as connection:
+        return connection.execute(text("SELECT * FROM load.reject ORDER BY file, line")).all()
+
+
+def dated(columns, *rows):
+    """Rows with the two columns that every file ends with; columns: `A;B`, rows: `1;2`."""
+    ending = "3F5AE95E-B87D-4AED-95B4-C3797AFCB74F;2014-09-12 11:15:07.263\r\n"
+    text = f"\ufeff{columns};rowguid;ModifiedDate\r\n" + "".join(f"{row};{ending}" for row in rows)
+    return text.encode()

@@ -1,0 +1,62 @@
+"""The DAG, run by Airflow itself; the one command, as a user runs it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from local import airflow, cloud
+from tests.conftest import rejects
+from tests.test_function import path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Airflow's folder, with its tables."""
+    home = tmp_path_factory.mktemp("airflow")
+    airflow.migrate(airflow.environment(home, "http://127.0.0.1:1"))
+    return home
+
+
+def test_the_dag_fails_after_its_retries_where_the_function_reports_an_error(home, pool):
+    database = pool.url.render_as_string(hide_password=False)
+    with cloud.running(database) as running:
+        cloud.fill(running.s3_url)
+        run = airflow.run_dag(airflow.environment(home, running.lambda_url), {"files": ["Sales.Customers"]})
+    assert run.returncode == 1
+    assert "Lambda function execution resulted in error" in run.stdout
+    assert "there is no file" in run.stdout
+    assert run.stdout.count("Invoking AWS Lambda function") == 3
+
+
+def test_one_command_runs_everything_and_leaves_no_process_behind(pool):
+    """The DAG invokes the function, and all that it needs; quiet where nobody watches."""
+    database = pool.url.render_as_string(hide_password=False)
+    before = {process.pid for process in psutil.process_iter()}
+    environment = {**path(), "ADVENTUREWORKS_DATABASE_URL": database}
+    command = [sys.executable, "run.py"]
+    run = subprocess.run(command, cwd=airflow.DAGS.parent, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    [shown] = re.findall(r"```text\n(.*?)```", (airflow.DAGS.parent / "README.md").read_text(), flags=re.DOTALL)
+    assert run.stdout.startswith(shown)
+    counts = [line.strip() for line in run.stdout.splitlines() if line.endswith(" rows")]
+    assert counts == ["332 rows", "11 rows", "1,359 rows", "1,194 rows", "138 rows"]
+    assert len(rejects(pool)) == 54
+    mine = {process.pid for process in psutil.process_iter() if process.ppid() == os.getpid()} - before
+    assert mine == set()
+    left = [
+        process for process in psutil.process_iter(["cmdline"]) if "awslambdaric" in (process.info["cmdline"] or [])
+    ]
+    assert {process.pid for process in left} <= before
+
+
+def test_a_database_that_is_away_fails_the_one_command_on_one_line():
+    environment = {**path(), "ADVENTUREWORKS_DATABASE_URL": "mysql://u:s3cr3t@h/d"}
+    command = [sys.executable, "run.py"]
+    run = subprocess.run(command, cwd=airflow.DAGS.parent, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("run.py: ADVENTUREWORKS_DATABASE_URL is not a URL of PostgreSQL")
+    assert run.stderr.count("\n") == 1

@@ -1,0 +1,267 @@
+"""The function, executed by AWS's runtime and invoked as Lambda is: its results, and its errors."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from sqlalchemy import text
+
+from adventureworks import dialect, handler, load, model, settings
+from local import cloud, lambda_service
+from postgres import engine
+from tests.conftest import contents, rejects
+from tests.test_load import ALL, EXPECTED
+
+
+class Minutes:
+    """A context of Lambda with some time left."""
+
+    def get_remaining_time_in_millis(self):
+        return 120_000
+
+
+@pytest.fixture(scope="module")
+def running(make_database):
+    """S3 with the sample, and the function with a database of its own: (cloud, engine)."""
+    database = make_database()
+    with cloud.running(database.render_as_string(hide_password=False)) as running:
+        cloud.fill(running.s3_url)
+        pool = engine.create(database, "test")
+        yield running, pool
+        pool.dispose()
+
+
+def invoked(running, event):
+    """The answer, and None or the error's type."""
+    client = cloud.client("lambda", running.lambda_url)
+    answer = client.invoke(FunctionName=lambda_service.FUNCTION, Payload=json.dumps(event))
+    body = json.loads(answer["Payload"].read())
+    return body, body["errorType"] if answer.get("FunctionError") else None
+
+
+def test_the_function_loads_the_sample_twice_with_the_same_counts(running):
+    running, pool = running
+    expected = {file: dict(zip(load.Report._fields, counts, strict=True)) for file, counts in EXPECTED.items()}
+    for _ in range(2):
+        assert invoked(running, {}) == ({"mode": "replace", "files": expected}, None)
+        assert len(rejects(pool)) == 54
+
+
+def test_an_event_may_name_some_of_the_files(running):
+    body, error = invoked(running[0], {"mode": "upsert", "files": ["Sales.Customer", "Person.Person"]})
+    assert (list(body["files"]), error) == (["Person.Person", "Sales.Customer"], None)
+
+
+EVENTS = [
+    ({"mode": "append"}, "mode is 'append': expected replace or upsert"),
+    ({"files": []}, "files is []: expected a list of names, or null for all of them"),
+    ({"files": "Sales.Customer"}, "files is 'Sales.Customer': expected a list of names, or null for all of them"),
+    ({"files": ["Sales.Customers"]}, f"there is no file 'Sales.Customers': expected some of {', '.join(ALL)}"),
+    ({"bucket": "another"}, "the event has 'bucket': expected mode and files"),
+]
+
+
+@pytest.mark.parametrize(("event", "message"), EVENTS)
+def test_an_event_that_asks_for_what_is_not_there_is_an_error_of_the_function(running, event, message):
+    body, error = invoked(running[0], event)
+    assert (body["errorMessage"], error) == (message, "EventError")
+
+
+def test_a_missing_object_is_named_and_nothing_is_loaded(running):
+    running, pool = running
+    s3 = cloud.client("s3", running.s3_url)
+    before = contents(pool)
+    key = "sales/Sales.SalesOrderHeader.csv"
+    s3.delete_object(Bucket=cloud.BUCKET, Key=key)
+    try:
+        body, error = invoked(running, {})
+    finally:
+        s3.put_object(Bucket=cloud.BUCKET, Key=key, Body=cloud.sample("Sales.SalesOrderHeader"))
+    assert error == "FileError"
+    assert "Sales.SalesOrderHeader cannot be read from s3://adventureworks/sales/" in body["errorMessage"]
+    assert "NoSuchKey" in body["errorMessage"]
+    assert contents(pool) == before
+
+
+def test_a_function_that_dies_is_an_error_and_the_next_event_finds_a_new_one(running):
+    running, pool = running
+    invoked(running, {"files": ["Person.Person"]})
+    before = contents(pool)
+    with pool.connect() as holder:
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
+        answers = []
+        waiting = threading.Thread(target=lambda: answers.append(invoked(running, {})))
+        waiting.start()
+        blocked = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        while not holder.scalar(blocked):
+            pass
+        running.sandbox.process.kill()
+        waiting.join()
+    [(body, error)] = answers
+    assert error == "Runtime.ExitError"
+    assert body["errorMessage"].endswith("Runtime exited with -9")
+    assert contents(pool) == before
+    assert invoked(running, {"files": ["Person.Person"]})[1] is None
+
+
+def test_a_function_that_takes_too_long_is_ended(make_database):
+    database = make_database()
+    pool = engine.create(database, "test")
+    with pool.connect() as holder, cloud.running(database.render_as_string(hide_password=False), timeout_s=8) as slow:
+        cloud.fill(slow.s3_url)
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.model'))"))
+        body, error = invoked(slow, {})
+        # The statement's own limit is what is left of the function's time, but a second at least.
+        assert error == "DatabaseError"
+        assert "statement timeout" in body["errorMessage"]
+    pool.dispose()
+
+
+@pytest.fixture
+def in_this_process(database, monkeypatch):
+    """The function's settings, with a database of its own and no S3 yet."""
+    monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", database.render_as_string(hide_password=False))
+    monkeypatch.setenv("ADVENTUREWORKS_BUCKET", cloud.BUCKET)
+    monkeypatch.setenv("AWS_REGION", cloud.REGION)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", cloud.REGION)
+    for name, value in cloud.KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def answering(*pieces):
+    """A server that sends these bytes to whoever asks, then closes; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65_536)
+                    for piece in pieces:
+                        connection.sendall(piece)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_an_object_that_s3_breaks_off_is_an_error_even_at_the_end_of_a_line(in_this_process, monkeypatch, pool):
+    body = cloud.sample("Person.Person")
+    half = body[: body.index(b"\n", len(body) // 2) + 1]
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: text/csv\r\n\r\n".encode()
+    with answering(head, half) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(dialect.FileError, match="Person.Person cannot be read from s3://adventureworks/person"):
+            handler.lambda_handler({}, Minutes())
+    assert contents(pool) == {}
+
+
+def test_a_vanished_bucket_is_named(in_this_process, monkeypatch, running, pool):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", running[0].s3_url)
+    monkeypatch.setenv("ADVENTUREWORKS_BUCKET", "vanished")
+    with pytest.raises(dialect.FileError, match=r"s3://vanished/person/.*NoSuchBucket.*nothing was written"):
+        handler.lambda_handler({}, Minutes())
+    assert contents(pool) == {}
+
+
+def test_a_database_that_is_away_is_told_on_one_line_without_the_password(in_this_process, monkeypatch):
+    monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", "postgresql://user:s3cr3t@127.0.0.1:1/d")
+    with pytest.raises(engine.DatabaseError, match="the database failed: .*nothing was written") as failure:
+        handler.lambda_handler({}, Minutes())
+    assert "s3cr3t" not in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_the_url_of_the_database_may_lie_in_a_secret(in_this_process, monkeypatch, running, database):
+    running, _ = running
+    secret = cloud.client("secretsmanager", running.s3_url)
+    arn = secret.create_secret(Name="of-the-test", SecretString=os.environ["ADVENTUREWORKS_DATABASE_URL"])["ARN"]
+    monkeypatch.delenv("ADVENTUREWORKS_DATABASE_URL")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3_url)
+    monkeypatch.setenv("ADVENTUREWORKS_DATABASE_SECRET", arn)
+    assert settings.database_url() == database
+    result = handler.lambda_handler({"files": ["Person.Person"]}, Minutes())
+    assert result["files"]["Person.Person"]["loaded"] == 2057
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ADVENTUREWORKS_BUCKET", "", "ADVENTUREWORKS_BUCKET is not set"),
+        ("ADVENTUREWORKS_DATABASE_URL", "", "neither ADVENTUREWORKS_DATABASE_SECRET nor ADVENTUREWORKS_DATABASE_URL"),
+        (
+            "ADVENTUREWORKS_DATABASE_URL",
+            "mysql://u:s3cr3t@h/d",
+            "ADVENTUREWORKS_DATABASE_URL is not a URL of PostgreSQL",
+        ),
+        ("ADVENTUREWORKS_DATABASE_SECRET", "absent", "the secret absent cannot be read as text"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(in_this_process, monkeypatch, running, name, value, message):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(settings.SettingsError, match=message) as failure:
+        handler.lambda_handler({}, Minutes())
+    assert "s3cr3t" not in str(failure.value)
+
+
+def test_the_function_needs_no_more_than_its_package_holds():
+    code = "import adventureworks.handler, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], env=path(), capture_output=True, text=True, check=True)
+    loaded = {name for name in run.stdout.split() if not name.startswith("_")} - set(sys.stdlib_module_names)
+    libraries = {"boto3", "botocore", "psycopg2", "sqlalchemy"}
+    theirs = {
+        "certifi",
+        "cython_runtime",
+        "dateutil",
+        "jmespath",
+        "s3transfer",
+        "six",
+        "typing_extensions",
+        "urllib3",
+        "greenlet",
+    }
+    assert loaded - theirs == {"adventureworks", "postgres", *libraries}
+
+
+def path():
+    """The environment of a process that finds both projects."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_the_function_needs_no_more_memory_for_a_file_twenty_times_as_large(running):
+    running, _ = running
+    s3 = cloud.client("s3", running.s3_url)
+
+    def resident_bytes_after(times):
+        header, rows = cloud.sample("Sales.SpecialOfferProduct").split(b"\n", 1)
+        # All but the first are rejected: they repeat its keys.
+        s3.put_object(
+            Bucket=cloud.BUCKET, Key="sales/Sales.SpecialOfferProduct.csv", Body=header + b"\n" + rows * times
+        )
+        running.sandbox.stop()
+        result, error = invoked(running, {"files": ["Sales.SpecialOfferProduct"]})
+        assert (error, result["files"]["Sales.SpecialOfferProduct"]["rows"]) == (None, 538 * times)
+        return psutil.Process(running.sandbox.process.pid).memory_info().rss
+
+    invoked(running, {})
+    assert resident_bytes_after(400) < 1.1 * resident_bytes_after(20)
+    resident_bytes_after(1)
+
+
+def test_every_table_has_its_object():
+    keys = {handler.key(settings.Source("bucket", "in/"), file) for file in model.TABLES}
+    assert len(keys) == 6
+    assert "in/sales/Sales.Customer.csv" in keys

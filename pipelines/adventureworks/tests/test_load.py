@@ -1,0 +1,322 @@
+"""The load: the tables hold what the files hold, all of it or nothing of it."""
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from adventureworks import dialect, load, model
+from local import cloud
+from postgres import embedded, engine
+from tests.conftest import contents, dated, rejects, sample
+
+ALL = list(model.TABLES)
+EXPECTED = {
+    "Person.Person": (2057, 2057, 0, 0),
+    "Production.Product": (504, 504, 0, 0),
+    "Sales.Customer": (19820, 19820, 0, 0),
+    "Sales.SpecialOfferProduct": (538, 538, 0, 0),
+    "Sales.SalesOrderHeader": (1566, 1566, 0, 13),
+    "Sales.SalesOrderDetail": (5716, 5675, 41, 0),
+}
+
+
+def test_the_sample_is_loaded_and_every_row_that_breaks_a_key_is_told(loaded):
+    told = rejects(loaded)
+    assert [(file, loaded) for file, _, _, loaded in told] == [("Sales.SalesOrderDetail", False)] * 41 + [
+        ("Sales.SalesOrderHeader", True)
+    ] * 13
+    assert told[0] == (
+        "Sales.SalesOrderDetail", 5677, "sales_order_id 45225 is not in sales.sales_order_header", False
+    )  # fmt: skip
+    assert told[41] == (
+        "Sales.SalesOrderHeader", 23, "customer_id 29489 has no name: person_id 301 is not in person.person", True
+    )  # fmt: skip
+    lines = cloud.sample("Sales.SalesOrderHeader").decode().splitlines()
+    assert lines[23 - 1].split(";")[10] == "29489"
+
+
+@pytest.mark.parametrize("mode", ["replace", "upsert"])
+def test_a_second_run_gives_the_same_counts_and_touches_no_row(loaded, mode):
+    before = contents(loaded)
+    reports = load.load(loaded, ALL, mode, sample)
+    assert {file: tuple(report) for file, report in reports.items()} == EXPECTED
+    after = contents(loaded)
+    # What is told of a file is written anew.
+    assert [row[1] for row in before.pop("load.reject")] == [row[1] for row in after.pop("load.reject")]
+    assert after == before
+
+
+def test_money_dates_flags_and_codes_are_what_the_file_says(loaded):
+    with loaded.connect() as connection:
+        row = connection.execute(text("SELECT * FROM sales.sales_order_header WHERE sales_order_id = 43659")).one()
+        assert f"{row.sub_total} {row.total_due} {row.order_date} {row.online_order_flag} {row.comment}" == (
+            "20565.6206 23153.2339 2011-05-31 00:00:00 False None"
+        )
+        product = connection.execute(text("SELECT * FROM production.product WHERE product_id = 317")).one()
+        assert (product.name, product.product_line, product.weight) == ("LL Crankarm", None, None)
+        assert product.__getattr__("class") == "L"
+        total = "SELECT line_total FROM sales.sales_order_detail WHERE sales_order_detail_id = 2"
+        assert str(connection.scalar(text(total))) == "6074.982000"
+        weight = text("SELECT count(*), max(weight) FROM production.product WHERE weight_unit_measure_code = 'G'")
+        assert [str(value) for value in connection.execute(weight).one()] == ["29", "1050.00"]
+
+
+OFFER = "SpecialOfferID;ProductID"
+PRODUCT = ";".join(column.info["name"] for column in model.product.columns[:-2])
+CUSTOMER = "CustomerID;PersonID;StoreID;TerritoryID;AccountNumber"
+
+
+def product(number, name="x"):
+    return f"{number};{name};X-{number};0;0;NULL;1;1;0,00;0,00;NULL;NULL;NULL;NULL;0;NULL;NULL;NULL;NULL;NULL;" + (
+        "2008-04-30 00:00:00.000;NULL;NULL"
+    )
+
+
+@settings(max_examples=25)
+@given(data=st.data(), mode=st.sampled_from(["replace", "upsert"]))
+def test_products_and_offers_are_what_plain_python_says(pool_of_two_tables, data, mode):
+    """Keys that are absent, repeated, and gone since the load before; in both modes, with either file or both."""
+    numbers = st.integers(1, 4)
+    files = st.fixed_dictionaries(
+        {
+            "Production.Product": st.lists(st.tuples(numbers, st.sampled_from("xyz")), min_size=1, max_size=6),
+            "Sales.SpecialOfferProduct": st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8),
+        }
+    )
+    with pool_of_two_tables.begin() as connection:
+        connection.execute(text("TRUNCATE production.product, sales.special_offer_product, load.reject CASCADE"))
+    products, offers = {}, set()
+    for given_files, now in ((data.draw(files), "replace"), (data.draw(files), mode)):
+        old, told = ({}, set()) if now == "replace" else (products, offers)
+        named = given_files["Production.Product"]
+        products = old | {number: name for number, name in reversed(named)}
+        offered = given_files["Sales.SpecialOfferProduct"]
+        offers = {pair for pair in told | set(offered) if pair[1] in products}
+        bodies = {
+            "Production.Product": dated(PRODUCT, *(product(*pair) for pair in named)),
+            "Sales.SpecialOfferProduct": dated(OFFER, *(f"{a};{b}" for a, b in offered)),
+        }
+        reports = load.load(pool_of_two_tables, list(bodies), now, lambda file, bodies=bodies: [bodies[file]])
+        assert all(report.rows == report.loaded + report.rejected for report in reports.values())
+    with pool_of_two_tables.connect() as connection:
+        assert dict(connection.execute(text("SELECT product_id, name FROM production.product")).all()) == products
+        held = connection.execute(text("SELECT special_offer_id, product_id FROM sales.special_offer_product"))
+        assert set(map(tuple, held)) == offers
+
+
+@pytest.fixture(scope="module")
+def pool_of_two_tables(make_database):
+    pool = engine.create(make_database(), "test")
+    with pool.begin() as connection:
+        model.create_absent(connection)
+    yield pool
+    pool.dispose()
+
+
+def test_each_row_that_breaks_a_type_a_check_or_a_key_is_rejected_with_its_line_and_the_rest_is_loaded(pool):
+    rows = [product(1), product("x"), product(2).replace("0,00", "-1,00", 1), product(1, "again"), product(3)]
+    report = load.load(pool, ["Production.Product"], "replace", lambda _: [dated(PRODUCT, *rows)])
+    assert report["Production.Product"] == (5, 2, 3, 0)
+    assert [(line, reason) for _, line, reason, _ in rejects(pool)] == [
+        (3, "ProductID 'x' is no whole number from -2,147,483,648 to 2,147,483,647"),
+        (4, "breaks product_prices_not_negative: standard_cost >= 0 AND list_price >= 0"),
+        (5, "repeats the key of line 2"),
+    ]
+
+
+def test_every_check_of_the_tables_rejects_and_none_ends_the_load(pool):
+    """What Python lets through, PostgreSQL must not refuse: each check is evaluated before the rows are written."""
+    load.load(pool, ["Sales.Customer"], "replace", lambda _: [dated(CUSTOMER, "1;NULL;1;1;A", "2;NULL;NULL;1;A")])
+    assert rejects(pool) == [
+        ("Sales.Customer", 3, "breaks customer_is_somebody: person_id IS NOT NULL OR store_id IS NOT NULL", False)
+    ]
+
+
+def test_a_row_whose_parent_was_rejected_is_rejected_too(pool):
+    bodies = {
+        "Production.Product": dated(
+            PRODUCT, product(1), product(2).replace("0,00", "zero", 1), product(3).replace("0,00", "-1,00", 1)
+        ),
+        "Sales.SpecialOfferProduct": dated(OFFER, "1;1", "1;2", "1;3"),
+    }
+    load.load(pool, list(bodies), "replace", lambda file: [bodies[file]])
+    assert [(file, line) for file, line, _, _ in rejects(pool)] == [
+        ("Production.Product", 3),
+        ("Production.Product", 4),
+        ("Sales.SpecialOfferProduct", 3),
+        ("Sales.SpecialOfferProduct", 4),
+    ]
+
+
+def test_replace_removes_what_a_file_no_longer_holds_and_upsert_keeps_it(loaded):
+    def shorter(file):
+        body = cloud.sample(file)
+        return [body[: body.rindex(b"\n", 0, -1) + 1]]
+
+    def held(mode):
+        load.load(loaded, ["Sales.SalesOrderDetail"], mode, shorter if mode else sample)
+        with loaded.connect() as connection:
+            return connection.scalar(text("SELECT count(*), max(sales_order_id) FROM sales.sales_order_detail"))
+
+    # The last line of the details is one of those without a header.
+    assert held("upsert") == held("replace") == 5675
+    header, *rows = cloud.sample("Sales.SalesOrderDetail").splitlines(keepends=True)
+    load.load(loaded, ["Sales.SalesOrderDetail"], "upsert", lambda _: [header, *rows[1:]])
+    with loaded.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM sales.sales_order_detail")) == 5675
+    load.load(loaded, ["Sales.SalesOrderDetail"], "replace", lambda _: [header, *rows[1:]])
+    with loaded.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM sales.sales_order_detail")) == 5674
+
+
+def test_rows_that_another_table_needs_are_not_removed(loaded):
+    before = contents(loaded)
+    with pytest.raises(engine.DatabaseError, match="violates foreign key constraint"), engine.failures("it", "look"):
+        load.load(loaded, ["Production.Product"], "replace", lambda _: [dated(PRODUCT, product(1))])
+    assert contents(loaded) == before
+
+
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "2",
+    "+1",
+    "1_000",
+    "99999999999",
+    "32768",
+    "1,5",
+    "1.5",
+    "1,23456",
+    "-0,0001",
+    "NaN",
+    "inf",
+    "1e3",
+    "\u0661",
+]
+MOMENTS = ["0001-01-01", "9999-12-31", "0000-01-01", "2011-02-29", "2011-13-01"]
+TEXTS = [
+    "",
+    "NULL",
+    '"NULL"',
+    "\\N",
+    "\\.",
+    "\\",
+    "\t",
+    '"a\r\nb"',
+    '"',
+    '""',
+    "L ",
+    " 1",
+    "\x7f\u2028\ufeff",
+    "\0",
+    ";",
+]
+NASTY = (
+    st.sampled_from(NUMBERS)
+    | st.sampled_from(MOMENTS).map("{} 23:59:59.999".format)
+    | st.sampled_from([*TEXTS, "92C4279F-1207-48A3-8448-4636514EB7E2", "{92C4279F-1207-48A3-8448-4636514EB7E2}"])
+    | st.text(st.characters(blacklist_categories=["Cs"]), max_size=10)
+)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), file=st.sampled_from(ALL))
+def test_dirt_of_any_kind_in_any_column_costs_its_row_at_most(dirty_pool, data, file):
+    """Rows of the sample with dirt in a field: thousands of them; none ends the load, and the clean row is there."""
+    header, clean, *rows = cloud.sample(file).decode("utf-8-sig").split("\r\n")[:60]
+    dirty = []
+    for row, dirt in zip(rows, data.draw(st.lists(NASTY, min_size=50, max_size=50)), strict=False):
+        fields = row.split(";")
+        fields[data.draw(st.integers(0, len(fields) - 1))] = dirt
+        dirty.append(";".join(fields))
+    body = "\r\n".join([header, clean, *dirty, ""]).encode()
+    report = load.load(dirty_pool, [file], "upsert", lambda _: [body])[file]
+    assert report.rows == report.loaded + report.rejected
+    with dirty_pool.connect() as connection:
+        told = "SELECT count(*) FILTER (WHERE NOT loaded), min(line) FROM load.reject WHERE file = :file"
+        rejected, first = connection.execute(text(told), {"file": file}).one()
+    assert rejected == report.rejected
+    assert first is None or first > 2
+
+
+@pytest.fixture(scope="module")
+def dirty_pool(make_database, loaded_template):
+    pool = engine.create(make_database(loaded_template), "test")
+    yield pool
+    pool.dispose()
+
+
+@settings(max_examples=15)
+@given(share=st.floats(0, 1, exclude_max=True), file=st.sampled_from(ALL))
+def test_a_file_cut_off_anywhere_within_a_line_changes_nothing(shared_loaded, share, file):
+    pool, before = shared_loaded
+    body = cloud.sample(file)
+    cut = int(share * len(body))
+    cut -= body[:cut].endswith(b"\n")
+    with pytest.raises(dialect.FileError, match=f"{file} (ends within a line|line 1 does not name)"):
+        load.load(pool, ALL, "replace", lambda asked: [body[:cut]] if asked == file else sample(asked))
+    assert contents(pool) == before
+
+
+@pytest.fixture(scope="module")
+def shared_loaded(make_database, loaded_template):
+    pool = engine.create(make_database(loaded_template), "test")
+    yield pool, contents(pool)
+    pool.dispose()
+
+
+def test_a_database_that_goes_away_within_the_load_has_the_old_rows_when_it_is_back(loaded, administrator):
+    before = contents(loaded)
+    kill = text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = :name")
+
+    def killing(file):
+        header, *pieces = sample(file)
+        yield header
+        if file == "Sales.SalesOrderDetail":
+            with administrator.connect() as connection:
+                assert connection.scalar(kill, {"name": loaded.url.database}) > 0
+        yield from pieces
+
+    with pytest.raises(engine.DatabaseError) as failure, engine.failures("the database", "look"):
+        load.load(loaded, ALL, "replace", killing)
+    assert "\n" not in str(failure.value)
+    assert "terminat" in str(failure.value)
+    assert contents(loaded) == before
+
+
+def test_two_loads_at_once_wait_for_each_other(loaded, loaded_database):
+    with loaded.connect() as other:
+        other.execute(text("SELECT pg_advisory_lock(hashtext('adventureworks.load'))"))
+        other.execute(text("COMMIT"))
+        short = engine.create(loaded_database, "test", time_limit_s=0.3)
+        with pytest.raises(engine.DatabaseError, match="timeout"), engine.failures("the database", "look"):
+            load.load(short, ["Sales.SpecialOfferProduct"], "replace", sample)
+        short.dispose()
+
+
+def test_a_server_that_is_killed_within_the_load_has_the_old_rows_when_it_is_started_again(tmp_path):
+    folder = tmp_path / "embedded"
+    pool = engine.create(embedded.url("postgres", folder), "test")
+    load.load(pool, ALL, "replace", sample)
+    before = contents(pool)
+
+    def killing(file):
+        header, *pieces = sample(file)
+        yield header
+        if file == "Sales.SalesOrderDetail":
+            postmaster = psutil.Process(int((folder / "data/postmaster.pid").read_text().split("\n")[0]))
+            for process in [postmaster, *postmaster.children()]:
+                process.kill()
+        yield from pieces
+
+    with pytest.raises(engine.DatabaseError) as failure, engine.failures("the database", "look"):
+        load.load(pool, ALL, "upsert", killing)
+    assert "\n" not in str(failure.value)
+    # This process knows the port of the server that was killed.
+    embedded._join.cache_clear()
+    again = engine.create(embedded.url("postgres", folder), "test")
+    assert contents(again) == before
+    again.dispose()

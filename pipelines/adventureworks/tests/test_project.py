@@ -1,0 +1,198 @@
+"""The questions, the template, the diagram, and the house."""
+
+import ast
+import csv
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import cfnlint.api
+import pytest
+import yaml
+from sqlalchemy import text
+
+from adventureworks import diagram, model, questions
+from local import lambda_service
+from tests.test_function import path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def answers(make_database, loaded_template):
+    """{q1: (columns, rows)}; read once, for nothing changes them."""
+    from postgres import engine
+
+    pool = engine.create(make_database(loaded_template), "test")
+    yield {name: (columns, rows) for name, _, columns, rows in questions.answers(pool)}
+    pool.dispose()
+
+
+def exact(value):
+    """A number as a number, anything else as text."""
+    try:
+        return Decimal(str(value))
+    except ArithmeticError:
+        return str(value)
+
+
+@pytest.mark.parametrize(("name", "count"), [("q1", 332), ("q3", 1359), ("q5", 138)])
+def test_the_answers_are_those_expected_in_order_too(answers, name, count):
+    with (ROOT / f"data/expected/{name}.csv").open(newline="") as file:
+        _, *expected = csv.reader(file)
+    assert [list(map(exact, row)) for row in answers[name][1]] == [list(map(exact, row)) for row in expected]
+    assert len(expected) == count
+
+
+def details():
+    """The rows of the details that are loaded, read by Python alone."""
+    from local import cloud
+
+    def read(file):
+        lines = cloud.sample(file).decode("utf-8-sig").splitlines()
+        return list(csv.DictReader(lines, delimiter=";"))
+
+    headers = {row["SalesOrderID"]: row for row in read("Sales.SalesOrderHeader")}
+    products = {row["ProductID"]: row for row in read("Production.Product")}
+    for row in read("Sales.SalesOrderDetail"):
+        if row["SalesOrderID"] in headers:
+            yield int(row["OrderQty"]), products[row["ProductID"]], headers[row["SalesOrderID"]]["OrderDate"][:10]
+
+
+def test_no_piece_is_counted_twice_among_the_best_selling_products(answers):
+    sold = {}
+    for quantity, product, _ in details():
+        key = int(product["DaysToManufacture"]), int(product["ProductID"]), product["Name"]
+        sold[key] = sold.get(key, 0) + quantity
+    best = []
+    for days in sorted({key[0] for key in sold}):
+        ranked = sorted((-sold[key], *key) for key in sold if key[0] == days)[:3]
+        best += [(days, place, key[2], key[3], -key[0]) for place, key in enumerate(ranked, 1)]
+    assert answers["q2"][1] == best
+
+
+def test_every_piece_is_counted_once_on_its_date(answers):
+    sold = {}
+    for quantity, product, day in details():
+        key = int(product["ProductID"]), product["Name"], day
+        sold[key] = sold.get(key, 0) + quantity
+    assert [(row[0], row[1], str(row[2]), row[3]) for row in answers["q4"][1]] == [
+        (*key, sold[key]) for key in sorted(sold)
+    ]
+
+
+def test_customers_of_one_name_are_not_one_customer(loaded):
+    with loaded.begin() as connection:
+        connection.execute(text("UPDATE person.person SET first_name = 'A', middle_name = NULL, last_name = 'B'"))
+    counted = {name: rows for name, _, _, rows in questions.answers(loaded)}["q3"]
+    assert len(counted) == 1359
+    assert {row[1] for row in counted} == {"A B"}
+
+
+def test_money_is_exact(answers):
+    assert {type(row[2]) for row in answers["q5"][1]} == {Decimal}
+
+
+def test_a_command_prints_all_five_and_writes_them_whole(loaded_database, tmp_path):
+    url = loaded_database.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "adventureworks.questions", "--rows", "2", "--csv", str(tmp_path / "answers")]
+    environment = path() | {"ADVENTUREWORKS_DATABASE_URL": url}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [line[:2] for line in run.stdout.splitlines() if line.startswith("q")] == ["q1", "q2", "q3", "q4", "q5"]
+    assert "    43659           12\n    43661           15\n    332 rows\n" in run.stdout
+    counts = {file.stem: len(file.read_text().splitlines()) - 1 for file in (tmp_path / "answers").glob("*.csv")}
+    assert counts == {"q1": 332, "q2": 11, "q3": 1359, "q4": 1194, "q5": 138}
+
+
+def test_the_questions_without_tables_fail_on_one_line(database):
+    environment = path() | {"ADVENTUREWORKS_DATABASE_URL": database.render_as_string(hide_password=False)}
+    command = [sys.executable, "-m", "adventureworks.questions"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (4, 1)
+    assert 'relation "sales.sales_order_detail" does not exist' in run.stderr
+
+
+def test_the_diagram_is_that_of_the_tables():
+    assert (ROOT / "MODEL.md").read_text() == diagram.markdown() + "\n"
+
+
+def test_the_tables_of_the_database_have_the_keys_that_the_diagram_shows(loaded):
+    query = "SELECT conrelid::regclass || ' ' || confrelid::regclass FROM pg_constraint WHERE contype = 'f'"
+    with loaded.connect() as connection:
+        keys = set(connection.scalars(text(query)))
+    declared = {
+        f"{table.fullname} {key.referred_table.fullname}"
+        for table in model.TABLES.values()
+        for key in model.enforced(table)
+    }
+    assert keys == declared
+    assert len(keys) == 4
+
+
+class _Template(yaml.SafeLoader):
+    """CloudFormation's own tags are read as what they hold."""
+
+
+_Template.add_multi_constructor(
+    "!", lambda loader, _, node: node.value if isinstance(node, yaml.ScalarNode) else loader.construct_sequence(node)
+)
+TEMPLATE = yaml.load((ROOT / "template.yaml").read_text(), _Template)
+
+
+def linted(text):
+    """The rules that a template breaks; those that begin with I only inform."""
+    return [found.rule.id for found in cfnlint.api.lint_all(text) if not found.rule.id.startswith("I")]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("Timeout: 900", "Timeout: 9000"),
+        ("GroupDescription:", "Description:"),
+        ("!Ref DatabaseSecretArn", "!Ref DatabaseSecret"),
+    ],
+)
+def test_cloudformation_takes_the_template_and_no_broken_one(right, wrong):
+    template = (ROOT / "template.yaml").read_text()
+    assert linted(template) == []
+    assert linted(template.replace(right, wrong)) != []
+
+
+def test_the_function_may_do_what_it_needs_and_nothing_else():
+    [policy] = TEMPLATE["Resources"]["Role"]["Properties"]["Policies"]
+    allowed = {}
+    for statement in policy["PolicyDocument"]["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert not any("*" in action for action in actions)
+        if statement["Resource"] == "*":
+            assert {action.partition(":")[0] for action in actions} == {"ec2"}
+        if statement["Effect"] == "Allow":
+            allowed |= dict.fromkeys(actions, statement["Resource"])
+        else:
+            assert statement["Sid"] == "NotFromTheCode"
+            assert set(actions) == {action for action in allowed if action.startswith("ec2:")}
+    assert {action for action in allowed if not action.startswith(("ec2:", "logs:"))} == {
+        "s3:GetObject",
+        "s3:ListBucket",
+        "secretsmanager:GetSecretValue",
+    }
+    schemas = {f"{table.schema}/*" for table in model.TABLES.values()}
+    assert {resource.rpartition("${Prefix}")[2] for resource in allowed["s3:GetObject"]} == schemas
+
+
+def test_the_template_names_what_the_code_reads():
+    function = TEMPLATE["Resources"]["Load"]["Properties"]
+    module, _, name = function["Handler"].rpartition(".")
+    assert callable(getattr(sys.modules.get(module) or __import__(module, fromlist=["_"]), name))
+    assert function["FunctionName"] == lambda_service.FUNCTION
+    read = (ROOT / "adventureworks/settings.py").read_text()
+    assert all(name in read for name in function["Environment"]["Variables"])
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*/*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_function_is_long(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 40, node.name
