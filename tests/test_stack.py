@@ -37,7 +37,11 @@ REACHED_BY = {
     ("dagster-webserver", 3000): IN_ALVO,
 }
 OF_POSTGRES = {"/run/postgresql", "/tmp", "/var/lib/postgresql"}
-FOLDERS = {"fonte-database": OF_POSTGRES, "alvo-database": OF_POSTGRES, "dagster-code": {"/tmp", "/dagster/storage"}}
+OF_DAGSTER = {"/tmp", "/dagster/storage"}
+FOLDERS = {
+    **dict.fromkeys(("fonte-database", "alvo-database"), OF_POSTGRES),
+    **dict.fromkeys(("dagster-code", "dagster-daemon"), OF_DAGSTER),
+}
 
 
 def section(language):
@@ -224,8 +228,9 @@ def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
 
 @pytest.mark.parametrize("service", STAYING)
 def test_no_process_is_root_or_can_become_it(stack, service):
-    _, *processes = stack.run(f"docker top {stack.container(service)} -eo uid,pid").splitlines()
-    assert {int(process.split()[0]) for process in processes} == {999 if "database" in service else 65532}
+    _, *processes = stack.run(f"docker top {stack.container(service)} -eo uid,comm,pid").splitlines()
+    staying = [process.split() for process in processes if "pg_isready" not in process]
+    assert {int(uid) for uid, *_ in staying} == {999 if "database" in service else 65532}
     status = stack.inside(service, "cat", "/proc/1/status")
     for name, value in (("CapPrm", "0+"), ("CapEff", "0+"), ("NoNewPrivs", "1")):
         assert re.search(rf"^{name}:\s+{value}$", status, re.MULTILINE)
