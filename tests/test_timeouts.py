@@ -76,7 +76,8 @@ def test_a_connection_that_is_given_back_in_time_is_not_cut(alvo, monkeypatch):
     with pool.connect() as connection:
         first = connection.scalar(text("SELECT pg_backend_pid()"))
         limits = set(threading.enumerate()) - others
-    assert len(limits) == 1
+    # That of the connecting may not have ended yet.
+    assert limits
     for limit in limits:
         limit.join()
     with pool.connect() as connection:
