@@ -23,6 +23,6 @@ COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH HOME=/tmp DAGSTER_HOME=/dagster PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY --from=build /app /app
-RUN ln -s /app/orchestration/dagster.postgres.yaml /dagster/dagster.yaml
+COPY --from=build /app/orchestration/dagster.postgres.yaml /dagster/dagster.yaml
 USER 65532:65532
 CMD ["uvicorn", "fonte.connector:app", "--host", "0.0.0.0", "--port", "8000", "--log-config", "log.json", "--timeout-graceful-shutdown", "10"]
