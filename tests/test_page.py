@@ -34,6 +34,7 @@ DAY = "start=2024-05-21T00:00Z&end=2024-05-22T00:00Z"
 GAP = "start=2024-05-23T00:00Z&end=2024-05-24T00:00Z"  # from 08:00 to 12:00
 EMPTY = "start=2024-07-02T00:00Z&end=2024-07-03T00:00Z"
 MOST_BYTES = 300_000
+POWER = "[data-variable=power] .summary"
 LINE, GRID, SAMPLE, STD = (11, 79, 138), (233, 237, 241), (194, 65, 12), (106, 76, 0)
 
 
@@ -180,7 +181,7 @@ def test_the_first_view_is_the_newest_day_with_units_numbers_and_its_age(open_pa
     assert page.locator("#panels h3").all_inner_texts() == [
         "wind speed (m/s)", "power (kW)", "ambient temperature (°C)"
     ]  # fmt: skip
-    assert "144 of 144 windows (100.0 %)" in page.locator("#power-summary").inner_text()
+    assert "144 of 144 windows (100.0 %)" in page.locator(POWER).inner_text()
     assert page.locator("#numbers tbody tr").count() == 3
     assert page.locator("#age.stale").inner_text().startswith("Newest value: 2024-12-31 23:50 UTC, ")
     assert "start=2024-12-31T00:00Z&end=2025-01-01T00:00Z&zone=utc" in page.url
@@ -202,7 +203,7 @@ def test_a_gap_is_a_gap(open_page):
         assert LINE in pixels(page, variable, 12.1 / 24, 1)
         # The grid is all there is between.
         assert pixels(page, variable, 8.1 / 24, 11.9 / 24) <= {GRID}
-    assert "120 of 144 windows (83.3 %)" in page.locator("#power-summary").inner_text()
+    assert "120 of 144 windows (83.3 %)" in page.locator(POWER).inner_text()
 
 
 def test_dragging_zooms_and_back_goes_back(open_page):
@@ -255,6 +256,63 @@ def test_the_keyboard_moves_and_zooms_with_the_chart_in_focus(open_page):
     assert chart.evaluate("chart => getComputedStyle(chart).outlineWidth") == "3px"
 
 
+@pytest.mark.parametrize("delay_ms", [0, 300])
+def test_a_date_can_be_typed(open_page, delay_ms):
+    page = open_page(DAY)
+    page.get_by_label("Date").focus()
+    page.keyboard.type("12292024", delay=delay_ms)
+    drawn(page, "2024-12-29 UTC")
+    assert "144 of 144" in page.locator(POWER).inner_text()
+
+
+def test_zooming_out_ends_at_a_century(open_page):
+    page = open_page(DAY)
+    page.locator("[data-variable=power] .chart").focus()
+    for _ in range(32):
+        page.keyboard.press("-")
+    drawn(page)
+    title, steps = page.locator("#period").inner_text(), page.evaluate("history.length")
+    page.keyboard.press("-")
+    assert page.get_by_role("button", name="Zoom out").is_disabled()
+    assert (page.locator("#period").inner_text(), page.evaluate("history.length")) == (title, steps)
+    assert page.wrong == []
+
+
+def test_shift_and_arrows_tell_the_values_of_one_window(open_page):
+    page = open_page(DAY)
+    page.locator("[data-variable=power] .chart").focus()
+    readout = page.locator("[data-variable=power] .readout[aria-live=polite]")
+    for name, moment in [
+        ("ArrowRight", "00:00"),
+        ("ArrowRight", "00:10"),
+        ("ArrowLeft", "00:00"),
+        ("ArrowLeft", "00:00"),
+    ]:
+        page.keyboard.press(f"Shift+{name}")
+        assert readout.inner_text().startswith(f"2024-05-21 {moment}: mean ")
+        assert readout.inner_text().endswith(" kW")
+    assert page.locator("#period").inner_text() == "2024-05-21 UTC"
+
+
+def test_a_finger_reads_values_and_zooms(open_page):
+    page = open_page(DAY, has_touch=True, viewport={"width": 360, "height": 800})
+    plot = page.locator("[data-variable=power] .u-over")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    wire = page.context.new_cdp_session(page)
+
+    def touch(kind, *parts):
+        points = [{"x": box["x"] + part * box["width"], "y": box["y"] + 50} for part in parts]
+        wire.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 0.25)
+    for part in (0.3, 0.4, 0.5):
+        touch("touchMove", part)
+    page.locator("[data-variable=power] .readout", has_text="2024-05-21 1").wait_for()
+    touch("touchEnd")
+    drawn(page, "2024-05-21 06:00 to 12:00 UTC")
+
+
 def test_everything_can_be_reached_by_tab(open_page):
     page = open_page(DAY)
     reached = set()
@@ -280,10 +338,10 @@ def test_local_time_is_the_browsers_and_a_day_stays_that_day(open_page):
 def test_a_local_day_has_as_many_hours_as_it_has(open_page):
     page = open_page("start=2024-03-30T23:00Z&end=2024-03-31T22:00Z&zone=local", timezone_id="Europe/Berlin")
     drawn(page, "2024-03-31 Europe/Berlin")
-    assert "138 of 138 windows" in page.locator("#power-summary").inner_text()
+    assert "138 of 138 windows" in page.locator(POWER).inner_text()
     page.get_by_role("button", name="Next period").click()
     drawn(page, "2024-04-01 Europe/Berlin")
-    assert "144 of 144 windows" in page.locator("#power-summary").inner_text()
+    assert "144 of 144 windows" in page.locator(POWER).inner_text()
 
 
 def test_a_link_reproduces_the_view(open_page):
@@ -321,6 +379,52 @@ def test_the_samples_of_fonte_are_laid_over_a_day_and_no_more(open_page):
     page.get_by_text("1-minute samples are shown for a day or less: zoom in.").wait_for()
 
 
+@pytest.fixture
+def hour_api(alvo_pool, alvo, shared_connector):
+    """Serve an Alvo of one hour of signals: 2024-05-20, which Fonte holds too."""
+    servers = contextlib.ExitStack()
+
+    def hour_api(*signals, start=datetime(2024, 5, 20, tzinfo=UTC)):
+        starts = np.datetime64(start.replace(tzinfo=None), "us") + np.arange(6) * np.timedelta64(600, "s")
+        with alvo_pool.begin() as connection:
+            schema.create_absent(connection)
+        replace_period(alvo_pool, start, start + timedelta(hours=1), starts, {name: np.arange(6.0) for name in signals})
+        return servers.enter_context(serving(alvo, shared_connector))
+
+    with servers:
+        yield hour_api
+
+
+HOUR = "start=2024-05-20T00:00Z&end=2024-05-20T01:00Z"
+
+
+def test_a_variable_that_fonte_lacks_leaves_the_samples_of_the_others(open_page, hour_api):
+    server = hour_api("power_mean", "pitch_mean")
+    page = open_page(f"{HOUR}&samples=1", url=server.url)
+    page.get_by_text("Fonte has no 1-minute samples of pitch.").wait_for()
+    assert [url.partition("&columns=")[2] for url in page.asked if "/samples?" in url] == ["power"]
+
+
+def test_a_variable_may_have_any_name(open_page, hour_api):
+    names = ["__proto__", "constructor", "curve", "rotor speed"]
+    server = hour_api("power_mean", *(f"{name}_mean" for name in names))
+    page = open_page(f"{HOUR}&samples=1", url=server.url)
+    assert page.locator("#panels h3").all_inner_texts() == ["power (kW)", "proto", *names[1:]]
+    assert page.locator("[data-variable=curve] .summary").inner_text().startswith("mean 2.5, ")
+    assert page.get_by_role("group", name="rotor speed").count() == 1
+    assert page.locator("#curve-summary").inner_text() == "No window of this period has both."
+    assert page.wrong == []
+
+
+def test_what_cannot_be_drawn_is_told_and_not_downloaded(open_page, hour_api):
+    server = hour_api("power_count", "power_std")
+    page = open_page(f"{HOUR}&std=1", url=server.url)
+    page.get_by_text("mean ± std is not drawn: Alvo holds both of no variable.").wait_for()
+    assert page.locator("#csv").is_hidden()
+    page.get_by_label("mean ± std").uncheck()
+    page.get_by_text("mean ± std is not drawn").wait_for(state="hidden")
+
+
 def test_std_is_drawn_when_it_is_wanted(open_page):
     page = open_page(DAY)
     assert STD not in pixels(page, "power", 0, 1)
@@ -343,14 +447,14 @@ def test_a_reduction_is_told(open_page):
 def test_an_empty_day_says_so_and_offers_the_nearest_days(open_page):
     page = open_page(EMPTY)
     page.get_by_text("Alvo holds no values of this period.").wait_for()
-    assert "0 of 144 windows" in page.locator("#power-summary").inner_text()
+    assert "0 of 144 windows" in page.locator(POWER).inner_text()
     assert LINE not in pixels(page, "power", 0, 1)
     page.get_by_role("button", name="Go on to 2024-07-07").click()
     drawn(page, "2024-07-07 UTC")
     page.go_back()
     page.get_by_role("button", name="Go back to 2024-06-29").click()
     drawn(page, "2024-06-29 UTC")
-    assert "144 of 144" in page.locator("#power-summary").inner_text()
+    assert "144 of 144" in page.locator(POWER).inner_text()
 
 
 def test_a_period_that_is_refused_is_told(open_page):
@@ -371,7 +475,7 @@ def test_an_api_that_is_killed_and_comes_back_is_seen_to_do_both(open_page, year
         server.start()
         drawn(page, "2024-05-22 UTC")
         page.get_by_role("alert").wait_for(state="hidden")
-        assert "144 of 144" in page.locator("#power-summary").inner_text()
+        assert "144 of 144" in page.locator(POWER).inner_text()
 
 
 def test_a_page_that_was_left_open_notices_that_the_api_is_away(open_page, year, shared_connector):
@@ -401,7 +505,45 @@ def test_what_is_loaded_meanwhile_appears_by_itself(open_page, make_database, sh
             connection.execute(text(f"INSERT INTO data {new}"))
         pool.dispose()
         page.clock.run_for(61_000)
-        page.locator("#power-summary", has_text="144 of 144 windows").wait_for()
+        page.locator(POWER, has_text="144 of 144 windows").wait_for()
+
+
+def test_a_day_that_is_loaded_again_appears_by_itself(open_page, hour_api, alvo_pool):
+    server = hour_api("power_mean")
+    page = open_page(HOUR, url=server.url)
+    page.clock.install()
+    page.reload()
+    page.locator(POWER, has_text="mean 2.5, ").wait_for()
+    drawn(page)
+    with alvo_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET value = 7 WHERE value = 3"))
+    page.clock.run_for(61_000)
+    page.locator(POWER, has_text="mean 3.167, ").wait_for()
+    with alvo_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET value = 8 WHERE value = 4"))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.locator(POWER, has_text="mean 3.833, ").wait_for()
+
+
+def test_a_click_while_the_page_polls_raises_no_alarm(open_page):
+    page = open_page(DAY)
+    page.clock.install()
+    page.reload()
+    drawn(page)
+    page.evaluate(
+        """() => {
+            window.alarms = 0;
+            const told = new MutationObserver(() => { window.alarms += 1; });
+            told.observe(document.getElementById("away"), {attributes: true});
+        }"""
+    )
+    page.route("**/period?", lambda route: None, times=1)
+    with page.expect_request("**/period?"):
+        page.clock.run_for(61_000)
+    page.get_by_role("button", name="Next period").click()
+    drawn(page, "2024-05-22 UTC")
+    page.get_by_text("of 144 windows").first.wait_for()
+    assert page.evaluate("window.alarms") <= 1  # hidden, which it was
 
 
 def test_a_fonte_that_is_away_is_told_in_its_place_and_the_rest_goes_on(open_page, year, refused_port):
@@ -434,7 +576,20 @@ def test_an_alvo_that_holds_nothing_says_how_to_load_a_day(open_page, alvo, alvo
         page = open_page(url=server.url, ready="Alvo holds no values yet: python etl.py DATE loads a day")
         page.get_by_text("Alvo holds no values of this period.").wait_for()
         assert page.get_by_role("button", name="All").is_disabled()
+        assert page.locator("#csv").is_hidden()
         assert page.wrong == []
+
+
+def test_an_alvo_that_was_emptied_goes_on_to_answer(open_page, hour_api, alvo_pool):
+    server = hour_api("power_mean")
+    with alvo_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data"))
+    page = open_page(HOUR, url=server.url)
+    page.locator("[data-variable=power] .chart").focus()
+    page.keyboard.press("Home")
+    page.get_by_role("button", name="Day").click()
+    drawn(page, "2024-05-20 UTC")
+    assert page.wrong == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

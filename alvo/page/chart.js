@@ -55,6 +55,18 @@ function sized(root, chart) {
   new ResizeObserver(() => chart.setSize({width: root.clientWidth, height: root.clientHeight})).observe(root);
 }
 
+// uPlot listens to a mouse alone.
+const MOUSE = {pointerdown: "mousedown", pointermove: "mousemove", pointerup: "mouseup", pointercancel: "mouseup"};
+
+function touched({over}) {
+  for (const [type, mouse] of Object.entries(MOUSE)) {
+    over.addEventListener(type, ({pointerType, clientX, clientY}) => {
+      if (pointerType === "mouse") return;
+      over.dispatchEvent(new MouseEvent(mouse, {bubbles: true, clientX, clientY, movementX: 1}));
+    });
+  }
+}
+
 function within(u, draw) {
   const {ctx, bbox} = u;
   ctx.save();
@@ -97,11 +109,20 @@ export class Panel {
       },
     }, this.columns(), root);
     sized(root, this.chart);
+    touched(this.chart);
   }
 
   show(shown) {
     this.shown = shown;
     this.chart.setData(this.columns());
+  }
+
+  // Moves the cursor by a bucket; the first step is onto the period's first or last one.
+  step(direction) {
+    const {cursor, data: [middles]} = this.chart;
+    const last = middles.length - 1;
+    const index = cursor.left < 0 ? (direction < 0 ? last : 0) : Math.min(Math.max(cursor.idx + direction, 0), last);
+    this.chart.setCursor({left: this.chart.valToPos(middles[index], "x"), top: 0});
   }
 
   columns() {

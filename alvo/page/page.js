@@ -7,6 +7,8 @@ const WINDOW = 10 * MINUTE;
 const SHORTEST = 30 * MINUTE, LONGEST = 36525 * DAY;
 const STEP = 2; // the width of a step in pixels, at least
 const MOST_SAMPLES = DAY + 60 * MINUTE; // the longest local day
+// The years that a date field and the server share.
+const FIRST = Date.UTC(1000, 0), LAST = Date.UTC(9999, 11, 31);
 const STALE = 36 * 60 * MINUTE;
 const POLL = MINUTE;
 const PATIENCE = 30e3;
@@ -18,7 +20,7 @@ const buttons = (name) => document.querySelectorAll(`[data-${name}]`);
 
 let state = null; // {start, end, zone, std, samples}
 let held = {first: null, last: null}; // what Alvo holds
-let units = {};
+let units = new Map(); // of the variables that Fonte knows
 let shown = null; // the answer of /view that is drawn
 let curve = null;
 let awaySince = null;
@@ -32,12 +34,13 @@ const panels = new Map();
 class Away extends Error {}
 
 async function ask(route, parameters = {}) {
+  const {signal: dropped} = asking;
   let answer;
   try {
-    const signal = AbortSignal.any([asking.signal, AbortSignal.timeout(PATIENCE)]);
+    const signal = AbortSignal.any([dropped, AbortSignal.timeout(PATIENCE)]);
     answer = await fetch(`${route}?${new URLSearchParams(parameters)}`, {signal});
   } catch (error) {
-    if (asking.signal.aborted) throw error;
+    if (dropped.aborted) throw error;
     throw new Away("no answer");
   }
   if (answer.ok) return answer.json();
@@ -88,40 +91,44 @@ async function refresh() {
     [shown, curve] = [view, power];
     back();
     draw();
-    overlay(current);
-    if (!Object.keys(units).length) label(current);
+    tellUnitsAndSamples(current);
   } catch (error) {
     if (!current.signal.aborted) away(error);
   }
 }
 
-// The connector knows the units; the curves do not wait for it.
+// The connector knows both; the curves do not wait for it.
+async function tellUnitsAndSamples(current) {
+  if (!units.size) await label(current);
+  if (current.signal.aborted) return;
+  const told = await overlay().catch((error) => `No 1-minute samples: ${error.message}.`);
+  if (!current.signal.aborted) note("samples", told);
+}
+
 async function label(current) {
   const variables = await ask("variables").catch(() => []);
   if (current.signal.aborted) return;
-  units = Object.fromEntries(variables.filter(({unit}) => unit).map(({name, unit}) => [name, unit]));
-  note("units", variables.length && !Object.keys(units).length ? "The units are unknown: Fonte's connector does not tell them." : "");
+  units = new Map(variables.filter(({unit}) => unit !== null).map(({name, unit}) => [name, unit]));
+  note("units", variables.length && !units.size ? "The units are unknown: Fonte's connector does not tell them." : "");
   draw();
 }
 
-async function overlay(current) {
-  note("samples", "");
+// Draws the samples, and returns what there is to say of them.
+async function overlay() {
   const names = Object.keys(shown.variables);
-  if (!state.samples || !names.length) return;
-  if (state.end - state.start > MOST_SAMPLES) {
-    note("samples", "1-minute samples are shown for a day or less: zoom in.");
-    return;
+  if (!state.samples || !names.length) return "";
+  if (state.end - state.start > MOST_SAMPLES) return "1-minute samples are shown for a day or less: zoom in.";
+  // Fonte refuses all of them for one that it lacks.
+  const had = units.size ? names.filter((name) => units.has(name)) : names;
+  const lacking = names.filter((name) => !had.includes(name)).join(", ").replaceAll("_", " ");
+  const told = lacking && `Fonte has no 1-minute samples of ${lacking}.`;
+  if (!had.length) return told;
+  const {timestamps, columns} = await ask("samples", [...Object.entries(bounds()), ...had.map((name) => ["columns", name])]);
+  for (const [name, values] of Object.entries(columns)) {
+    const panel = panels.get(name);
+    panel.show({...panel.shown, samples: {timestamps, values}});
   }
-  try {
-    const parameters = [...Object.entries(bounds()), ...names.map((name) => ["columns", name])];
-    const {timestamps, columns} = await ask("samples", parameters);
-    for (const [name, panel] of panels) {
-      if (columns[name]) panel.show({...panel.shown, samples: {timestamps, values: columns[name]}});
-    }
-    if (!timestamps.length) note("samples", "Fonte holds no 1-minute samples of this period.");
-  } catch (error) {
-    if (!current.signal.aborted) note("samples", `No 1-minute samples: ${error.message}.`);
-  }
+  return timestamps.length ? told : "Fonte holds no 1-minute samples of this period.";
 }
 
 function draw() {
@@ -134,7 +141,7 @@ function draw() {
   by("numbers").tBodies[0].replaceChildren();
   let cell = 0;
   for (const [name, statistics] of variables) {
-    const unit = unitOf(units[name]);
+    const unit = unitOf(units.get(name));
     const old = panels.get(name)?.shown;
     const data = {...state, from, bucket, statistics, label: unit, samples: null};
     if (state.samples && old?.start === state.start && old?.end === state.end) data.samples = old.samples;
@@ -147,6 +154,8 @@ function draw() {
   }
   drawCurve();
   tellPeriod(bucket, cell);
+  const undrawn = state.std && variables.length && !variables.some(([, {std}]) => std);
+  note("std", undrawn ? "mean ± std is not drawn: Alvo holds both of no variable." : "");
   tellEmpty();
 }
 
@@ -156,17 +165,22 @@ const rank = (name) => ["power", "wind_speed"].indexOf(name);
 function panelOf(name, data) {
   const section = document.createElement("section");
   section.dataset.variable = name;
-  section.innerHTML = `<div class="head"><h3></h3><p class="summary"></p><p class="readout" aria-hidden="true"></p></div>
+  section.innerHTML = `<div class="head"><h3></h3><p class="summary"></p><p class="readout"></p></div>
     <div class="chart" tabindex="0" role="group"></div>`;
-  section.querySelector("h3").id = `${name}-title`;
-  section.querySelector(".summary").id = `${name}-summary`;
+  const [title, summary] = ["title", "summary"].map((part) => `panel-${panels.size}-${part}`);
+  section.querySelector("h3").id = title;
+  section.querySelector(".summary").id = summary;
   const chart = section.querySelector(".chart");
-  chart.setAttribute("aria-labelledby", `${name}-title`);
-  chart.setAttribute("aria-describedby", `${name}-summary`);
-  chart.addEventListener("keydown", key);
+  chart.setAttribute("aria-labelledby", title);
+  chart.setAttribute("aria-describedby", summary);
   by("panels").append(section);
   const readout = section.querySelector(".readout");
-  return new Panel(chart, data, zoom, (index) => { readout.textContent = index === null ? "" : readoutOf(name, index); });
+  const panel = new Panel(chart, data, zoom, (index) => { readout.textContent = index === null ? "" : readoutOf(name, index); });
+  chart.addEventListener("keydown", (event) => key(event, panel));
+  // All panels tell the values under the cursor; only the one in focus is read out.
+  chart.addEventListener("focus", () => { readout.ariaLive = "polite"; });
+  chart.addEventListener("blur", () => { readout.ariaLive = "off"; });
+  return panel;
 }
 
 function readoutOf(name, index) {
@@ -175,7 +189,7 @@ function readoutOf(name, index) {
   if (!windows[index]) return `${moment}: no window`;
   const parts = [["mean", mean], ["min", min], ["max", max], ["std", state.std && std]];
   const told = parts.filter(([, values]) => values).map(([what, values]) => `${what} ${number(values[index])}`).join(", ");
-  return `${moment}: ${told} ${unitOf(units[name])}` + (bucket > WINDOW ? `, ${windows[index]} windows` : "");
+  return `${moment}: ${told} ${unitOf(units.get(name))}` + (bucket > WINDOW ? `, ${windows[index]} windows` : "");
 }
 
 // Of the whole period; each window weighs the same.
@@ -211,7 +225,7 @@ function describePanel(name, unit, {mean, min, max, found, expected}) {
 
 function drawCurve() {
   const root = by("curve").querySelector(".chart");
-  const axes = ["wind_speed", "power"].map((name) => name.replace("_", " ") + (units[name] ? ` (${unitOf(units[name])})` : ""));
+  const axes = ["wind_speed", "power"].map((name) => name.replace("_", " ") + (units.get(name) ? ` (${unitOf(units.get(name))})` : ""));
   const labels = {x: axes[0], y: axes[1]};
   drawCurve.chart ??= new Curve(root, labels);
   drawCurve.chart.show(curve, labels);
@@ -255,18 +269,20 @@ function tellPeriod(bucket, cell) {
   const signals = Object.entries(shown.variables).flatMap(([name, statistics]) =>
     ["mean", "min", "max", ...(state.std ? ["std"] : [])].filter((each) => statistics[each]).map((each) => ["signals", `${name}_${each}`]));
   const csv = by("csv");
+  csv.hidden = !signals.length; // without a name, all of them would come
   csv.href = `data?${new URLSearchParams([["format", "csv"], ...Object.entries(bounds()), ...signals])}`;
   csv.download = `alvo_${iso(state.start)}_${iso(state.end)}.csv`.replaceAll(":", "");
 }
 
 function note(what, text, ...more) {
   const id = `note-${what}`;
-  by(id)?.remove();
-  if (!text) return;
   const line = document.createElement("p");
   line.id = id;
   line.append(text, ...more);
-  by("notes").append(line);
+  // What stays the same is not read out again, and keeps the focus.
+  if (by(id)?.isEqualNode(line)) return;
+  by(id)?.remove();
+  if (text) by("notes").append(line);
 }
 
 function tellEmpty() {
@@ -301,6 +317,8 @@ function write(replace) {
 }
 
 function go(change, replace = false) {
+  const {start = FIRST, end = LAST} = change;
+  if (!(start >= FIRST && end <= LAST)) return;
   state = {...state, ...change};
   write(replace);
   tellControls();
@@ -323,12 +341,13 @@ const all = () => ({start: held.first, end: held.last + WINDOW});
 const move = (direction) => go(moved(state, state.zone, all(), direction));
 
 const KEYS = {
-  ArrowLeft: () => move(-1), ArrowRight: () => move(1), "+": () => scale(0.5), "=": () => scale(0.5), "-": () => scale(2),
+  ArrowLeft: () => move(-1), ArrowRight: () => move(1), "+": () => by("in").click(), "=": () => by("in").click(), "-": () => by("out").click(),
   Home: () => go(all()),
 };
 
-function key(event) {
-  const action = KEYS[event.key];
+function key(event, panel) {
+  const step = event.shiftKey && {ArrowLeft: -1, ArrowRight: 1}[event.key];
+  const action = step ? () => panel.step(step) : KEYS[event.key];
   if (!action || !state || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   action();
@@ -362,7 +381,8 @@ by("std").addEventListener("change", ready(() => go({std: by("std").checked}, tr
 by("samples").addEventListener("change", ready(() => go({samples: by("samples").checked}, true)));
 by("date").addEventListener("change", ready(() => {
   const moment = Date.parse(`${by("date").value}T00:00${state.zone === "utc" ? "Z" : ""}`);
-  if (!Number.isNaN(moment)) go(lengthOf(state, state.zone, null) === "week" ? week(moment, state.zone) : day(moment, state.zone));
+  // Who types 2024 comes by the years 2, 20 and 202.
+  if (moment >= FIRST) go(lengthOf(state, state.zone, null) === "week" ? week(moment, state.zone) : day(moment, state.zone));
 }));
 by("away").querySelector("button").addEventListener("click", refresh);
 addEventListener("popstate", ready(() => { read(); refresh(); }));
@@ -371,15 +391,11 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 
 // What the ETL loads meanwhile appears by itself; so does it when the API is away.
-setInterval(async () => {
-  if (document.hidden || !state || awaySince) return;
-  try {
-    const extent = await ask("period");
-    if (Date.parse(extent.last_timestamp) !== held.last) refresh();
-    else tellControls();
-  } catch (error) {
-    if (!asking.signal.aborted) away(error);
-  }
-}, POLL);
+function poll() {
+  const busy = document.querySelector("main").classList.contains("loading");
+  if (!document.hidden && !busy) refresh();
+}
+setInterval(poll, POLL);
+document.addEventListener("visibilitychange", poll);
 
 refresh();
