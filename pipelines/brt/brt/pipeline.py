@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,10 +43,11 @@ def capture_once() -> Path:
     return file
 
 
-def last_capture_age_s() -> float:
-    """Return how many seconds ago the last capture was written; infinity where there is none."""
+def captured_just_now() -> bool:
+    """Tell whether the last capture was written less than half an interval ago. Raises SettingsError."""
     newest = capture.files(captures_folder())[-1:]
-    return time.time() - newest[0].stat().st_mtime if newest else math.inf
+    # A time in the future is none: the clock was set back since.
+    return any(0 <= time.time() - file.stat().st_mtime < settings.capture_every_s() / 2 for file in newest)
 
 
 def load_new() -> load.Report:
