@@ -63,7 +63,7 @@ def _start() -> None:
     password = f"; the password stands in {settings.postgres_folder()}{os.sep}password"
     print(f"PostgreSQL  {url}" + (password if settings.database_is_embedded() else ""))
     print(f"logs        {settings.folder()}{os.sep}*.log")
-    print("`make stop` stops all of it, `make map` draws where the buses are")
+    print("`make stop` stops all of it, `make map` draws where the buses are, once they are loaded")
 
 
 def _serve_flows() -> None:

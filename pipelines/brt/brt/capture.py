@@ -42,8 +42,9 @@ _FILE_NAME = "brt_%Y%m%dT%H%M%SZ.csv"
 _FILE_PATTERN = f"brt_{'[0-9]' * 8}T{'[0-9]' * 6}Z.csv"
 # A record stays one line, whatever a field holds; half a surrogate pair has no bytes.
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-# Together they end before the next minute begins.
+# Together they end before the next minute begins: an answer that drips takes up to 25 s.
 ATTEMPTS = 3
+LAST_ATTEMPT_AFTER_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 15.0
@@ -75,7 +76,7 @@ def fetch(url: str) -> Capture:
     """
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_transient),
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(LAST_ATTEMPT_AFTER_S),
         wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=4),
         reraise=True,
     )
@@ -132,7 +133,10 @@ def read(body: bytes, captured_at: datetime) -> Capture:
 def _text(value: object) -> str:
     if value is None:
         return ""
-    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except RecursionError as error:
+        raise ValueError("it answered a field that is nested too deep") from error
     return _UNWRITABLE.sub(" ", text)
 
 
@@ -148,7 +152,9 @@ def append(folder: Path, capture: Capture, every_s: int) -> Path:
         for part in folder.glob("*.part"):
             part.unlink()
         file = _file(folder, capture.captured_at, every_s)
-        before = file.read_bytes() if file.exists() else _lines([HEADER])
+        before = (file.read_bytes() if file.exists() else b"") or _lines([HEADER])
+        if not before.endswith(b"\n"):
+            before += b"\n"
         time = capture.captured_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         _replace(file, before + _lines([time, *record] for record in capture.records))
     except OSError as error:
@@ -164,9 +170,10 @@ def files(folder: Path) -> list[Path]:
 def _file(folder: Path, captured_at: datetime, every_s: int) -> Path:
     # The nearest one: a run begins a moment before its minute, or some seconds after it.
     minute = datetime.fromtimestamp(round(captured_at.timestamp() / every_s) * every_s, UTC)
+    ended = minute - timedelta(seconds=CAPTURES_PER_FILE * every_s)
     for file in reversed(files(folder)):
-        begins = datetime.strptime(file.name, _FILE_NAME).replace(tzinfo=UTC)
-        if begins <= minute < begins + timedelta(seconds=CAPTURES_PER_FILE * every_s):
+        # The names are in the order of their times.
+        if ended.strftime(_FILE_NAME) < file.name <= minute.strftime(_FILE_NAME):
             return file
     return folder / minute.strftime(_FILE_NAME)
 

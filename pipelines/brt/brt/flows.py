@@ -29,7 +29,7 @@ run_dbt = task(name="dbt")(pipeline.model)
 @flow(name="capture", timeout_seconds=CAPTURE_TIMEOUT_S)
 def capture() -> State | str:
     """Capture what the API answers now; of several runs that come late together, only the first one does."""
-    if pipeline.last_capture_age_s() < settings.capture_every_s() / 2:
+    if pipeline.captured_just_now():
         return _left_out("the last capture was a moment ago: this run came too late")
     try:
         return str(pipeline.capture_once())

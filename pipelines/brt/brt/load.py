@@ -20,6 +20,8 @@ from postgres import copy, engine
 
 # Where PostgreSQL and its clients still know the date: the end of the year 9999.
 LAST_MOMENT_MS = 253_402_300_799_999
+# Far beyond any real one; a key of some kilobytes is refused by PostgreSQL, and the whole file with it.
+CODIGO_CHARACTERS = 100
 REQUIRED = {"latitude": 90.0, "longitude": 180.0}
 OPTIONAL_NUMBERS = ("velocidade", "hodometro", "direcao")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -39,9 +41,11 @@ CREATE TABLE IF NOT EXISTS brt_raw (
     hodometro double precision,
     direcao double precision,
     captured_at timestamptz NOT NULL,
+    first_captured_at timestamptz NOT NULL,
     PRIMARY KEY (codigo, dataHora)
 );
 COMMENT ON COLUMN brt_raw.captured_at IS 'the latest capture that holds this signal';
+COMMENT ON COLUMN brt_raw.first_captured_at IS 'the first capture that holds this signal';
 CREATE TABLE IF NOT EXISTS brt_file (
     file text PRIMARY KEY,
     bytes bigint NOT NULL,
@@ -60,12 +64,20 @@ CREATE TABLE IF NOT EXISTS brt_reject (
 """
 _COLUMNS = ", ".join((*FIELDS, "captured_at"))
 _UPSERT = f"""
-INSERT INTO brt_raw ({_COLUMNS})
-SELECT DISTINCT ON (codigo, dataHora) {_COLUMNS} FROM incoming ORDER BY codigo, dataHora, captured_at DESC, line DESC
+INSERT INTO brt_raw ({_COLUMNS}, first_captured_at)
+SELECT DISTINCT ON (codigo, dataHora) {_COLUMNS}, min(captured_at) OVER (PARTITION BY codigo, dataHora)
+FROM incoming ORDER BY codigo, dataHora, captured_at DESC, line DESC
 ON CONFLICT (codigo, dataHora) DO UPDATE SET
     ({", ".join(FIELDS[1:])}, captured_at) = ROW ({", ".join(f"excluded.{name}" for name in FIELDS[1:])},
     excluded.captured_at)
-WHERE excluded.captured_at > brt_raw.captured_at
+WHERE excluded.captured_at >= brt_raw.captured_at
+"""
+# Apart from the values, which the latest capture decides: a file may be loaded after those that follow it.
+_FIRST = """
+UPDATE brt_raw SET first_captured_at = earlier.captured_at
+FROM (SELECT codigo, dataHora, min(captured_at) AS captured_at FROM incoming GROUP BY codigo, dataHora) AS earlier
+WHERE (brt_raw.codigo, brt_raw.dataHora) = (earlier.codigo, earlier.dataHora)
+    AND earlier.captured_at < brt_raw.first_captured_at
 """
 
 
@@ -88,8 +100,12 @@ def load(pool: Engine, folder: Path) -> Report:
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('brt_raw'))"))
             connection.exec_driver_sql(_TABLES)
         for file in files(folder):
-            with pool.begin() as connection:
-                done = _load_file(connection, file)
+            try:
+                with pool.begin() as connection:
+                    done = _load_file(connection, file)
+            except FileNotFoundError:
+                # Deleted since the folder was read, as loaded files may be.
+                done = None
             if done is None:
                 skipped += 1
                 continue
@@ -114,6 +130,7 @@ def _load_file(connection: Connection, file: Path) -> tuple[int, int] | None:
     )
     copy.send(connection, f"COPY incoming (line, captured_at, {', '.join(FIELDS)}) FROM STDIN", _copied(rows))
     connection.exec_driver_sql(_UPSERT)
+    connection.exec_driver_sql(_FIRST)
     connection.execute(text("DELETE FROM brt_reject WHERE file = :file"), known)
     lines = _copied([file.name, line, reason, raw] for line, reason, raw in rejects)
     copy.send(connection, "COPY brt_reject (file, line, reason, content) FROM STDIN", lines)
@@ -136,7 +153,11 @@ def parse(content: bytes) -> tuple[list[list[object]], list[tuple[int, str, str]
     rows: list[list[object]] = []
     rejects: list[tuple[int, str, str]] = []
     header, *lines = content.split(b"\n")
-    wrong = "" if header == ",".join(HEADER).encode() else "the file does not begin with the header of a capture"
+    wrong = (
+        ""
+        if header.removesuffix(b"\r") == ",".join(HEADER).encode()
+        else "the file does not begin with the header of a capture"
+    )
     if wrong:
         lines.insert(0, header)
     # What stands behind the last line break is a line that was cut off, or nothing.
@@ -146,7 +167,7 @@ def parse(content: bytes) -> tuple[list[list[object]], list[tuple[int, str, str]
         try:
             if wrong:
                 raise ValueError(wrong)
-            rows.append([number, *_values(line)])
+            rows.append([number, *_values(line.removesuffix(b"\r"))])
         except (ValueError, csv.Error) as error:
             rejects.append((number, str(error), _shown(line)))
     if cut_off:
@@ -172,8 +193,8 @@ def _values(line: bytes) -> list[object]:
 def _value(name: str, given: str) -> object:
     if name == "captured_at":
         return _moment(given)
-    if name == "codigo" and not given.strip():
-        raise ValueError("codigo is empty")
+    if name == "codigo":
+        return _code(given.strip())
     if name == "dataHora":
         if not re.fullmatch(r"\d{1,15}", given, re.ASCII) or int(given) > LAST_MOMENT_MS:
             raise ValueError(f"dataHora is {given!r}: expected milliseconds since 1970, up to the year 9999")
@@ -188,6 +209,14 @@ def _value(name: str, given: str) -> object:
     return given
 
 
+def _code(given: str) -> str:
+    if not given:
+        raise ValueError("codigo is empty")
+    if len(given) > CODIGO_CHARACTERS:
+        raise ValueError(f"codigo has {len(given):,} characters: expected {CODIGO_CHARACTERS} at most")
+    return given
+
+
 def _number(name: str, given: str) -> float:
     if not _NUMBER.fullmatch(given) or not math.isfinite(float(given)):
         raise ValueError(f"{name} is {given!r}: expected a number")
@@ -197,11 +226,13 @@ def _number(name: str, given: str) -> float:
 def _moment(given: str) -> datetime:
     try:
         moment = datetime.fromisoformat(given)
-    except ValueError:
+        # PostgreSQL knows neither zones of more than 15 hours nor those with parts of a second.
+        in_utc = moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         moment = None
     if moment is None or moment.tzinfo is None:
         raise ValueError(f"captured_at is {given!r}: expected a time with its zone")
-    return moment
+    return in_utc
 
 
 def _copied(rows: Iterable[Sequence[object]]) -> bytes:

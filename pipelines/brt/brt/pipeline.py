@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,15 +43,16 @@ def capture_once() -> Path:
     return file
 
 
-def last_capture_age_s() -> float:
-    """Return how many seconds ago the last capture was written; infinity where there is none."""
+def captured_just_now() -> bool:
+    """Tell whether the last capture was written less than half an interval ago. Raises SettingsError."""
     newest = capture.files(captures_folder())[-1:]
-    return time.time() - newest[0].stat().st_mtime if newest else math.inf
+    # A time in the future is none: the clock was set back since.
+    return any(0 <= time.time() - file.stat().st_mtime < settings.capture_every_s() / 2 for file in newest)
 
 
 def load_new() -> load.Report:
-    """Load what was captured since. Raises SettingsError, DatabaseError, OSError and Busy."""
-    with alone("load"), database() as pool:
+    """Load what was captured since. Raises SettingsError, DatabaseError and Busy."""
+    with alone("load"), database() as pool, settings.file_failures():
         report = load.load(pool, captures_folder())
     log.info("%s", report)
     if report.rejected:
@@ -87,11 +87,13 @@ def draw() -> Path:
     """Draw the last positions; returns the picture's file. Raises SettingsError and DatabaseError."""
     from brt.map import picture
 
-    with database() as pool, engine.failures("BRT's database", "run `make dbt` first"), pool.connect() as connection:
+    remedy = "the first load after the start makes the view, and so does `make capture load dbt`"
+    with database() as pool, engine.failures("BRT's database", remedy), pool.connect() as connection:
         query = "SELECT latitude, longitude, extract(epoch FROM age)::float8, outside_city FROM posicao_onibus"
         buses = connection.execute(text(query)).all()
     file = settings.folder() / "map.png"
-    file.write_bytes(picture(buses))
+    with settings.file_failures():
+        file.write_bytes(picture(buses))
     return file
 
 
@@ -109,12 +111,14 @@ def database() -> Iterator[Engine]:
 
 @contextmanager
 def alone(step: str) -> Iterator[None]:
-    """Keep other processes from the same step. Raises Busy where one is at it.
+    """Keep other processes from the same step. Raises Busy where one is at it, and SettingsError.
 
     By a lock that ends with its process, however that ends: Prefect's concurrency limits outlive a killed run.
     """
-    settings.folder().mkdir(parents=True, exist_ok=True)
-    with (settings.folder() / f"{step}.lock").open("ab") as lock:
+    with settings.file_failures():
+        settings.folder().mkdir(parents=True, exist_ok=True)
+        lock = (settings.folder() / f"{step}.lock").open("ab")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

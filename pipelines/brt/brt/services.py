@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -58,14 +58,14 @@ def stop() -> list[str]:
 
 
 def members(name: str) -> list[psutil.Process]:
-    """Return the processes of a service, found by its group and by the mark in their environment."""
-    file = _pid_file(name)
-    group = int(file.read_text() or 0) if file.exists() else 0
+    """Return the processes of a service: those of its group with its mark, or all with it where no group is noted."""
+    group = _group(name)
     found = []
-    for process in psutil.process_iter() if group else ():
+    for process in psutil.process_iter():
         try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                # A group's number may have gone to another program since.
+            # A group's number may have gone to another program since; the mark alone has PostgreSQL as well, where a
+            # service had to start it.
+            if group in (None, os.getpgid(process.pid)) and process.status() != psutil.STATUS_ZOMBIE:
                 found += [process] * (process.environ().get(MARK) == _mark(name))
         except (psutil.Error, OSError):
             continue
@@ -78,14 +78,35 @@ def log_file(name: str) -> Path:
 
 
 def _run(name: str, command: list[str], port: int | None, is_ready: Callable[[], bool]) -> None:
-    if any(process.pid == int(_pid_file(name).read_text()) for process in members(name)):
-        return
-    # Children of a service that was killed would go on beside the new one.
+    environment = settings.services_environment() | {MARK: _mark(name), "PYTHONUNBUFFERED": "1"}
+    if not _runs(name, environment):
+        _launch(name, command, port, environment)
+    until = time.monotonic() + STARTS_WITHIN_S
+    while not is_ready():
+        if not members(name) or time.monotonic() > until:
+            _end(members(name))
+            raise ServiceError(f"{name} did not start; {log_file(name)} tells why")
+        time.sleep(LOOKS_EVERY_S)
+
+
+def _runs(name: str, environment: Mapping[str, str]) -> bool:
+    """Tell whether a service's first process runs, with these settings."""
+    first = [process for process in members(name) if process.pid == _group(name)]
+    return any(_settings_in(process.environ()) == _settings_in(environment) for process in first)
+
+
+def _settings_in(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(("BRT_", "PREFECT_"))}
+
+
+def _launch(name: str, command: list[str], port: int | None, environment: Mapping[str, str]) -> None:
+    # Children of a service that was killed would go on beside the new one, and so would one with other settings.
     _end(members(name))
     if port and _is_taken(port):
         variable = {"prefect": "BRT_PREFECT_PORT", "stand-in": "BRT_STAND_IN_PORT"}[name]
         raise ServiceError(f"port {port}, meant for {name}, is in use: set {variable} to another one")
-    environment = settings.services_environment() | {MARK: _mark(name), "PYTHONUNBUFFERED": "1"}
+    # A number that is not the new one's would hide it, if this process were killed in between.
+    _pid_file(name).unlink(missing_ok=True)
     with log_file(name).open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -97,12 +118,6 @@ def _run(name: str, command: list[str], port: int | None, is_ready: Callable[[],
             start_new_session=True,
         )
     _pid_file(name).write_text(str(process.pid))
-    until = time.monotonic() + STARTS_WITHIN_S
-    while not is_ready():
-        if process.poll() is not None or time.monotonic() > until:
-            _end(members(name))
-            raise ServiceError(f"{name} did not start; {log_file(name)} tells why")
-        time.sleep(LOOKS_EVERY_S)
 
 
 def _end(processes: list[psutil.Process]) -> None:
@@ -135,6 +150,14 @@ def _wait_for_postgres() -> None:
 
 def _pid_file(name: str) -> Path:
     return settings.folder() / f"{name}.pid"
+
+
+def _group(name: str) -> int | None:
+    """Return the number of a service's first process, which is its group's too; None where it is not noted."""
+    try:
+        return int(_pid_file(name).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _mark(name: str) -> str:

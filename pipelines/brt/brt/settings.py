@@ -1,6 +1,8 @@
 """The only reader of the environment."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from settings import SettingsError
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATABASE = "brt"
+DAY_S = 86_400
+LAST_PORT = 65_535
 REAL_API_URL = "https://dados.mobilidade.rio/gps/brt"
 # By what name Prefect's server knows when each flow runs.
 DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
@@ -28,6 +32,16 @@ def refuse_late_sqlalchemy() -> None:
 def folder() -> Path:
     """Return where everything is kept that the pipeline writes outside the database: BRT_FOLDER."""
     return Path(os.environ.get("BRT_FOLDER") or PROJECT / ".brt").absolute()
+
+
+@contextmanager
+def file_failures() -> Iterator[None]:
+    """Raise what the file system refuses inside as SettingsError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room, or name a folder in BRT_FOLDER that can be read and written"
+        raise SettingsError(f"{error.filename or folder()}: {error.strerror}; {remedy}") from error
 
 
 def api_is_stand_in() -> bool:
@@ -54,12 +68,17 @@ def database_url() -> URL:
     """
     given = os.environ.get("BRT_DATABASE_URL")
     if not given:
-        folder().mkdir(parents=True, exist_ok=True)
+        with file_failures():
+            folder().mkdir(parents=True, exist_ok=True)
         return _created(embedded.url("postgres", postgres_folder()))
     try:
-        return engine.parse(given)
+        url = engine.parse(given)
     except ValueError as error:
         raise SettingsError(f"BRT_DATABASE_URL {error}") from None
+    if not (url.host and url.username and url.database):
+        wanted = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, as dbt takes nothing from elsewhere"
+        raise SettingsError(f"BRT_DATABASE_URL names no host, user or database: {wanted}")
+    return url
 
 
 def database_is_embedded() -> bool:
@@ -74,28 +93,35 @@ def postgres_folder() -> Path:
 
 def capture_every_s() -> int:
     """Return the seconds from one capture to the next: BRT_CAPTURE_EVERY_S, a minute. Raises SettingsError."""
-    return _number("BRT_CAPTURE_EVERY_S", 60)
+    return _number("BRT_CAPTURE_EVERY_S", 60, DAY_S)
 
 
 def load_every_s() -> int:
     """Return the seconds from one load to the next: BRT_LOAD_EVERY_S, 13 minutes. Raises SettingsError."""
-    return _number("BRT_LOAD_EVERY_S", 13 * 60)
+    return _number("BRT_LOAD_EVERY_S", 13 * 60, DAY_S)
 
 
 def prefect_port() -> int:
     """Return the port of Prefect's server. Raises SettingsError."""
-    return _number("BRT_PREFECT_PORT", 4200)
+    return _number("BRT_PREFECT_PORT", 4200, LAST_PORT)
 
 
 def stand_in_port() -> int:
     """Return the port of the API's stand-in. Raises SettingsError."""
-    return _number("BRT_STAND_IN_PORT", 4201)
+    return _number("BRT_STAND_IN_PORT", 4201, LAST_PORT)
 
 
 def services_environment() -> dict[str, str]:
     """Return the environment of the services: Prefect's is kept here alone, and tells nobody."""
     port = str(prefect_port())
+    # Where both are set, the one in small letters counts.
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    no_proxy = ",".join(filter(None, (others, "127.0.0.1,localhost")))
     return os.environ | {
+        # The services run in the project's folder, where a relative path is another one.
+        "BRT_FOLDER": str(folder()),
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
         "PREFECT_HOME": str(folder() / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
@@ -126,10 +152,10 @@ def give_dbt(url: URL) -> None:
     os.environ["DO_NOT_TRACK"] = "1"
 
 
-def _number(name: str, otherwise: int) -> int:
+def _number(name: str, otherwise: int, highest: int) -> int:
     text_ = os.environ.get(name) or str(otherwise)
-    if not text_.isdecimal() or not 1 <= int(text_) <= 86_400:
-        raise SettingsError(f"{name} is {text_!r}: expected a number from 1 to 86400")
+    if not text_.isdecimal() or not 1 <= int(text_) <= highest:
+        raise SettingsError(f"{name} is {text_!r}: expected a number from 1 to {highest}")
     return int(text_)
 
 

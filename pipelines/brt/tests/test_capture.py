@@ -130,6 +130,14 @@ def test_an_answer_that_holds_no_vehicle_is_refused(api, body, said):
     assert api.asked == capture.ATTEMPTS
 
 
+def test_a_field_of_any_depth_is_read_or_refused():
+    for depth in range(800, 1000):
+        try:
+            capture.read(b'[{"linha": ' + b"[" * depth + b"]" * depth + b"}]", FIRST_MINUTE)
+        except ValueError as error:
+            assert "no JSON" in str(error) or "nested too deep" in str(error)
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_passes_by_itself_is_tried_again(api, status):
     api.answers(b"", status=status)
@@ -166,6 +174,38 @@ def test_an_answer_that_drips_is_cut_off(api, monkeypatch):
     api.answers(json.dumps([vehicle()]).encode())
     with pytest.raises(capture.CaptureError, match="took longer"):
         capture.fetch(api.url)
+
+
+def test_slow_attempts_are_not_repeated_into_the_next_minute(api, monkeypatch):
+    monkeypatch.setattr(capture, "LAST_ATTEMPT_AFTER_S", 0.0)
+    api.answers(b"", status=503)
+    with pytest.raises(capture.CaptureError, match="HTTP 503"):
+        capture.fetch(api.url)
+    assert api.asked == 1
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content])
+def test_a_file_that_lost_its_end_costs_no_capture_that_follows(folder, damage):
+    file = capture.append(folder, captured(vehicle(codigo="1")), 60)
+    file.write_bytes(damage(file.read_bytes()))
+    capture.append(folder, captured(vehicle(codigo="2"), after_minutes=1), 60)
+    parsed, rejects = load.parse(file.read_bytes())
+    assert (parsed[-1][2], rejects) == ("2", [])
+
+
+def test_a_file_of_a_day_that_never_was_stops_no_capture(folder):
+    folder.mkdir()
+    (folder / "brt_20230231T000000Z.csv").touch()
+    assert capture.append(folder, captured(vehicle()), 60).name == "brt_20230726T015300Z.csv"
+
+
+@pytest.mark.parametrize(("age_s", "just_now"), [(0, True), (29, True), (31, False), (-3600, False)])
+def test_a_capture_of_the_future_keeps_no_run_from_its_own(api, pool, age_s, just_now):
+    assert not pipeline.captured_just_now()
+    api.answers(json.dumps([vehicle()]).encode())
+    file = pipeline.capture_once()
+    os.utime(file, (0, time.time() - age_s))
+    assert pipeline.captured_just_now() == just_now
 
 
 def test_an_api_that_is_away_for_three_minutes_costs_those_alone(api, pool, monkeypatch):

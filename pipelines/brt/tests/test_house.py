@@ -1,13 +1,17 @@
 """What holds for the project as a whole: its dependencies, its settings, its size."""
 
 import ast
+import os
 import re
+import subprocess
 from importlib.metadata import requires, version
+from urllib.request import proxy_bypass_environment
 
 import pytest
 from packaging.requirements import Requirement
 
-from brt import settings
+from brt import __main__, pipeline, services, settings
+from postgres.engine import DatabaseError
 from settings import SettingsError
 from tests.conftest import PROJECT
 
@@ -43,9 +47,13 @@ def test_no_function_is_long(file):
         ("BRT_CAPTURE_EVERY_S", "0", settings.capture_every_s),
         ("BRT_LOAD_EVERY_S", "soon", settings.load_every_s),
         ("BRT_PREFECT_PORT", "-1", settings.prefect_port),
+        ("BRT_STAND_IN_PORT", "70000", settings.stand_in_port),
         ("BRT_API_URL", "ftp://host/gps", settings.api_url),
         ("BRT_API_URL", "http://host:port/gps", settings.api_url),
         ("BRT_DATABASE_URL", "mysql://host/brt", settings.database_url),
+        ("BRT_DATABASE_URL", "postgresql:///brt", settings.database_url),
+        ("BRT_DATABASE_URL", "postgresql://host/brt", settings.database_url),
+        ("BRT_DATABASE_URL", "postgresql://me@host", settings.database_url),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(monkeypatch, name, value, read):
@@ -66,6 +74,92 @@ def test_without_settings_it_is_a_minute_and_thirteen_and_all_local(monkeypatch,
     assert environment["PREFECT_HOME"] == str(tmp_path / "prefect")
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert environment["DO_NOT_TRACK"] == "1"
+
+
+@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
+def test_no_proxy_is_asked_for_this_machine(monkeypatch, name):
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv(name, "company.example")
+    for each in settings.services_environment().items():
+        monkeypatch.setenv(*each)
+    away = {host: bool(proxy_bypass_environment(host)) for host in ("127.0.0.1:4200", "company.example", "rio.example")}
+    assert away == {"127.0.0.1:4200": True, "company.example": True, "rio.example": False}
+
+
+def test_a_relative_folder_is_the_same_one_for_the_services(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRT_FOLDER", "state")
+    assert settings.services_environment()["BRT_FOLDER"] == str(tmp_path / "state")
+
+
+@pytest.mark.parametrize("step", ["capture", "load", "map", "stop"])
+def test_a_folder_that_cannot_be_written_is_told_on_one_line(monkeypatch, capsys, step):
+    monkeypatch.setenv("BRT_FOLDER", "/dev/null/state")
+    monkeypatch.delenv("BRT_DATABASE_URL", raising=False)
+    monkeypatch.setattr("sys.argv", ["brt", step])
+    assert __main__.main() == 2
+    assert re.fullmatch("brt: /dev/null/state.*: Not a directory; .*BRT_FOLDER.*\n", capsys.readouterr().err)
+
+
+def test_a_capture_that_cannot_be_read_is_told_on_one_line(monkeypatch, capsys, pool):
+    (pipeline.captures_folder() / "brt_20230726T015300Z.csv").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["brt", "load"])
+    assert __main__.main() == 2
+    assert re.fullmatch("brt: /.*Z.csv: Is a directory; .*BRT_FOLDER.*\n", capsys.readouterr().err)
+
+
+def test_a_map_before_the_first_load_tells_what_to_do(pool):
+    with pytest.raises(DatabaseError, match="posicao_onibus.* does not exist.*; .*`make capture load dbt`"):
+        pipeline.draw()
+
+
+@pytest.mark.parametrize("noted", ["", "abc", None])
+def test_a_service_is_found_whatever_its_pid_file_holds(monkeypatch, tmp_path, noted):
+    monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
+    mark = {services.MARK: f"{tmp_path} stand-in"}
+    process = subprocess.Popen(["sleep", "600"], env=os.environ | mark, start_new_session=True)
+    if noted is not None:
+        (tmp_path / "stand-in.pid").write_text(noted)
+    try:
+        assert [each.pid for each in services.members("stand-in")] == [process.pid]
+        assert services.stop() == ["stand-in"]
+    finally:
+        process.kill()
+    process.wait()
+
+
+def test_a_service_is_waited_for_and_started_anew_with_other_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
+    asked = []
+
+    def started(port):
+        monkeypatch.setenv("BRT_STAND_IN_PORT", port)
+        services._run("stand-in", ["sleep", "600"], None, lambda: asked.append(port) or asked.count(port) > 1)
+        return [each.pid for each in services.members("stand-in")]
+
+    try:
+        first = started("4203")
+        assert started("4203") == first
+        asked.clear()
+        assert started("4203") == first
+        assert asked == ["4203"] * 2
+        (second,) = started("4204")
+        assert first != [second]
+    finally:
+        services.stop()
+
+
+def test_an_installation_that_broke_off_is_repeated(tmp_path):
+    """The environment's Python is there before pip has installed anything."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".venv/bin/python"):
+        (tmp_path / "pipelines/brt" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pipelines/brt" / name).touch()
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "pipelines/brt/Makefile").write_text((PROJECT / "Makefile").read_text())
+    make = ["make", "--directory", tmp_path / "pipelines/brt", "--dry-run", "start"]
+    assert "pip install" in subprocess.run(make, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "pipelines/brt/.venv/installed").touch()
+    assert "pip install" not in subprocess.run(make, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_readme_names_every_setting():

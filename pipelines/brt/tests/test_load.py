@@ -3,6 +3,7 @@ import random
 import signal
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
 from sqlalchemy import text
@@ -60,6 +61,39 @@ def test_what_is_loaded_is_skipped_and_a_file_that_grew_is_loaded_again(folder, 
     assert len(table(pool, "brt_file")) == 2
 
 
+@pytest.mark.parametrize("zone", ["+16:00", "-15:59", "+05:00:01.5", "-23:59:59.999999"])
+def test_a_capture_in_any_zone_is_loaded(folder, pool, zone):
+    given = f"2023-07-26T01:53:30.250{zone}"
+    write(folder, line(captured_at=given))
+    assert load.load(pool, folder) == load.Report(1, 0, 1, 0)
+    assert [row["captured_at"] for row in table(pool)] == [datetime.fromisoformat(given)]
+
+
+def test_lines_may_end_as_on_windows(folder, pool):
+    file = write(folder, line(direcao="86"), line(codigo="2"))
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert load.load(pool, folder) == load.Report(1, 0, 2, 0)
+
+
+def test_a_number_in_blanks_is_the_same_bus(folder, pool):
+    write(folder, line(codigo=" 901"), line(codigo="901\xa0", velocidade="2"))
+    load.load(pool, folder)
+    assert [(row["codigo"], row["velocidade"]) for row in table(pool)] == [("901", 2.0)]
+
+
+def test_a_value_that_was_mended_in_a_file_is_loaded(folder, pool):
+    for speed in ("1", "20"):
+        write(folder, line(velocidade=speed))
+        load.load(pool, folder)
+    assert [row["velocidade"] for row in table(pool)] == [20.0]
+
+
+def test_a_file_that_is_deleted_before_its_turn_is_left_out(ten_captures, monkeypatch):
+    gone = pipeline.captures_folder() / "brt_20230726T000000Z.csv"
+    monkeypatch.setattr(load, "files", lambda folder: [gone, *capture.files(folder)])
+    assert load.load(ten_captures, pipeline.captures_folder()) == load.Report(1, 1, 4530, 0)
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_latest_capture_wins_whatever_the_order_of_the_loads(tmp_path, pool, order):
     captures = [captured(vehicle(velocidade=speed), after_minutes=speed) for speed in (1, 2, 1)]
@@ -68,7 +102,9 @@ def test_the_latest_capture_wins_whatever_the_order_of_the_loads(tmp_path, pool,
         folder = tmp_path / str(number)
         capture.append(folder, captures[number], 1)
         load.load(pool, folder)
-    assert [(row["velocidade"], row["captured_at"]) for row in table(pool)] == [(1.0, captures[2].captured_at)]
+    (row,) = table(pool)
+    assert (row["velocidade"], row["captured_at"]) == (1.0, captures[2].captured_at)
+    assert row["first_captured_at"] == captures[0].captured_at
 
 
 def test_within_one_capture_the_later_line_wins(folder, pool):
@@ -112,6 +148,8 @@ def test_a_text_arrives_as_it_is(folder, pool, given):
         (line(codigo=" "), "codigo is empty"),
         (line(captured_at="2023-07-26T01:53:30"), "expected a time with its zone"),
         (line(captured_at="soon"), "captured_at is 'soon'"),
+        (line(captured_at="9999-12-31T23:59:59-14:00"), "expected a time with its zone"),
+        (line(codigo="á" * 101), "codigo has 101 characters"),
         (line(placa="\udcff"), "can't decode byte 0xff"),
         (line(placa="\0"), "NUL"),
     ],

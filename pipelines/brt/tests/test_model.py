@@ -5,13 +5,13 @@ import pytest
 from sqlalchemy import text
 
 from brt import capture, pipeline, settings
-from tests.conftest import captured, expected_positions, real_captures, vehicle
+from tests.conftest import FIRST_MINUTE, captured, expected_positions, real_captures, vehicle
 
 
 def positions(pool, where="true"):
     query = (
         "SELECT id, latitude, longitude, speed_kmh, round(extract(epoch FROM time) * 1000)::bigint, "
-        f"coalesce(line, '0'), coalesce(direction, ''), coalesce(route, '') FROM posicao_onibus WHERE {where}"
+        f"line, coalesce(direction, ''), coalesce(route, '') FROM posicao_onibus WHERE {where}"
     )
     with pool.connect() as connection:
         return {row[0]: tuple(row[1:]) for row in connection.execute(text(query))}
@@ -34,7 +34,8 @@ def milliseconds(moment):
 def test_the_view_holds_the_last_position_of_each_bus(ten_captures):
     pipeline.load_new()
     pipeline.run_dbt("build")
-    assert positions(ten_captures) == expected_positions()
+    shown = {code: (*row[:4], row[4] or "0", *row[5:]) for code, row in positions(ten_captures).items()}
+    assert shown == expected_positions()
     with ten_captures.connect() as connection:
         age, time, kind = connection.execute(
             text("SELECT age, now() - time, pg_typeof(time)::text FROM posicao_onibus LIMIT 1")
@@ -73,6 +74,44 @@ def test_what_is_doubtful_is_flagged_and_not_dropped(pool):
     picture = pipeline.draw().read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 200_000
+
+
+def load_captures(*captures):
+    for one in captures:
+        capture.append(pipeline.captures_folder(), one, 60)
+    pipeline.load_new()
+    pipeline.run_dbt("build")
+
+
+def test_a_clock_stays_ahead_however_often_its_signal_is_repeated(pool):
+    ahead = vehicle(dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=10)))
+    load_captures(*(captured(ahead, after_minutes=minute) for minute in range(9)))
+    assert flags(pool) == [("901008", 0, False, True)]
+
+
+def test_a_bus_whose_clock_jumped_ahead_is_shown_where_it_is(pool):
+    signals = [
+        vehicle(velocidade=minute, dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=minute + 20 * (minute > 0))))
+        for minute in range(9)
+    ]
+    load_captures(*(captured(signal, after_minutes=minute) for minute, signal in enumerate(signals)))
+    assert flags(pool) == [("901008", 8, False, True)]
+
+
+def test_a_bus_whose_clock_was_mended_is_shown_where_it_is(pool):
+    signals = [
+        vehicle(velocidade=minute, dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=minute + 20 * (minute < 4))))
+        for minute in range(9)
+    ]
+    load_captures(*(captured(signal, after_minutes=minute) for minute, signal in enumerate(signals)))
+    assert flags(pool) == [("901008", 8, False, False)]
+
+
+def test_what_the_api_leaves_empty_is_null(pool):
+    load_captures(
+        captured(*(vehicle(codigo=str(number), linha=line) for number, line in enumerate(("0", "", " ", None))))
+    )
+    assert {row[4] for row in positions(pool).values()} == {None}
 
 
 def test_a_test_of_dbt_that_finds_something_warns(pool):

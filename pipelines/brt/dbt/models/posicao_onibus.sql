@@ -1,6 +1,7 @@
 -- By way of the key, so that it takes as long with a year of signals as with a day: from each bus to the next one,
--- and there from the latest signal back. A signal whose clock is ahead would hide all that come after it: it counts
--- only where a bus has no other.
+-- and there from the latest signal back. A signal whose clock is ahead would hide all that come after it once the clock
+-- is mended, and one whose clock is right all that come after the clock went ahead: of the latest one and the latest one
+-- whose clock is right counts the one captured later.
 with recursive buses as (
     (select id from {{ ref('stg_posicao') }} order by id limit 1)
     union all
@@ -37,7 +38,7 @@ cross join lateral (
         order by any_signal.time_ms desc
         limit 1
     )
-    order by clock_ahead
+    order by captured_at desc, clock_ahead
     limit 1
 ) as last
 where buses.id is not null

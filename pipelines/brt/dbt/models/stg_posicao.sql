@@ -5,7 +5,7 @@ select
     velocidade as speed_kmh,
     datahora as time_ms,
     to_timestamp(datahora / 1000.0) as time,
-    nullif(linha, '0') as line,
+    nullif(nullif(trim(linha), '0'), '') as line,
     nullif(sentido, '') as direction,
     nullif(trajeto, '') as route,
     direcao as heading_deg,
@@ -14,5 +14,5 @@ select
     captured_at,
     latitude not between {{ var('city_south') }} and {{ var('city_north') }}
         or longitude not between {{ var('city_west') }} and {{ var('city_east') }} as outside_city,
-    to_timestamp(datahora / 1000.0) > captured_at + interval '{{ var("clock_tolerance") }}' as clock_ahead
+    to_timestamp(datahora / 1000.0) > first_captured_at + interval '{{ var("clock_tolerance") }}' as clock_ahead
 from {{ source('brt', 'brt_raw') }}
