@@ -33,8 +33,8 @@ class Report(NamedTuple):
 def load(engine: sa.Engine, files: Sequence[str], mode: Mode, open_file: Open) -> dict[str, Report]:
     """Make the tables hold what the files hold, in one transaction.
 
-    files: names such as Sales.Customer. replace: rows of which a file holds nothing go, unless another table needs them;
-    upsert: they stay.
+    files: names such as Sales.Customer. replace: rows of which a file holds nothing go, unless a table outside these
+    files needs them; upsert: they stay.
     open_file gives the bytes of a file in pieces. Raises FileError, SQLAlchemyError or psycopg2.Error.
     """
     tables = [table for file, table in model.TABLES.items() if file in files]
