@@ -13,7 +13,7 @@ from pathlib import Path
 
 import command
 from adventureworks import load, questions, settings
-from local import airflow, cloud
+from local import airflow, cloud, lambda_service
 from postgres import engine
 from postgres.embedded import EmbeddedServerError
 
@@ -35,6 +35,7 @@ def main() -> int:
 def _run() -> int:
     _tell("starting PostgreSQL")
     database = settings.database_url(or_embedded=True)
+    cloud.forget_settings()
     with tempfile.TemporaryDirectory(prefix="adventureworks-") as folder, (Path(folder) / "log").open("w+b") as log:
         with cloud.running(database.render_as_string(hide_password=False), log=log) as running:
             _tell("filling S3")
@@ -46,8 +47,7 @@ def _run() -> int:
             run = airflow.run_dag(environment, {"mode": "replace"})
             answer = running.sandbox.current.answer.result(0) if running.sandbox.current else None
     if run.returncode or answer is None:
-        said = answer.body.decode() if answer else run.stdout + run.stderr
-        raise RunError(f"the DAG failed: {' '.join(said.split())[-1000:]}")
+        raise RunError(f"the DAG failed: {reason(answer, run.stdout + run.stderr)}")
     _tell("asking the questions")
     for file, report in json.loads(answer.body)["files"].items():
         print(_told(file, load.Report(**report)))
@@ -57,6 +57,13 @@ def _run() -> int:
         questions.show(pool, questions.ROWS, None)
         pool.dispose()
     return 0
+
+
+def reason(answer: lambda_service.Answer | None, log: str) -> str:
+    """Return the function's error on one line, or else the end of Airflow's log."""
+    if answer and answer.failed:
+        return " ".join(str(json.loads(answer.body)["errorMessage"]).split())
+    return " ".join(log.split())[-1000:]
 
 
 def _told(file: str, report: load.Report) -> str:

@@ -9,7 +9,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -26,6 +27,7 @@ _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 Field = str | None
+Read = TypeVar("Read")
 
 
 class FileError(Exception):
@@ -41,26 +43,24 @@ def copy_rows(chunks: Iterable[bytes], columns: Sequence[sa.Column[Any]]) -> Ite
 
     chunks: the file's bytes, in pieces of any size. Raises FileError without the file's name.
     """
-    rows = records(lines(chunks))
-    _, names = next(rows, (1, []))
+    numbered = enumerate(lines(chunks), 1)
+    _, names = next(records(islice(numbered, 1), fields), (1, []))
     expected = [column.info["name"] for column in columns]
     if names != expected:
         raise FileError(f"line 1 does not name its columns: expected {';'.join(expected)}")
     readers = [(column.info["name"], bool(column.nullable), reader(column.type)) for column in columns]
     nothing = "\t".join(["\\N"] * len(columns))
     number = 1
-    for number, record in rows:
-        try:
-            yield f"{number}\t\\N\t{_values(record, readers)}\n"
-        except RowError as error:
-            yield f"{number}\t{str(error).translate(_COPY_ESCAPES)}\t{nothing}\n"
+    for number, values in records(numbered, lambda row: _values(fields(row), readers)):
+        if isinstance(values, RowError):
+            yield f"{number}\t{str(values).translate(_COPY_ESCAPES)}\t{nothing}\n"
+        else:
+            yield f"{number}\t\\N\t{values}\n"
     if number == 1:
         raise FileError("holds no rows: an empty file is no reason to empty a table")
 
 
-def _values(record: list[Field] | RowError, readers: Sequence[tuple[str, bool, Callable[[str], str]]]) -> str:
-    if isinstance(record, RowError):
-        raise record
+def _values(record: list[Field], readers: Sequence[tuple[str, bool, Callable[[str], str]]]) -> str:
     if len(record) != len(readers):
         raise RowError(f"has {len(record)} field{'s' * (len(record) != 1)} instead of {len(readers)}")
     values = []
@@ -89,26 +89,30 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise FileError("ends within a line, as if cut off: copy it again, or end its last line if it is whole")
 
 
-def records(numbered_from_1: Iterable[bytes]) -> Iterator[tuple[int, list[Field] | RowError]]:
-    """Yield each record's line number with its fields, or with the reason why it has none."""
-    source = enumerate(numbered_from_1, 1)
+def records(
+    numbered: Iterator[tuple[int, bytes]], read: Callable[[bytes], Read]
+) -> Iterator[tuple[int, Read | RowError]]:
+    """Yield the number of each record's first line with what `read` makes of the record, or why it makes nothing.
+
+    numbered: lines without their LF, and their numbers. read: it raises RowError.
+    """
     ahead: deque[tuple[int, bytes]] = deque()
-    while first := ahead.popleft() if ahead else next(source, None):
-        number, row = first
-        if number == 1:
-            row = row.removeprefix(_BOM)
-        following: list[tuple[int, bytes]] = []
+    while first := ahead.popleft() if ahead else next(numbered, None):
+        held, size, is_open = [first], len(first[1]), first[1].count(b'"') % 2
         # An odd number of quotes: a field goes on over the line's end.
-        while row.count(b'"') % 2 and len(row) < LONGEST_ROW_BYTES:
-            if not (line := ahead.popleft() if ahead else next(source, None)):
+        while is_open and size < LONGEST_ROW_BYTES:
+            if not (line := ahead.popleft() if ahead else next(numbered, None)):
                 break
-            following.append(line)
-            row += b"\n" + line[1]
+            held.append(line)
+            size += 1 + len(line[1])
+            is_open ^= line[1].count(b'"') % 2
+        number = first[0]
+        row = b"\n".join(line for _, line in held)
         try:
-            yield number, fields(row.removesuffix(b"\r"))
+            yield number, read((row.removeprefix(_BOM) if number == 1 else row).removesuffix(b"\r"))
         except RowError as error:
             # The lines that a stray quote swallowed may be rows themselves.
-            ahead.extendleft(reversed(following))
+            ahead.extendleft(reversed(held[1:]))
             yield number, error
 
 

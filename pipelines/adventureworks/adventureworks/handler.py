@@ -4,7 +4,7 @@ The event, all of it optional: {"mode": "replace" or "upsert", "files": ["Sales.
 {"mode": ..., "files": {"Sales.Customer": {"rows": ..., "loaded": ..., "rejected": ..., "flagged": ...}}}.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, get_args
 
 import boto3
@@ -30,7 +30,7 @@ class Context(Protocol):
         """Return the milliseconds until Lambda ends the function."""
 
 
-def lambda_handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
+def lambda_handler(event: object, context: Context) -> dict[str, Any]:
     """Load the files that the event names. Raises EventError, SettingsError, FileError, DatabaseError."""
     mode, files = _asked(event)
     time_limit_s = max(1, context.get_remaining_time_in_millis() / 1000 - MARGIN_S)
@@ -45,7 +45,9 @@ def lambda_handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]
     return {"mode": mode, "files": {file: report._asdict() for file, report in reports.items()}}
 
 
-def _asked(event: Mapping[str, Any]) -> tuple[load.Mode, Sequence[str]]:
+def _asked(event: object) -> tuple[load.Mode, Sequence[str]]:
+    if not isinstance(event, dict):
+        raise EventError(f"the event is {event!r}: expected an object with mode and files, each of them optional")
     if unknown := sorted(set(event) - {"mode", "files"}):
         raise EventError(f"the event has {unknown[0]!r}: expected mode and files")
     mode, files = event.get("mode", "replace"), event.get("files")
@@ -56,7 +58,7 @@ def _asked(event: Mapping[str, Any]) -> tuple[load.Mode, Sequence[str]]:
     if not isinstance(files, list) or not files:
         raise EventError(f"files is {files!r}: expected a list of names, or null for all of them")
     for file in files:
-        if file not in model.TABLES:
+        if not isinstance(file, str) or file not in model.TABLES:
             raise EventError(f"there is no file {file!r}: expected some of {', '.join(model.TABLES)}")
     return mode, files
 

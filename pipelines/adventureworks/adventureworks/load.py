@@ -33,7 +33,8 @@ class Report(NamedTuple):
 def load(engine: sa.Engine, files: Sequence[str], mode: Mode, open_file: Open) -> dict[str, Report]:
     """Make the tables hold what the files hold, in one transaction.
 
-    files: names such as Sales.Customer. replace: rows of which a file holds nothing go; upsert: they stay.
+    files: names such as Sales.Customer. replace: rows of which a file holds nothing go, unless a table outside these
+    files needs them; upsert: they stay.
     open_file gives the bytes of a file in pieces. Raises FileError, SQLAlchemyError or psycopg2.Error.
     """
     tables = [table for file, table in model.TABLES.items() if file in files]
@@ -46,10 +47,12 @@ def load(engine: sa.Engine, files: Sequence[str], mode: Mode, open_file: Open) -
         staged = {table.fullname for table in tables}
         for table in tables:
             _mark(connection, table, staged, replaced)
-        for table in reversed(tables) if mode == "replace" else ():
-            connection.execute(sa.text(_delete(table)))
+            _refuse_if_all_broken(connection, table)
+        # Before the deletes: a row that stays may leave a parent that goes.
         for table in tables:
             connection.execute(sa.text(_upsert(table)))
+        for table in reversed(tables) if mode == "replace" else ():
+            connection.execute(sa.text(_delete(table)))
         return {table.info["file"]: _report(connection, table) for table in tables}
 
 
@@ -109,10 +112,20 @@ def _copy(connection: sa.Connection, command: str, rows: Iterator[str]) -> None:
 
 def _mark(connection: sa.Connection, table: sa.Table, staged: set[str], replaced: set[str]) -> None:
     """Write into each staged row that cannot be loaded the reason why."""
-    for statement, parameters in (*_broken_checks(table), _repeated_keys(table)):
+    for statement, parameters in _broken_checks(table):
         connection.execute(sa.text(statement), parameters)
     for key in model.enforced(table):
         connection.execute(sa.text(_broken_reference(table, key, staged, replaced)))
+    connection.execute(sa.text(_repeated_keys(table)))
+
+
+def _refuse_if_all_broken(connection: sa.Connection, table: sa.Table) -> None:
+    """Raise FileError where no row is left: a file that was written in another way is no reason to empty a table."""
+    whole = f"SELECT FROM {_staged(table)} WHERE reason IS NULL"
+    first = f"SELECT line, reason FROM {_staged(table)} WHERE NOT EXISTS ({whole}) ORDER BY line LIMIT 1"
+    if broken := connection.execute(sa.text(first)).first():
+        told = "holds no row that can be loaded, which is no reason to empty a table; its line"
+        raise dialect.FileError(f"{table.info['file']} {told} {broken.line}: {broken.reason}")
 
 
 def _broken_checks(table: sa.Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -123,40 +136,45 @@ def _broken_checks(table: sa.Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"UPDATE {_staged(table)} SET reason = :reason WHERE {condition}", reason
 
 
-def _repeated_keys(table: sa.Table) -> tuple[str, Mapping[str, Any]]:
-    """Let the first row of a key stand."""
+def _repeated_keys(table: sa.Table) -> str:
+    """Let the first row of a key stand, of those that nothing else breaks."""
     key = _names(table.primary_key.columns)
     repeated = f"SELECT {key}, min(line) AS first FROM {_staged(table)} WHERE reason IS NULL GROUP BY {key}"
-    statement = f"""
+    return f"""
         UPDATE {_staged(table)} AS s SET reason = 'repeats the key of line ' || r.first
         FROM ({repeated} HAVING count(*) > 1) AS r
         WHERE s.reason IS NULL AND s.line > r.first AND {_equal(table.primary_key.columns, "s", "r")}"""
-    return statement, {}
 
 
 def _broken_reference(table: sa.Table, key: sa.ForeignKeyConstraint, staged: set[str], replaced: set[str]) -> str:
     """Mark the rows that refer to a row which will not be there when all tables are written."""
     parent = key.referred_table
-    pairs = [(element.column.name, element.parent.name) for element in key.elements]
-    same = " AND ".join(f"p.{theirs} = s.{ours}" for theirs, ours in pairs)
+    same = _refers(key, "s", "p")
     there = []
     if parent.fullname in staged:
         there.append(f"EXISTS (SELECT FROM {_staged(parent)} AS p WHERE p.reason IS NULL AND {same})")
     if parent.fullname not in replaced:
         there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same})")
-    shown = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for _, ours in pairs)
+    shown = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
     absent = " AND ".join(f"NOT {condition}" for condition in there)
-    named = " AND ".join(f"s.{ours} IS NOT NULL" for _, ours in pairs)
+    named = " AND ".join(f"s.{ours} IS NOT NULL" for ours in key.column_keys)
     return f"""
         UPDATE {_staged(table)} AS s SET reason = {shown} || ' is not in {parent.fullname}'
         WHERE s.reason IS NULL AND {named} AND {absent}"""
 
 
 def _delete(table: sa.Table) -> str:
+    """Keep the rows that are referred to: by tables outside the event, for those within it lose their rows first."""
     same = _equal(table.primary_key.columns, "s", "t")
+    keys = [(child, key) for child in model.TABLES.values() for key in model.enforced(child)]
+    needed = [
+        f"AND NOT EXISTS (SELECT FROM {child.fullname} AS c WHERE {_refers(key, 'c', 't')})"
+        for child, key in keys
+        if key.referred_table is table
+    ]
     return f"""
         DELETE FROM {table.fullname} AS t
-        WHERE NOT EXISTS (SELECT FROM {_staged(table)} AS s WHERE s.reason IS NULL AND {same})"""
+        WHERE NOT EXISTS (SELECT FROM {_staged(table)} AS s WHERE s.reason IS NULL AND {same}) {" ".join(needed)}"""
 
 
 def _upsert(table: sa.Table) -> str:
@@ -204,3 +222,8 @@ def _names(columns: Iterable[sa.Column[Any]], alias: str = "") -> str:
 
 def _equal(columns: Iterable[sa.Column[Any]], left: str, right: str) -> str:
     return " AND ".join(f"{left}.{column.name} = {right}.{column.name}" for column in columns)
+
+
+def _refers(key: sa.ForeignKeyConstraint, child: str, parent: str) -> str:
+    pairs = [(element.parent.name, element.column.name) for element in key.elements]
+    return " AND ".join(f"{child}.{ours} = {parent}.{theirs}" for ours, theirs in pairs)

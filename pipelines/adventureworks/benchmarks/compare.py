@@ -88,6 +88,7 @@ def compared(times, rounds):
     with tempfile.TemporaryDirectory() as folder:
         database = embedded.url("postgres", Path(folder) / "embedded")
         url = database.render_as_string(hide_password=False)
+        cloud.forget_settings()
         with cloud.running(url) as running:
             cloud.fill(running.s3_url)
             s3, size = cloud.client("s3", running.s3_url), 0

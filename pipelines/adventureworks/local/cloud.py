@@ -19,6 +19,8 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 REGION = "us-east-1"
 # What moto accepts: any.
 KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+# What would lead to another cloud, another Airflow, or through a proxy; all that runs here is on this machine.
+FOREIGN = ("AWS_", "ADVENTUREWORKS_", "AIRFLOW", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class Cloud(NamedTuple):
@@ -27,6 +29,13 @@ class Cloud(NamedTuple):
     s3_url: str
     lambda_url: str
     sandbox: lambda_service.Sandbox
+
+
+def forget_settings() -> None:
+    """Take what leads elsewhere out of this process's environment, and so out of its children's."""
+    for name in list(os.environ):
+        if name.upper().startswith(FOREIGN):
+            del os.environ[name]
 
 
 @contextmanager

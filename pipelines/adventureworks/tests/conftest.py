@@ -16,11 +16,10 @@ properties.register_profile("default", deadline=None, suppress_health_check=list
 properties.load_profile("default")
 
 
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def _isolated():
     """No setting of the machine reaches a test."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "ADVENTUREWORKS_", "AIRFLOW"))]:
-        monkeypatch.delenv(name)
+    cloud.forget_settings()
 
 
 @pytest.fixture(scope="session")

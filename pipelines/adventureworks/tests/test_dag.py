@@ -32,11 +32,21 @@ def test_the_dag_fails_after_its_retries_where_the_function_reports_an_error(hom
     assert run.stdout.count("Invoking AWS Lambda function") == 3
 
 
+# What a machine may be set to.
+FOREIGN = {
+    "HTTP_PROXY": "http://127.0.0.1:1",
+    "http_proxy": "http://127.0.0.1:1",
+    "ADVENTUREWORKS_PREFIX": "elsewhere/",
+    "AWS_PROFILE": "absent",
+    "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+}
+
+
 def test_one_command_runs_everything_and_leaves_no_process_behind(pool):
-    """The DAG invokes the function, and all that it needs; quiet where nobody watches."""
+    """The DAG invokes the function, and all that it needs, whatever is set here; quiet where nobody watches."""
     database = pool.url.render_as_string(hide_password=False)
     before = {process.pid for process in psutil.process_iter()}
-    environment = {**path(), "ADVENTUREWORKS_DATABASE_URL": database}
+    environment = {**path(), **FOREIGN, "ADVENTUREWORKS_DATABASE_URL": database}
     command = [sys.executable, "run.py"]
     run = subprocess.run(command, cwd=airflow.DAGS.parent, env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")

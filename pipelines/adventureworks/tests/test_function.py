@@ -63,7 +63,11 @@ EVENTS = [
     ({"files": []}, "files is []: expected a list of names, or null for all of them"),
     ({"files": "Sales.Customer"}, "files is 'Sales.Customer': expected a list of names, or null for all of them"),
     ({"files": ["Sales.Customers"]}, f"there is no file 'Sales.Customers': expected some of {', '.join(ALL)}"),
+    ({"files": [["Sales.Customer"]]}, f"there is no file ['Sales.Customer']: expected some of {', '.join(ALL)}"),
     ({"bucket": "another"}, "the event has 'bucket': expected mode and files"),
+    ([], "the event is []: expected an object with mode and files, each of them optional"),
+    (None, "the event is None: expected an object with mode and files, each of them optional"),
+    (5, "the event is 5: expected an object with mode and files, each of them optional"),
 ]
 
 

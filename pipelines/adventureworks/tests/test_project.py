@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import os
 import subprocess
 import sys
 from decimal import Decimal
@@ -12,8 +13,9 @@ import pytest
 import yaml
 from sqlalchemy import text
 
+import run
 from adventureworks import diagram, model, questions
-from local import lambda_service
+from local import cloud, lambda_service
 from tests.test_function import path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +49,6 @@ def test_the_answers_are_those_expected_in_order_too(answers, name, count):
 
 def details():
     """The rows of the details that are loaded, read by Python alone."""
-    from local import cloud
 
     def read(file):
         lines = cloud.sample(file).decode("utf-8-sig").splitlines()
@@ -112,6 +113,24 @@ def test_the_questions_without_tables_fail_on_one_line(database):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr.count("\n")) == (4, 1)
     assert 'relation "sales.sales_order_detail" does not exist' in run.stderr
+
+
+def test_what_the_machine_is_set_to_does_not_reach_the_local_run(monkeypatch):
+    for name in ("AWS_PROFILE", "ADVENTUREWORKS_PREFIX", "AIRFLOW__CORE__EXECUTOR", "HTTP_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("NO_PROXY", "kept")
+    before = dict(os.environ)
+    cloud.forget_settings()
+    gone = {name.upper() for name in before.keys() - os.environ.keys()}
+    assert gone >= {"AWS_PROFILE", "ADVENTUREWORKS_PREFIX", "AIRFLOW__CORE__EXECUTOR", "HTTP_PROXY", "HTTPS_PROXY"}
+    assert {"PATH", "NO_PROXY"} <= os.environ.keys()
+
+
+def test_the_one_command_tells_what_the_function_said_however_long():
+    said = lambda_service.error("FileError", "Sales.Customer is broken " + "x" * 2000)
+    assert run.reason(said, "Airflow's log") == "Sales.Customer is broken " + "x" * 2000
+    assert run.reason(None, "Airflow's\n" + "log " * 500).endswith("log log")
+    assert run.reason(lambda_service.Answer(b"{}"), "Airflow's\nlog") == "Airflow's log"
 
 
 def test_the_diagram_is_that_of_the_tables():
