@@ -6,9 +6,10 @@ import io
 import shutil
 import socket
 import threading
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -34,8 +35,16 @@ DAY = "start=2024-05-21T00:00Z&end=2024-05-22T00:00Z"
 GAP = "start=2024-05-23T00:00Z&end=2024-05-24T00:00Z"  # from 08:00 to 12:00
 EMPTY = "start=2024-07-02T00:00Z&end=2024-07-03T00:00Z"
 MOST_BYTES = 300_000
+PATIENCE_S = 60
 POWER = "[data-variable=power] .summary"
 LINE, GRID, SAMPLE, STD = (11, 79, 138), (233, 237, 241), (194, 65, 12), (106, 76, 0)
+
+
+def wait_until(condition):
+    """Ask again and again; what does not come is a failure, and no test that hangs."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
 
 
 def fill_year(url):
@@ -70,10 +79,9 @@ class Server:
             self.server = uvicorn.Server(uvicorn.Config(api.app, port=self.port, log_config=None, lifespan="on"))
             self.thread = threading.Thread(target=self.server.run)
             self.thread.start()
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    httpx.get(f"{self.url}/openapi.json").raise_for_status()
-                    break
+            # It reads its settings while it starts; one that cannot start is a failure.
+            wait_until(lambda: self.server.started or not self.thread.is_alive())
+            assert self.server.started
 
     def stop(self):
         self.server.should_exit = self.server.force_exit = True
@@ -363,8 +371,7 @@ def test_what_is_shown_can_be_downloaded(open_page):
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV of this period").click()
     assert download.value.suggested_filename == "alvo_2024-05-21T0000Z_2024-05-22T0000Z.csv"
-    with open(download.value.path()) as file:  # noqa: PTH123
-        rows = list(csv.DictReader(io.StringIO(file.read())))
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
     assert len(rows) == 144 * 3 * 3
     assert {row["timestamp"][:10] for row in rows} == {"2024-05-21"}
 
@@ -373,8 +380,7 @@ def test_the_samples_of_fonte_are_laid_over_a_day_and_no_more(open_page):
     page = open_page(DAY)
     assert SAMPLE not in pixels(page, "power", 0, 1)
     page.get_by_label("1-minute samples").check()
-    while SAMPLE not in pixels(page, "power", 0, 1):
-        pass
+    wait_until(lambda: SAMPLE in pixels(page, "power", 0, 1))
     page.get_by_role("button", name="Week").click()
     page.get_by_text("1-minute samples are shown for a day or less: zoom in.").wait_for()
 
@@ -429,8 +435,7 @@ def test_std_is_drawn_when_it_is_wanted(open_page):
     page = open_page(DAY)
     assert STD not in pixels(page, "power", 0, 1)
     page.get_by_label("mean ± std").check()
-    while STD not in pixels(page, "power", 0, 1):
-        pass
+    wait_until(lambda: STD in pixels(page, "power", 0, 1))
     assert "&std=1" in page.url
 
 
