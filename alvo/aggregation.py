@@ -33,6 +33,7 @@ Values = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
+WINDOW_S = 600
 STATISTICS = ("mean", "min", "max", "std")
 ALL_STATISTICS = (*STATISTICS, "count")
 # Half the distance from 1.0 to the next double.
@@ -52,7 +53,10 @@ CHUNK_VALUES = 2**16
 
 
 def aggregate(
-    timestamps: Timestamps, columns: Mapping[str, Values], window_s: int = 600, statistics: Sequence[str] = STATISTICS
+    timestamps: Timestamps,
+    columns: Mapping[str, Values],
+    window_s: int = WINDOW_S,
+    statistics: Sequence[str] = STATISTICS,
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Compute statistics per window [t, t + window_s), aligned to the epoch and labelled at its start.
 

@@ -1,22 +1,21 @@
 """Alvo over HTTP, and the page that shows it. Run by `uvicorn alvo.api:app --port 8080`.
 
-Its routes only read, but for DELETE /data, which needs the admin token and another role's connection.
-`python -m alvo.api` serves it on this machine, with the embedded databases where none are named.
+Its routes only read, but for DELETE /data, which needs the admin token and another role's connection. Those that only
+its page asks are no part of the described API.
 """
 
 import gzip
 import json
 import logging
-import socket
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -26,15 +25,12 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 from starlette.types import Scope
 
-import command
-import serving
-import settings
-from alvo import schema, screen
+from alvo import screen
 from fonte import client
 from fonte.client import FonteError, RequestRefused
-from postgres import engine
-from postgres.copy import CopyOut
-from serving import PROBLEMS, Period, Stream, Timestamp
+from fonte_alvo import serving, settings
+from fonte_alvo.copy import CopyOut
+from fonte_alvo.serving import PROBLEMS, PeriodQuery, Stream, Strict, Timestamp
 
 SIGNALS = "The signals wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv"]
@@ -48,13 +44,13 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-POINTS = "How many buckets the screen has room for; there are as many at most."
 MOST_SAMPLES = timedelta(days=2)
 # How many views, and how many downloads of samples, are in hand at once; the others wait.
 VIEWS, FETCHES = 8, 4
+FONTE_PATIENCE_S = 2.0
 
 
-class DataQuery(Period):
+class DataQuery(PeriodQuery):
     """What GET /data can be asked."""
 
     signals: Annotated[list[str], AfterValidator(serving.each_once)] = Field(
@@ -80,28 +76,24 @@ class Value(BaseModel):
     value: float | None = Field(description="In the unit of the variable", examples=[8.31])
 
 
-class ShownPeriod(Period):
+class ShownPeriod(PeriodQuery):
     """A period that a screen shows: both bounds are needed."""
 
-    start_timestamp: Timestamp = Field(description=serving.FIRST, examples=["2024-05-20T00:00:00Z"])
-    end_timestamp: Timestamp = Field(description=serving.LAST, examples=["2024-05-21T00:00:00Z"])
+    start_timestamp: Timestamp
+    end_timestamp: Timestamp
 
 
 class ViewQuery(ShownPeriod):
     """What GET /view can be asked."""
 
-    points: int = Field(1000, ge=1, le=5000, description=POINTS)
+    # How many buckets the screen has room for; there are as many at most.
+    points: int = Field(1000, ge=1, le=5000)
 
 
 class SamplesQuery(ShownPeriod):
     """What GET /samples can be asked."""
 
-    columns: Annotated[list[str], AfterValidator(serving.each_once)] = Field(
-        min_length=1,
-        description="The variables wanted, one parameter each.",
-        examples=[["wind_speed", "power"]],
-        json_schema_extra={"uniqueItems": True},
-    )
+    columns: Annotated[list[str], AfterValidator(serving.each_once)] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _is_not_too_long(self) -> "SamplesQuery":
@@ -110,85 +102,28 @@ class SamplesQuery(ShownPeriod):
         return self
 
 
-class Extent(BaseModel):
-    """What Alvo holds; null where it holds nothing."""
-
-    first_timestamp: datetime | None = Field(description="Start of the first window", examples=["2024-05-20T00:00:00Z"])
-    last_timestamp: datetime | None = Field(description="Start of the last window", examples=["2024-05-29T23:50:00Z"])
-
-
-class Variable(BaseModel):
-    """A variable of which Alvo holds statistics."""
-
-    name: str = Field(examples=["wind_speed"])
-    unit: str | None = Field(description="As the connector tells it; null where it does not.", examples=["m/s"])
-
-
-class Buckets(BaseModel):
-    """A variable's statistics, one a bucket; a statistic that Alvo does not know is left out."""
-
-    mean: list[float | None] = Field([], description="Mean of the windows' means", examples=[[8.31, None]])
-    min: list[float | None] = Field([], description="Lowest minimum", examples=[[6.02, None]])
-    max: list[float | None] = Field([], description="Highest maximum", examples=[[11.9, None]])
-    std: list[float | None] = Field(
-        [], description="Standard deviation of the samples, every window weighing the same", examples=[[1.13, None]]
-    )
-    windows: list[int] = Field(description="How many windows have a value", examples=[[1, 0]])
-
-
-class View(BaseModel):
-    """A period as a screen can show it. Bucket i begins i * bucket_s after the start; one without windows is null."""
-
-    start_timestamp: datetime = Field(description="Start of the first bucket", examples=["2024-05-20T00:00:00Z"])
-    bucket_s: int = Field(description="Length of a bucket in seconds: 600 is a window", examples=[600])
-    variables: dict[str, Buckets]
-    previous_timestamp: datetime | None = Field(description="Last window before the period; null where there is none")
-    next_timestamp: datetime | None = Field(description="First window after the period; null where there is none")
-
-
-class PowerCurve(BaseModel):
-    """Mean power against mean wind speed. Each point stands for the windows of one cell of a grid."""
-
-    wind_speed: list[float] = Field(description="Ascending; mean of the point's windows", examples=[[8.31]])
-    power: list[float] = Field(examples=[[1214.6]])
-    windows: list[int] = Field(description="How many windows the point stands for", examples=[[3]])
-
-
-class Samples(BaseModel):
-    """Fonte's 1-minute samples."""
-
-    timestamps: list[float] = Field(description="Seconds since 1970-01-01T00:00:00Z", examples=[[1716163200.0]])
-    columns: dict[str, list[float | None]] = Field(examples=[{"power": [1214.6]}])
-
-
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     url = settings.fonte_api_url(app.state.fonte_api_url)
     async with serving.engines("alvo api", settings.alvo_database_url(), settings.alvo_admin()) as state:
-        with client.connect(url) if url else nullcontext() as fonte:
+        with client.connect(url, FONTE_PATIENCE_S) if url else nullcontext() as fonte:
             limits = {"views": CapacityLimiter(VIEWS), "fetches": CapacityLimiter(FETCHES)}
             yield {**state, **limits, "fonte": fonte, "units": {}}
 
 
-app = FastAPI(
+app = serving.make_app(
+    "Alvo's database",
+    _lifespan,
     title="Alvo",
     summary="Ten-minute statistics of a wind turbine's signals.",
-    description="Every period is half-open, [start, end). Timestamps are RFC 3339 in UTC, and so is one that is sent "
-    "without an offset. One route changes something, and needs the admin token.",
-    version="1",
-    lifespan=_lifespan,
-    generate_unique_id_function=lambda route: route.name,
-    # A redirection would repeat the Host that the client names.
-    redirect_slashes=False,
+    description=f"{serving.PERIODS} One route changes something, and needs the admin token.",
 )
 # In place of FONTE_API_URL, where this process serves the connector.
 app.state.fonte_api_url = None
-serving.answer_problems(app, "Alvo's database")
-app.include_router(serving.router)
 
 
 @app.get("/signals", responses=PROBLEMS, summary="The signals that Alvo knows, by name")
-def signals(request: Request) -> list[Signal]:
+def signals(request: Request, query: Annotated[Strict, Query()]) -> list[Signal]:
     """What `signals` of GET /data may name."""
     return [Signal(name=name) for name in sorted(_signal_ids(request.state.engine))]
 
@@ -196,49 +131,47 @@ def signals(request: Request) -> list[Signal]:
 @app.get(
     "/data",
     response_model=list[Value],
-    responses={**PROBLEMS, 200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
+    responses=serving.streamed(MEDIA_TYPES),
     summary="Values of a period, ordered by time and signal",
 )
-async def data(
-    request: Request,
-    query: Annotated[DataQuery, Query()],
-    accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),
-) -> Stream:
+async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream:
     """Records of one value each, as Alvo holds them: a window without a value of a signal has no record of it."""
-    form = query.format or serving.accepted(",".join(accept), MEDIA_TYPES)
+    form = query.format or serving.accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
     signal_ids = await to_thread.run_sync(_asked_ids, request.state.engine, query.signals)
     parameters = query.bounds() | {"signal_ids": signal_ids}
-    rows = CopyOut(request.state.streams, _sql(query, form), parameters, COPY_OPTIONS[form])
-    pieces = serving.json_list(iter(rows)) if form == "json" else iter(rows)
-    return Stream(rows, await serving.begun(pieces), MEDIA_TYPES[form])
+    asked = (request.state.streams, _sql(query, form), parameters, COPY_OPTIONS[form])
+    return Stream(MEDIA_TYPES[form], partial(CopyOut, *asked), serving.json_list if form == "json" else iter)
 
 
-@app.get("/period", responses=PROBLEMS, summary="The period that Alvo holds")
-def period(request: Request) -> Extent:
-    """Of whatever signal: from the first window to the last."""
+@app.get("/period", include_in_schema=False)
+def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | None]:
+    """Return the starts of the first and the last window of any signal, null where there is none."""
     ids = _signal_ids(request.state.engine).values()
     with request.state.engine.connect() as connection:
         last, first = screen.neighbours(connection, ids, screen.LAST, screen.FIRST)
-    return Extent(first_timestamp=first, last_timestamp=last)
+    return {"first_timestamp": first, "last_timestamp": last}
 
 
-@app.get("/variables", responses=PROBLEMS, summary="The variables that Alvo knows, with their units")
-async def variables(request: Request) -> list[Variable]:
-    """Their units are the connector's to tell."""
+@app.get("/variables", include_in_schema=False)
+async def variables(request: Request, query: Annotated[Strict, Query()]) -> list[dict[str, str | None]]:
+    """Return name and unit of each variable; the unit is null where the connector reports none."""
 
-    def read() -> list[Variable]:
+    def read() -> list[dict[str, str | None]]:
         names = screen.variables(_signal_ids(request.state.engine))
         units = request.state.units
         if not units and request.state.fonte:
             units.update(client.units(request.state.fonte))
-        return [Variable(name=name, unit=units.get(name)) for name in names]
+        return [{"name": name, "unit": units.get(name)} for name in names]
 
     return await to_thread.run_sync(read, limiter=request.state.fetches)
 
 
-@app.get("/view", response_model=View, responses=PROBLEMS, summary="A period, reduced to what a screen can show")
+@app.get("/view", include_in_schema=False)
 async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Response:
-    """Mean, minimum, maximum and standard deviation of every variable; no bucket hides an extreme of its windows."""
+    """Return mean, minimum, maximum and std of every variable in buckets, none of which hides an extreme.
+
+    Bucket i begins i * bucket_s after start_timestamp; one without windows is null.
+    """
 
     def read() -> Response:
         signal_ids = _signal_ids(request.state.streams)
@@ -258,9 +191,9 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
     return await to_thread.run_sync(read, limiter=request.state.views)
 
 
-@app.get("/power-curve", response_model=PowerCurve, responses=PROBLEMS, summary="Mean power against mean wind speed")
+@app.get("/power-curve", include_in_schema=False)
 async def power_curve(request: Request, query: Annotated[ShownPeriod, Query()]) -> Response:
-    """Windows that lie close together are one point; empty where Alvo knows one of the two variables only."""
+    """Return mean power against mean wind speed, and how many windows each point stands for."""
 
     def read() -> Response:
         ids = _signal_ids(request.state.streams)
@@ -273,14 +206,9 @@ async def power_curve(request: Request, query: Annotated[ShownPeriod, Query()]) 
     return await to_thread.run_sync(read, limiter=request.state.views)
 
 
-@app.get(
-    "/samples",
-    response_model=Samples,
-    responses={**PROBLEMS, 503: {**PROBLEMS[503], "description": "Fonte does not answer, or FONTE_API_URL is unset."}},
-    summary="Fonte's 1-minute samples of a short period",
-)
+@app.get("/samples", include_in_schema=False)
 async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> Response:
-    """Asked of the connector, like anyone else does; two days at most."""
+    """Return the 1-minute samples of two days at most, which the connector is asked for."""
     if request.state.fonte is None:
         raise HTTPException(503, "FONTE_API_URL is unset where this server runs: set it, and start the server again")
 
@@ -355,42 +283,3 @@ def _sql(query: DataQuery, form: Format) -> str:
         WHERE signal_id = ANY(%(signal_ids)s) AND {query.condition()} ORDER BY data.timestamp, name COLLATE "C"
     """
     return rows if form == "csv" else f"SELECT row_to_json(row) FROM ({rows}) AS row"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page on this machine until Ctrl-C; returns an exit code as etl.py's."""
-    parser = command.Parser(prog="python -m alvo.api", description="Serve Alvo's page and API on 127.0.0.1.")
-    parser.add_argument("--port", type=int, default=8080, help="where the browser finds the page; default: 8080")
-    port = parser.parse_args(arguments).port
-    codes = {settings.SettingsError: 2, FonteError: 3, engine.DatabaseError: 4}
-    return command.run("alvo.api", lambda: _serve(port), codes)
-
-
-def _serve(port: int) -> int:
-    # Loaded here, because uvicorn alone needs neither.
-    import uvicorn
-
-    import etl
-
-    settings.alvo_admin()
-    with etl.connector() as base_url:
-        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
-            with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
-                schema.create_absent(connection)
-        app.state.fonte_api_url = base_url
-        try:
-            listener = socket.create_server(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise settings.SettingsError(f"port {port} cannot be used: {error}; choose another by --port") from error
-        logging.basicConfig(format="%(levelname)s: %(message)s")
-        print(f"Alvo: http://127.0.0.1:{listener.getsockname()[1]} until Ctrl-C", flush=True)
-        with listener, suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10)).run([listener])
-    return 130  # 128 + SIGINT, as a shell reports it
-
-
-if __name__ == "__main__":
-    # By its own name, under which the app is one and the same.
-    from alvo.api import main as imported_main
-
-    sys.exit(imported_main())

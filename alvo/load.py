@@ -10,10 +10,8 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from alvo import schema
-from postgres import copy
-
-Timestamps = npt.NDArray[np.datetime64]
-Values = npt.NDArray[np.float64]
+from alvo.aggregation import Timestamps, Values
+from fonte_alvo import copy
 
 
 class Report(NamedTuple):

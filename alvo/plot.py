@@ -3,15 +3,14 @@
 import io
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from html import escape
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-WINDOW = timedelta(minutes=10)
+from alvo.aggregation import WINDOW_S, Timestamps, Values
+
 LINE, BAND = "#0b4f8a", "#a9cbe8"
 WIDTH_INCHES, PANEL_INCHES, DOTS_PER_INCH = 9.0, 1.9, 90
 MARGIN_INCHES = {"top": 0.45, "bottom": 0.5}
@@ -21,11 +20,11 @@ def picture(
     title: str,
     start: datetime,
     end: datetime,
-    window_starts: npt.NDArray[np.datetime64],
-    signals: Mapping[str, npt.NDArray[np.float64]],
+    window_starts: Timestamps,
+    signals: Mapping[str, Values],
     axes: Mapping[str, str],
     form: Literal["png", "svg"] = "png",
-    window: timedelta = WINDOW,
+    window: timedelta = timedelta(seconds=WINDOW_S),
 ) -> bytes:
     """Draw the variables of [start, end); a window without a value is left blank, and never bridged.
 
@@ -60,44 +59,6 @@ def picture(
     return drawn.getvalue()
 
 
-def page(
-    title: str,
-    start: datetime,
-    end: datetime,
-    window_starts: npt.NDArray[np.datetime64],
-    signals: Mapping[str, npt.NDArray[np.float64]],
-    axes: Mapping[str, str],
-    window: timedelta = WINDOW,
-) -> bytes:
-    """Draw the same as a page of HTML that needs no other file: the title, the picture, and its numbers as a table.
-
-    signals: {variable}_windows, too: how many windows of 10 minutes each of these windows stands for.
-    """
-    drawn = picture("", start, end, window_starts, signals, axes, "svg", window)
-    svg = drawn[drawn.index(b"<svg") :].decode().replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
-    rows = "".join(_row(label, (end - start) // WINDOW, variable, signals) for variable, label in axes.items())
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>
-<style>body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 1em auto; padding: 0 1em }}
-svg {{ width: 100%; height: auto }} th, td {{ text-align: right; padding: 2px 1em 2px 0 }}
-th:first-child {{ text-align: left }}</style>
-<h1>{escape(title)}</h1>
-{svg}
-<table><tr><th>variable<th>mean<th>minimum<th>maximum<th>windows of 10 minutes</tr>{rows}</table>
-</html>
-""".encode()
-
-
-def _row(label: str, expected: int, variable: str, signals: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    mean, low, high, windows = (signals[f"{variable}_{name}"] for name in ("mean", "min", "max", "windows"))
-    found = np.isfinite(mean)
-    average = np.average(mean[found], weights=windows[found]) if found.any() else None
-    extremes = min(low[np.isfinite(low)], default=None), max(high[np.isfinite(high)], default=None)
-    numbers = ["none" if number is None else f"{number:.4g}" for number in (average, *extremes)]
-    cells = "".join(f"<td>{number}" for number in numbers)
-    return f"<tr><th>{escape(label)}{cells}<td>{int(windows.sum()):,} of {expected:,}</tr>"
-
-
 def _duration(window: timedelta) -> str:
     for name, unit in (("day", timedelta(days=1)), ("hour", timedelta(hours=1))):
         if window % unit == timedelta():
@@ -105,9 +66,7 @@ def _duration(window: timedelta) -> str:
     return f"{window // timedelta(minutes=1)} minutes"
 
 
-def _gridded(
-    edges: npt.NDArray[np.datetime64], window_starts: npt.NDArray[np.datetime64], values: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _gridded(edges: Timestamps, window_starts: Timestamps, values: Values) -> Values:
     """Return the value of each window between the edges, NaN where there is none."""
     grid = np.full(len(edges) - 1, np.nan)
     grid[(window_starts - edges[0]) // (edges[1] - edges[0])] = values

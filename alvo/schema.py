@@ -35,9 +35,7 @@ def create_absent(connection: sa.Connection) -> None:
 
 def main() -> int:
     """Create the tables in the database that ALVO_DATABASE_URL names; returns an exit code as etl.py's."""
-    import command
-    import settings
-    from postgres import engine
+    from fonte_alvo import command, engine, settings
 
     def create() -> int:
         with engine.failures("Alvo", "check ALVO_DATABASE_URL"):
@@ -46,7 +44,7 @@ def main() -> int:
         print("Alvo has the tables signal and data")
         return 0
 
-    return command.run("alvo.schema", create, {settings.SettingsError: 2, engine.DatabaseError: 4})
+    return command.run("alvo.schema", create)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Connection, Engine, select, text
 
 from alvo import schema
+from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
 
-Values = npt.NDArray[np.float64]
-WINDOW = timedelta(minutes=10)
-STATISTICS = ("mean", "min", "max", "std")
+WINDOW = timedelta(seconds=WINDOW_S)
 DAY = timedelta(days=1)
 # Each divides a day, so that cells of an hour or a day are made of whole buckets.
 BUCKETS = [WINDOW * windows for windows in (1, 2, 3, 6, 12, 18, 36, 72, 144)]
@@ -42,6 +40,11 @@ _NEIGHBOURS = text("""
             WHERE signal_id = id AND timestamp < :start AND timestamp >= :first) AS earlier,
         LATERAL (SELECT min(timestamp) AS after FROM data
             WHERE signal_id = id AND timestamp >= :end AND timestamp <= :last) AS later
+""")
+
+_VALUES = text("""
+    SELECT name, (extract(epoch FROM timestamp) * 1000000)::bigint, value FROM data JOIN signal ON id = signal_id
+    WHERE name = ANY(:names) AND timestamp >= :start AND timestamp < :end
 """)
 
 # Each part is computed once: a planner without statistics of a new table takes years of windows for a few rows.
@@ -108,8 +111,8 @@ def buckets(
 
 def signals(
     engine: Engine, names: Sequence[str], start: datetime, end: datetime, points: int
-) -> tuple[npt.NDArray[np.datetime64], dict[str, Values], timedelta] | None:
-    """Return buckets() of these variables as alvo.plot draws them: starts, {variable}_{statistic} and _windows, length.
+) -> tuple[Timestamps, dict[str, Values], timedelta] | None:
+    """Return buckets() of these variables as alvo.plot draws them: starts, {variable}_{statistic}, length.
 
     None where Alvo has no tables yet. Raises SQLAlchemyError.
     """
@@ -121,8 +124,25 @@ def signals(
         origin, length, held = buckets(connection, asked, names, start, end, points)
     unknown = np.full(-((origin - end) // length), np.nan)
     starts = np.datetime64(origin.replace(tzinfo=None), "us") + np.arange(len(unknown)) * np.timedelta64(length)
-    figures = (*STATISTICS, "windows")
-    return starts, {f"{name}_{each}": held[name].get(each, unknown) for name in names for each in figures}, length
+    return starts, {f"{name}_{each}": held[name].get(each, unknown) for name in names for each in STATISTICS}, length
+
+
+def values(
+    engine: Engine, start: datetime, end: datetime, names: Sequence[str]
+) -> tuple[Timestamps, dict[str, Values], int]:
+    """Return what Alvo holds of these signals in [start, end), and how many of these values are not finite.
+
+    The first two are window starts `datetime64[us]` (w,), UTC, ascending, and name to float64 (w,), NaN where there is
+    no value. Raises SQLAlchemyError.
+    """
+    with engine.connect() as connection:
+        rows = connection.execute(_VALUES, {"names": list(names), "start": start, "end": end}).all()
+    moments = np.array([moment for _, moment, _ in rows], dtype="datetime64[us]")
+    window_starts, positions = np.unique(moments, return_inverse=True)
+    signals = {name: np.full(len(window_starts), np.nan) for name in names}
+    for (name, _, value), position in zip(rows, positions, strict=True):
+        signals[name][position] = value
+    return window_starts, signals, int((~np.isfinite([value for _, _, value in rows])).sum())
 
 
 def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, Values]:

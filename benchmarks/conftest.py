@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import administrator, make_database, server  # noqa: F401
-
 
 def pytest_collection_modifyitems(items, config):
     """Skip before the servers and years of data are made, which pytest-benchmark alone would wait for."""
@@ -27,11 +25,11 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def _accuracy(terminalreporter):
     try:
-        from benchmarks.candidates import CANDIDATES
+        from candidates import CANDIDATES
     except ImportError:
         return
-    from tests import reference
-    from tests.vectors import make
+    from support import reference
+    from vectors import make
 
     compared = [name for name in CANDIDATES if not name.startswith("floor")]
     terminalreporter.section("largest error of mean / std, in units in the last place (0.5 is correctly rounded)")
@@ -75,7 +73,7 @@ def _computed(candidate, windows):
 
 
 def _cell(computed, exact):
-    from tests import reference
+    from support import reference
 
     if isinstance(computed, str):
         return "error"

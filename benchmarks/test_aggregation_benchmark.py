@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("polars", reason="the benchmarks need pip install '.[test,bench]'")
-from benchmarks.candidates import CANDIDATES
+from candidates import CANDIDATES
 
 # Rows, and the seconds between them.
 SIZES = {"a day": (1440, 60), "a day at 1 Hz": (86_400, 1), "a year": (525_600, 60), "ten years": (5_256_000, 60)}

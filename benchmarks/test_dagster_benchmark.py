@@ -6,7 +6,7 @@ import sys
 import pytest
 
 pytest.importorskip("dagster", reason="the benchmark of Dagster needs pip install '.[dagster]'")
-from tests.test_dagster_dev import DAYS, ask, backfill, clone, dagster, log  # noqa: F401
+from test_dagster_dev import DAYS, ask, backfill, clone, dagster, log  # noqa: F401
 
 
 @pytest.mark.parametrize("candidate", ["etl.py", "Dagster, a backfill in one run"])

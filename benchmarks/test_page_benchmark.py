@@ -3,8 +3,7 @@
 import pytest
 
 pytest.importorskip("playwright", reason="the benchmark of the page needs pip install playwright, and Chromium")
-from tests.conftest import seeded_template, shared_connector  # noqa: F401
-from tests.test_page import DAY, YEAR, chromium, drawn, year, year_api  # noqa: F401
+from test_page import DAY, YEAR, chromium, drawn, year, year_api  # noqa: F401
 
 ROUNDS = 5
 

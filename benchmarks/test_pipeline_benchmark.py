@@ -17,18 +17,18 @@ from sqlalchemy import insert, text
 
 pytest.importorskip("adbc_driver_postgresql", reason="the benchmarks need pip install '.[test,bench]'")
 import adbc_driver_postgresql.dbapi
+import naive_etl
 import pandas
 from psycopg2.extras import execute_values
+from support.project import SCRIPTS
 
-import etl
 from alvo import schema
 from alvo.aggregation import aggregate
 from alvo.load import replace_period
-from benchmarks import naive_etl
 from fonte import client, seeding
 from fonte import schema as fonte_schema
-from postgres import engine
-from tests.conftest import ROOT
+from fonte_alvo import engine
+from orchestration.day import Day, run
 
 START = datetime(2023, 1, 1, tzinfo=UTC)
 COLUMNS = ["wind_speed", "power"]
@@ -66,7 +66,7 @@ def alvo(make_database):
 def served(app, fonte, port):
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--log-level", "error"]
     environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(command, cwd=SCRIPTS, env=environment) as process:
         base_url = f"http://127.0.0.1:{port}"
         try:
             while True:
@@ -329,7 +329,7 @@ def test_warm_day(benchmark, connectors, fonte, alvo, year, candidate):
             start = START + timedelta(days=next(days))
             end = start + timedelta(days=1)
             if candidate == "fonte-alvo":
-                etl.run(connectors[0], alvo, start, end, COLUMNS, etl.STATISTICS, http)
+                run(http, alvo, Day(start.date(), "UTC", start, end), COLUMNS)
             else:
                 with alvo.begin() as connection:
                     connection.execute(text(INSERT_SELECT), {"start": start, "end": end})
@@ -344,7 +344,7 @@ def test_command_for_a_day(benchmark, connectors, alvo, candidate):
     command, environment = prepared(candidate, connectors, alvo, "2023-03-01")
 
     def run():
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=SCRIPTS, env=environment, check=True, stdout=subprocess.DEVNULL)
 
     benchmark.pedantic(run, rounds=9, warmup_rounds=1)
     run_measured(benchmark, command, environment)
@@ -385,7 +385,7 @@ def run_measured(benchmark, command, environment):
     others = {"PostgreSQL": postgres(), "the connector": [serving(environment["FONTE_API_URL"])]}
     before = {name: cpu_s(processes) for name, processes in others.items()}
     measured = [sys.executable, "-c", MEASURED, *command]
-    run = subprocess.run(measured, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    run = subprocess.run(measured, cwd=SCRIPTS, env=environment, check=True, capture_output=True, text=True)
     peak_kib, used_s = map(float, run.stdout.split()[-2:])
     benchmark.extra_info["peak memory in MiB"] = round(peak_kib / 1024, 1)
     benchmark.extra_info["CPU of the command in s"] = round(used_s, 1)

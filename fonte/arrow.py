@@ -17,8 +17,14 @@ import numpy.typing as npt
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
 Array = npt.NDArray[Any]
+Timestamps = npt.NDArray[np.datetime64]
+Values = npt.NDArray[np.float64]
 # Timestamps `datetime64[us]` (n,); for each name the values (n,) and where there is none (n,).
 Batch = tuple[Array, dict[str, tuple[Array, Array]]]
+
+
+class BadAnswer(Exception):
+    """The answer of a connector cannot be used; the message says why."""
 
 
 def encode(batches: Iterator[Batch], names: Sequence[str]) -> Iterator[bytes]:
@@ -50,7 +56,7 @@ def encode(batches: Iterator[Batch], names: Sequence[str]) -> Iterator[bytes]:
 def decode(body: bytes, names: Sequence[str]) -> dict[str, Array]:
     """Decode a whole stream of exactly the named columns: timestamps as `datetime64[us]`, others as float64.
 
-    A null is NaN. Raises ValueError where the stream is none, is cut off, or holds anything else.
+    A null is NaN. Raises BadAnswer where the stream is none, is cut off, or holds anything else.
     """
     try:
         messages = _messages(body)
@@ -66,7 +72,7 @@ def decode(body: bytes, names: Sequence[str]) -> dict[str, Array]:
         batches = [[np.empty(0, _taken_as(dtype)) for _, dtype in types]]
         batches += [_columns(body, message, types) for message in messages]
     except (ValueError, struct.error, OverflowError) as error:
-        raise ValueError(f"it answered no Arrow stream that can be used: {error}") from error
+        raise BadAnswer(f"it answered no Arrow stream that can be used: {error}") from error
     columns = {name: np.concatenate(parts) for (name, _), *parts in zip(types, *batches, strict=True)}
     return {name: columns[name] for name in names}
 

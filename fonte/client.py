@@ -5,7 +5,9 @@ import reprlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from time import monotonic
+from itertools import count
+from random import uniform
+from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -13,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fonte import arrow
+from fonte.arrow import BadAnswer, Timestamps, Values
+from fonte_alvo import command
+from fonte_alvo.command import Failure
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
-ATTEMPTS = 5
-RETRY_FOR_S = 60.0
-BACKOFF_S = 0.2
 DOWNLOAD_TIMEOUT_S = 300.0
+# How long a run waits for a connector that restarts, from its last answer on.
+PATIENCE_S = 60.0
+# How long the last attempt may take beyond that.
+GRACE_S = 15.0
+BACKOFF_S = 0.2
+MAX_BACKOFF_S = 8.0
 MAX_DECODED_BYTES = 512 * 2**20
 # Python's objects take up to thirty times the room of their JSON. A year of minutes is smaller.
 MAX_JSON_BYTES = 64 * 2**20
@@ -30,37 +38,56 @@ ACCEPT = f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
 # A few compressed bytes may decode to gigabytes, all at once: none are asked for, and none taken.
 HEADERS = {"Accept": ACCEPT, "Accept-Encoding": "identity"}
 
-Timestamps = npt.NDArray[np.datetime64]
-Values = npt.NDArray[np.float64]
 
-
-class FonteError(Exception):
+class FonteError(Failure):
     """Fonte failed, or answered what cannot be used; nothing was written."""
+
+    exit_code = 3
 
 
 class RequestRefused(FonteError):
     """Fonte refused the request itself (422); the message repeats its detail."""
 
+    exit_code = 2
 
-def connect(base_url: str) -> httpx.Client:
-    """Make an HTTP client for many fetches from one connector, also by several threads; to be closed after them."""
-    url = httpx.URL(base_url)
-    timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-    # A proxy from the environment could not reach this machine's own loopback.
-    loopback = url.host in ("127.0.0.1", "::1", "localhost")
-    # Without TLS the certificates, which take long to load, verify nobody.
-    return httpx.Client(base_url=url, timeout=timeout, trust_env=not loopback, verify=url.scheme == "https")
+
+class Client(httpx.Client):
+    """An HTTP client of one connector, whose fetches share one wait for a connector that does not answer."""
+
+    patience_s: float
+    # When the first request after the last answer failed.
+    failing_since: float | None = None
+
+
+def connect(base_url: str, patience_s: float | None = None) -> Client:
+    """Make an HTTP client for many fetches from one connector, also by several threads; to be closed after them.
+
+    patience_s: how long its fetches together wait for a connector that does not answer; PATIENCE_S by default. Raises
+    FonteError where the environment, such as a proxy or a certificate file that it names, does not allow that.
+    """
+    try:
+        url = httpx.URL(base_url)
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        # A proxy from the environment could not reach this machine's own loopback.
+        loopback = url.host in ("127.0.0.1", "::1", "localhost")
+        # Without TLS the certificates, which take long to load, verify nobody.
+        client = Client(base_url=url, timeout=timeout, trust_env=not loopback, verify=url.scheme == "https")
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+        raise FonteError(f"no HTTP client can be made: {_one_line(str(error))}; {remedy}") from error
+    client.patience_s = PATIENCE_S if patience_s is None else patience_s
+    return client
 
 
 def fetch(
-    base_url: str, start: datetime, end: datetime, columns: Sequence[str], http: httpx.Client | None = None
+    base_url: str, start: datetime, end: datetime, columns: Sequence[str], http: Client | None = None
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Ask the connector for the samples of [start, end), and check them before anyone uses them.
 
     Returns timestamps `datetime64[us]` (n,), UTC, ascending, each once, and for each column float64 (n,), NaN where
-    there is no value. A naive start or end means UTC. What passes by itself (no connection, a timeout, 502, 503, 504)
-    is tried again with backoff and jitter. http: a client of connect(base_url); without one, this fetch makes its own.
-    Raises RequestRefused for a 422 and FonteError for every other failure.
+    there is no value. A naive start or end means UTC. Transient failures (no connection, a timeout, 429, 502, 503, 504)
+    are retried with growing random pauses, as long as the client is patient. http: a client of connect(base_url);
+    without one, this fetch makes its own. Raises RequestRefused for a 422 and FonteError for every other failure.
     """
     period = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
     try:
@@ -68,7 +95,7 @@ def fetch(
             media_type, body = _get(client, {**period, "columns": list(columns)})
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
-    except (httpx.HTTPError, ValueError, ImportError, OSError) as error:
+    except (httpx.HTTPError, BadAnswer) as error:
         fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'', query=None, fragment=None)}"
         said = _one_line(str(error)) or type(error).__name__
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
@@ -76,13 +103,13 @@ def fetch(
         raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
 
 
-def units(http: httpx.Client) -> dict[str, str]:
-    """Ask the connector for the unit of each variable; empty where it does not tell, for only labels need them."""
+def units(http: Client) -> dict[str, str]:
+    """Ask the connector for the unit of each variable; empty where it reports none, for only labels need them."""
     try:
         with http.stream("GET", "columns", headers=HEADERS) as response:
             told = json.loads(_read(response, MAX_ERROR_BYTES, monotonic()))
         return {str(variable["name"]): str(variable["unit"]) for variable in told}
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+    except (httpx.HTTPError, BadAnswer, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -96,57 +123,58 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
-def _get(client: httpx.Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
-    try:
-        return _download(client, parameters)
-    except httpx.HTTPError as error:
-        if not _is_transient(error):
-            raise
-        return _download_again(client, parameters, error)
+def _get(client: Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
+    for attempt in count():
+        rest_s = _rest_s(client)
+        try:
+            answer = _download(client, parameters, min(READ_TIMEOUT_S, rest_s + GRACE_S))
+            client.failing_since = None
+            return answer
+        except httpx.HTTPError as error:
+            client.failing_since = client.failing_since or monotonic()
+            rest_s = _rest_s(client)
+            if not _is_transient(error) or rest_s <= 0:
+                raise
+            said = _one_line(str(error)) or type(error).__name__
+            command.notice(f"Fonte does not answer: {said}; it is asked again for {rest_s:.0f} s")
+            pause_s = uniform(0.5, 1) * min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
+            sleep(min(max(pause_s, _retry_after_s(error)), rest_s))
+    raise AssertionError
 
 
-def _download_again(client: httpx.Client, parameters: dict[str, Any], failure: httpx.HTTPError) -> tuple[str, bytes]:
-    # Loaded here, because a day that goes well does not need it.
-    import tenacity
-
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_transient),
-        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(RETRY_FOR_S),
-        wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=READ_TIMEOUT_S),
-        reraise=True,
-    )
-    failed = [failure]
-
-    def attempt() -> tuple[str, bytes]:
-        # The first attempt is the one that failed already.
-        if failed:
-            raise failed.pop()
-        return _download(client, parameters)
-
-    return retrying(attempt)
+def _rest_s(client: Client) -> float:
+    """Return how long the connector may still fail to answer."""
+    return client.patience_s - (monotonic() - client.failing_since if client.failing_since else 0)
 
 
-def _is_transient(error: BaseException) -> bool:
+def _is_transient(error: httpx.HTTPError) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in (502, 503, 504)
+        return error.response.status_code in (429, 502, 503, 504)
     return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
 
 
-def _download(client: httpx.Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
+def _retry_after_s(error: httpx.HTTPError) -> float:
+    """Return how many seconds a server asks to be left alone, 0 where it names none (RFC 9110, section 10.2.3)."""
+    asked = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
+    return float(asked) if asked.isdecimal() else 0.0
+
+
+def _download(client: Client, parameters: dict[str, Any], read_timeout_s: float) -> tuple[str, bytes]:
     """Return the media type of the answer and its body."""
     began = monotonic()
-    with client.stream("GET", "data", params=parameters, headers=HEADERS) as response:
+    timeout = httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S)
+    with client.stream("GET", "data", params=parameters, headers=HEADERS, timeout=timeout) as response:
         if response.status_code != 200:
             said = _detail(_read(response, MAX_ERROR_BYTES, began))
             message = f"HTTP {response.status_code} {response.reason_phrase}: {said}"
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
         if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
-            raise ValueError(f"it answered the Content-Encoding {encoding}, which nobody asked for")
+            raise BadAnswer(f"it answered the Content-Encoding {encoding}, which nobody asked for")
         media_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
         most_bytes = MAX_DECODED_BYTES if media_type == arrow.MEDIA_TYPE else MAX_JSON_BYTES
         body = _read(response, most_bytes, began)
     if len(body) > most_bytes:
-        raise ValueError(f"more than {most_bytes // 2**20} MiB for one period")
+        raise BadAnswer(f"more than {most_bytes // 2**20} MiB for one period")
     return media_type, bytes(body)
 
 
@@ -158,7 +186,7 @@ def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:
         if len(body) > most_bytes:
             break
         if monotonic() - began > DOWNLOAD_TIMEOUT_S:
-            raise ValueError(f"its answer took longer than {DOWNLOAD_TIMEOUT_S} s")
+            raise BadAnswer(f"its answer took longer than {DOWNLOAD_TIMEOUT_S} s")
     return body
 
 
@@ -174,14 +202,15 @@ def _from_json(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]
     """Decode a list of flat records that hold exactly these names."""
     try:
         records = json.loads(body, object_pairs_hook=_record)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it answered no JSON, but {body[:80].decode(errors='replace')!r}") from error
+    except (ValueError, RecursionError) as error:
+        begin = body[:80].decode(errors="replace")
+        raise BadAnswer(f"it answered no JSON, but {begin!r}: {error}") from error
     if not isinstance(records, list):
-        raise ValueError(f"it answered a JSON {type(records).__name__} instead of a list of records")
+        raise BadAnswer(f"it answered a JSON {type(records).__name__} instead of a list of records")
     for record in records:
         if not isinstance(record, dict) or record.keys() != set(names):
             shown = reprlib.repr(record)
-            raise ValueError(f"it answered {shown} instead of a record with {', '.join(sorted(names))}")
+            raise BadAnswer(f"it answered {shown} instead of a record with {', '.join(sorted(names))}")
     columns = {name: [record[name] for record in records] for name in names}
     timestamps = np.array(list(map(_moment, columns.pop("timestamp"))), dtype="datetime64[us]")
     return {"timestamp": timestamps, **{name: _floats(name, values) for name, values in columns.items()}}
@@ -190,7 +219,7 @@ def _from_json(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]
 def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError(f"it answered a record that repeats a name: {reprlib.repr(pairs)}")
+        raise BadAnswer(f"it answered a record that repeats a name: {reprlib.repr(pairs)}")
     return record
 
 
@@ -201,7 +230,7 @@ def _checked(
     outside = (timestamps < np.datetime64(start, "us")) | (timestamps >= np.datetime64(end, "us"))
     if outside.any():
         moment = timestamps[outside][0]
-        raise ValueError(f"it answered the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
+        raise BadAnswer(f"it answered the timestamp {moment}Z, outside the period from {start}Z to {end}Z")
     return _each_once(timestamps, columns)
 
 
@@ -209,7 +238,7 @@ def _moment(text: str) -> datetime:
     try:
         return _utc(datetime.fromisoformat(text))
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"it answered the timestamp {reprlib.repr(text)}, which is not one of RFC 3339") from None
+        raise BadAnswer(f"it answered the timestamp {reprlib.repr(text)}, which is not one of RFC 3339") from None
 
 
 def _floats(name: str, values: list[Any]) -> Values:
@@ -220,7 +249,7 @@ def _floats(name: str, values: list[Any]) -> Values:
         culprit = next(value for value in values if type(value) in wrong)
     except OverflowError:
         culprit = max((value for value in values if type(value) is int), key=abs)
-    raise ValueError(f"it answered {name} = {reprlib.repr(culprit)}, which is no number of double precision")
+    raise BadAnswer(f"it answered {name} = {reprlib.repr(culprit)}, which is no number of double precision")
 
 
 def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Timestamps, dict[str, Values]]:
@@ -229,7 +258,7 @@ def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Times
     zero = np.timedelta64(0, "us")
     if (step < zero).any():
         at = int(np.argmax(step < zero)) + 1
-        raise ValueError(f"it answered rows out of order: {timestamps[at]}Z after {timestamps[at - 1]}Z")
+        raise BadAnswer(f"it answered rows out of order: {timestamps[at]}Z after {timestamps[at - 1]}Z")
     if (step > zero).all():
         return timestamps, values
     repeated = np.append(False, step == zero)
@@ -237,7 +266,7 @@ def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Times
         same = (column[1:] == column[:-1]) | (np.isnan(column[1:]) & np.isnan(column[:-1]))
         if not same[repeated[1:]].all():
             at = int(np.argmax(repeated[1:] & ~same)) + 1
-            raise ValueError(
+            raise BadAnswer(
                 f"it answered two values of {name} for {timestamps[at]}Z: {column[at - 1]} and {column[at]}"
             )
     return timestamps[~repeated], {name: column[~repeated] for name, column in values.items()}

@@ -5,21 +5,28 @@ Its routes only read, but for two that need the admin token and another role's c
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, time, timedelta
-from enum import StrEnum, auto
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Header, Query, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from fastapi import Query, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-import serving
-import settings
 from fonte import arrow, schema, seeding
-from postgres import copy
-from serving import PROBLEMS, PROBLEMS_OF_CHANGES, AdminEngine, Changed, Period, Stream, Timestamp
+from fonte_alvo import copy, serving, settings
+from fonte_alvo.serving import (
+    PROBLEMS,
+    PROBLEMS_OF_CHANGES,
+    AdminEngine,
+    Changed,
+    PeriodQuery,
+    Stream,
+    Strict,
+    Timestamp,
+)
 
+NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv", "arrow"]
 SEED = "The same seed gives the same values; left out, one is drawn, and answered."
@@ -32,28 +39,26 @@ START_LINK = {"operationId": "data", "parameters": {"start_timestamp": "$respons
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
 
 
-class ColumnName(StrEnum):
-    """The variables of the table, in its order."""
-
-    wind_speed = auto()
-    power = auto()
-    ambient_temperature = auto()
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise PydanticCustomError("column", "expected {names}", {"names": ", ".join(map(repr, NAMES))})
+    return name
 
 
-class DataQuery(Period):
+ColumnName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": NAMES})]
+
+
+class DataQuery(PeriodQuery):
     """What GET /data can be asked."""
 
     columns: Annotated[list[ColumnName], AfterValidator(serving.each_once)] = Field(
-        list(ColumnName),
-        description=COLUMNS,
-        examples=[["wind_speed", "power"]],
-        json_schema_extra={"uniqueItems": True},
+        NAMES, description=COLUMNS, examples=[["wind_speed", "power"]], json_schema_extra={"uniqueItems": True}
     )
 
     format: Format | None = Field(None, description=serving.FORMAT, json_schema_extra=serving.not_null)
 
 
-class RandomizeQuery(Period):
+class RandomizeQuery(PeriodQuery):
     """What POST /data/randomize can be asked."""
 
     start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=serving.FIRST)
@@ -76,62 +81,51 @@ class Randomized(Changed):
     random_seed: int = Field(description="The seed that gives the same values again.", examples=[2024])
 
 
-class Sample(BaseModel):
-    """One minute: its timestamp and the requested variables, null where there is no finite value."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    timestamp: datetime = Field(examples=["2024-05-20T00:00:00Z"])
-    wind_speed: float | None = Field(None, description="m/s", examples=[8.31])
-    power: float | None = Field(None, description="kW", examples=[1214.6])
-    ambient_temperature: float | None = Field(None, description="degC", examples=[21.4])
+# One minute: its timestamp and the requested variables, null where there is no finite value.
+_FIELDS: dict[str, Any] = {
+    each.name: (float | None, Field(None, description=f"{each.description}, {each.unit}")) for each in schema.VARIABLES
+}
+Sample = create_model(
+    "Sample",
+    __config__=ConfigDict(extra="forbid"),
+    timestamp=(datetime, Field(examples=["2024-05-20T00:00:00Z"])),
+    **_FIELDS,
+)
 
 
 class Variable(BaseModel):
-    """A column of the data."""
+    """A column of the data, and the range outside which a value is implausible."""
 
     name: str = Field(examples=["wind_speed"])
     unit: str = Field(examples=["m/s"])
     description: str = Field(examples=["Wind speed at the nacelle"])
+    lowest: float = Field(examples=[0])
+    highest: float = Field(examples=[75])
 
 
-def _lifespan(app: FastAPI) -> AbstractAsyncContextManager[dict[str, Any]]:
-    return serving.engines("fonte connector", settings.fonte_database_url(), settings.fonte_admin())
-
-
-app = FastAPI(
+app = serving.make_app(
+    "Fonte's database",
+    lambda app: serving.engines("fonte connector", settings.fonte_database_url(), settings.fonte_admin()),
     title="Fonte connector",
     summary="One-minute signals of a wind turbine: wind speed, power, ambient temperature.",
-    description="Every period is half-open, [start, end). Timestamps are RFC 3339 in UTC, and so is one that is sent "
-    "without an offset. Two routes change something, and need the admin token.",
-    version="1",
-    lifespan=_lifespan,
-    generate_unique_id_function=lambda route: route.name,
-    # A redirection would repeat the Host that the client names.
-    redirect_slashes=False,
+    description=f"{serving.PERIODS} Two routes change something, and need the admin token.",
 )
-serving.answer_problems(app, "Fonte's database")
-app.include_router(serving.router)
 
 
 @app.get(
     "/data",
-    response_model=list[Sample],
-    responses={**PROBLEMS, 200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
+    response_model=list[Sample],  # type: ignore[valid-type]
+    responses=serving.streamed(MEDIA_TYPES),
     summary="Samples of a period, ordered by time",
 )
-async def data(
-    request: Request,
-    query: Annotated[DataQuery, Query()],
-    accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),
-) -> Stream:
+async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream:
     """Rows that hold `timestamp` and exactly the requested columns: a bare JSON list of flat records, CSV or Arrow.
 
     JSON answers NULL, NaN and infinity as null; in CSV and Arrow they are themselves.
     """
-    form = query.format or serving.accepted(",".join(accept), MEDIA_TYPES)
-    rows = copy.CopyOut(request.state.streams, _sql(query, form), query.bounds(), COPY_OPTIONS[form])
-    return Stream(rows, await serving.begun(_pieces(iter(rows), query.columns, form)), MEDIA_TYPES[form])
+    form = query.format or serving.accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
+    asked = (request.state.streams, _sql(query, form), query.bounds(), COPY_OPTIONS[form])
+    return Stream(MEDIA_TYPES[form], partial(copy.CopyOut, *asked), partial(_pieces, query.columns, form))
 
 
 @app.get(
@@ -139,16 +133,13 @@ async def data(
     responses={422: PROBLEMS[422], 200: {"links": {"data": COLUMN_LINK}}},
     summary="The variables, with their units",
 )
-def columns() -> list[Variable]:
+def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
     """What `columns` of GET /data may name."""
-    return [
-        Variable(name=column.name, unit=column.info["unit"], description=str(column.comment))
-        for column in schema.variables
-    ]
+    return [Variable(**each._asdict()) for each in schema.VARIABLES]
 
 
 @app.get("/period", responses={**PROBLEMS, 200: {"links": {"data": START_LINK}}}, summary="The period that Fonte holds")
-def period(request: Request) -> schema.Extent:
+def period(request: Request, query: Annotated[Strict, Query()]) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
     return schema.extent(request.state.engine)
 
@@ -184,7 +175,7 @@ def _sql(query: DataQuery, form: Format) -> str:
     return f"SELECT row_to_json(record) FROM ({records}) AS record"
 
 
-def _pieces(copied: Iterator[bytes], columns: Sequence[str], form: Format) -> Iterator[bytes]:
+def _pieces(columns: Sequence[str], form: Format, copied: Iterator[bytes]) -> Iterator[bytes]:
     """Make the body's pieces of what COPY answers."""
     if form == "json":
         return serving.json_list(copied)

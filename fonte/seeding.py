@@ -13,7 +13,8 @@ from psycopg2 import DataError, IntegrityError
 from sqlalchemy import Connection, text
 
 from fonte import schema, synthetic
-from postgres import copy
+from fonte_alvo import copy
+from fonte_alvo.command import Failure
 
 START = date(2024, 5, 20)
 DAYS = 10
@@ -23,8 +24,10 @@ PROFILES = {"turbine": synthetic.turbine, "uniform": synthetic.uniform}
 DAYS_PER_COPY = 60
 
 
-class CsvError(Exception):
+class CsvError(Failure):
     """The CSV file cannot be loaded; nothing was."""
+
+    exit_code = 2
 
 
 class Filled(NamedTuple):

@@ -7,14 +7,15 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-Values = npt.NDArray[np.float64]
-Timestamps = npt.NDArray[np.datetime64]
+from fonte.arrow import Timestamps, Values
 
 MINUTES_PER_DAY = 1440
 # The median power per 0.5 m/s of a real turbine: NOTICE.md names its source. Wind speed in m/s, power in kW.
 POWER_CURVE_FILE = Path(__file__).with_name("power_curve.csv")
+
+# From lowest to highest, of each variable in plain random values.
+RANGES = {"wind_speed": (0.0, 25.0), "power": (0.0, 1900.0), "ambient_temperature": (-10.0, 40.0)}
 
 WEIBULL_SHAPE = 2.0
 WEIBULL_SCALE_M_S = 8.5
@@ -32,10 +33,9 @@ def minutes(start: date, days: int) -> Timestamps:
 
 def uniform(start: date, days: int, random_seed: int) -> dict[str, Values]:
     """Return plain random values, each uniform over its sensor's range; arrays (1440 * days,)."""
-    ranges = {"wind_speed": (0.0, 25.0), "power": (0.0, 1900.0), "ambient_temperature": (-10.0, 40.0)}
     days_of_values = [np.random.default_rng([random_seed, day, 0]) for day in _day_numbers(start, days)]
-    draws = np.hstack([rng.uniform(size=(3, MINUTES_PER_DAY)) for rng in days_of_values])
-    return {name: low + (high - low) * draw for (name, (low, high)), draw in zip(ranges.items(), draws, strict=True)}
+    draws = np.hstack([rng.uniform(size=(len(RANGES), MINUTES_PER_DAY)) for rng in days_of_values])
+    return {name: low + (high - low) * draw for (name, (low, high)), draw in zip(RANGES.items(), draws, strict=True)}
 
 
 def turbine(start: date, days: int, random_seed: int) -> dict[str, Values]:

@@ -1,9 +1,1 @@
-"""Dagster around etl.py: `orchestration.definitions.defs` is what `dagster dev` and `dg` find."""
-
-import warnings
-
-import dagster as dg
-
-# Range backfills are beta in Dagster, partitioned checks a preview: chosen, so that no process needs to say it again.
-warnings.filterwarnings("ignore", category=dg.BetaWarning)
-warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+"""Carries days from Fonte to Alvo: the only room that knows both."""

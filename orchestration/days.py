@@ -1,80 +1,187 @@
-"""What the partitioned asset and the job of a range share: the days of a run, by the functions of etl.py."""
+"""Many days, each carried separately: in order, several at once, over any executor, and stoppable at any moment."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
+from itertools import islice
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
-import dagster as dg
-import httpx
-from pydantic import Field
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
-import backfill
-import etl
-import settings
-from alvo.aggregation import STATISTICS
-from backfill import BadPeriod, ClusterError, Period
-from fonte.client import FonteError, RequestRefused
-from orchestration.resources import AlvoDatabase, FonteApi
-from outcome import Outcome
-from postgres.engine import DatabaseError
-from settings import SettingsError
+from alvo.aggregation import WINDOW_S
+from alvo.load import Report
+from fonte.client import Client, connect
+from fonte_alvo import engine, settings
+from fonte_alvo.command import Failure
+from fonte_alvo.settings import SettingsError
+from orchestration import day as one
+from orchestration.day import Day, Outcome
 
-RETRIES = 3
-BACKOFF_S = 15.0
+# So that one day is fetched while the one before it is loaded.
+AT_ONCE = 2
+CHECK_EVERY_S = 1
+DASK_RETRIES = 2
+DASK_TIMEOUT_S = 10
+LOST_SCHEDULER = "the Dask cluster lost its scheduler: start it again and add --resume"
 
-
-class Options(dg.Config):
-    """How the days of a run are carried."""
-
-    variables: list[str] = Field(etl.COLUMNS, description="what is fetched, such as ambient_temperature")
-    days_at_once: int = Field(etl.DAYS_AT_ONCE, ge=1, le=100, description="days in hand, each with two connections")
-    dask: str | None = Field(None, description="scheduler of a Dask cluster that carries the days, tcp://HOST:PORT")
+Result = TypeVar("Result")
 
 
-def between(first: str, last: str) -> list[Period]:
-    """Return the UTC days from first to last, both YYYY-MM-DD. Raises BadPeriod."""
-    try:
-        return list(backfill.days(date.fromisoformat(first), date.fromisoformat(last), ZoneInfo("UTC")))
-    except ValueError:
-        raise BadPeriod(f"{first!r} to {last!r} is not a range of dates: expected YYYY-MM-DD twice") from None
+class BadPeriod(Failure):
+    """The asked period cannot be run."""
+
+    exit_code = 2
+
+
+class ClusterError(Failure):
+    """The Dask cluster cannot be used, or lost a day more often than it tries."""
+
+
+def between(first: date, last: date, zone: ZoneInfo) -> Iterator[Day]:
+    """Yield the days from first to last as the zone has them. Raises BadPeriod."""
+    if last < first:
+        raise BadPeriod(f"the range ends on {last}, before it begins on {first}: put the earlier date first")
+    today = datetime.now(zone).date()
+    if last > today:
+        raise BadPeriod(f"{last} is in the future: the last day that can be run is today, {today} in {zone.key}")
+    for number in range(first.toordinal(), last.toordinal() + 1):
+        day = date.fromordinal(number)
+        bounds = [datetime.combine(midnight, time(), zone) for midnight in (day, day + timedelta(days=1))]
+        if any((bound.utcoffset() or timedelta()) % timedelta(seconds=WINDOW_S) for bound in bounds):
+            raise BadPeriod(f"{day} in {zone.key} does not begin and end on a 10-minute boundary: choose another zone")
+        try:
+            start, end = (bound.astimezone(UTC) for bound in bounds)
+        except OverflowError:
+            raise BadPeriod(f"{day} in {zone.key} begins before the year 1 in UTC: choose a later day") from None
+        if start == end:
+            if first == last:
+                raise BadPeriod(f"{day} does not exist in {zone.key}: leave it out")
+            continue
+        yield Day(day, zone.key, start, end)
 
 
 @contextmanager
-def connected(
-    context: dg.OpExecutionContext, fonte: FonteApi, alvo: AlvoDatabase, connections: int
-) -> Iterator[tuple[httpx.Client, Engine]]:
-    """Give tested connections for a run; Dagster tries again what fails and may pass by itself, and nothing else."""
+def running(
+    days: Sequence[Day],
+    columns: Sequence[str],
+    statistics: Sequence[str],
+    fonte: Client,
+    alvo: Engine,
+    at_once: int = AT_ONCE,
+    dask: str | None = None,
+) -> Iterator[Iterator[tuple[Day, Outcome | Exception]]]:
+    """Carry days with these connections, or on the Dask cluster of a scheduler; give an iterator over them, in order.
+
+    Each day comes with its outcome, or with the exception that ended it. When the context ends, no new day starts and
+    running days finish. Raises ClusterError, and SettingsError where Dask cannot be used.
+    """
+
+    def here(day: Day) -> Outcome:
+        return one.run(fonte, alvo, day, columns, statistics)
+
+    carry = partial(_elsewhere, str(fonte.base_url), alvo.url, columns, statistics) if dask else here
+    with _executor(dask, at_once) as (executor, check):
+        with closing(in_order(days, carry, executor, at_once, check)) as results:
+            yield ((day, _result(future)) for day, future in results)
+
+
+def _elsewhere(base_url: str, alvo_url: URL, columns: Sequence[str], statistics: Sequence[str], day: Day) -> Outcome:
+    """Carry a day in another process, on another machine perhaps, with connections that it makes itself."""
+    alvo = engine.create(alvo_url, "etl.py")
     try:
-        with fonte.connect() as http, alvo.connect(connections) as engine:
-            yield http, engine
-    except tuple(etl.EXIT_CODES) as error:
-        passes = isinstance(error, (FonteError, DatabaseError, ClusterError)) and not isinstance(error, RequestRefused)
-        if passes and context.retry_number < RETRIES:
-            context.log.warning(f"will be tried again: {error}")
-            raise dg.RetryRequested(RETRIES, BACKOFF_S * 2**context.retry_number) from error
-        raise dg.Failure(str(error), allow_retries=False) from error
+        with connect(base_url) as fonte:
+            return one.run(fonte, alvo, day, columns, statistics)
+    finally:
+        alvo.dispose()
 
 
-def carried(
-    periods: Sequence[Period], options: Options, http: httpx.Client, alvo: Engine
-) -> Iterator[tuple[Period, Outcome | etl.EmptyPeriod]]:
-    """Yield each day as it is done; an empty one does not stop the others, any other failure is raised."""
-    if options.dask and not settings.services_are_external():
-        raise SettingsError("dask needs FONTE_API_URL and ALVO_DATABASE_URL: its workers cannot reach this process")
-    base_url = str(http.base_url)
+def in_order(
+    days: Iterable[Day],
+    carry: Callable[[Day], Result],
+    executor: Executor,
+    at_once: int,
+    check: Callable[[], None] = lambda: None,
+) -> Generator[tuple[Day, Future[Result]], None, None]:
+    """Carry days on an executor, at most at_once at the same time; yield each in order, with its finished future.
 
-    def here(period: Period) -> Outcome:
-        return etl.run(base_url, alvo, period.start, period.end, options.variables, http=http)
+    check is called while a day takes long, and raises where the executor is lost. If the caller stops early, by closing
+    the iterator or by an exception, no new day starts; running days finish.
+    """
+    waiting = iter(days)
+    running = deque((day, executor.submit(carry, day)) for day in islice(waiting, at_once))
+    try:
+        while running:
+            while not wait([running[0][1]], CHECK_EVERY_S).done:
+                check()
+            running.extend((day, executor.submit(carry, day)) for day in islice(waiting, 1))
+            yield running.popleft()
+    finally:
+        for _, future in running:
+            future.cancel()
 
-    apart = partial(etl.run_apart, base_url, alvo.url, options.variables, STATISTICS)
-    with backfill.executor(options.dask, options.days_at_once) as (executor, check):
-        carry = apart if options.dask else here
-        with closing(backfill.run(periods, carry, executor, options.days_at_once, check)) as results:
-            for period, future in results:
-                error = backfill.failure(future)
-                if error is not None and not isinstance(error, etl.EmptyPeriod):
-                    raise error
-                yield period, error or future.result()
+
+def _result(future: Future[Outcome]) -> Outcome | Exception:
+    """Return the outcome of a finished day, or why it failed; a failure of Dask itself is a ClusterError."""
+    try:
+        return future.result()
+    except CancelledError:
+        return ClusterError(LOST_SCHEDULER)
+    except Exception as error:
+        if type(error).__module__.startswith("distributed"):
+            return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
+        return error
+
+
+@contextmanager
+def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callable[[], None]]]:
+    """Give an executor, threads or the Dask cluster of this scheduler, and in_order's check for it."""
+    if dask is None:
+        with ThreadPoolExecutor(at_once) as threads:
+            yield threads, lambda: None
+        return
+    if not settings.services_are_external():
+        raise SettingsError("Dask needs FONTE_API_URL and ALVO_DATABASE_URL: its workers cannot reach this process")
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SettingsError("Dask needs the package distributed: python -m pip install '.[dask]'") from error
+    try:
+        client = Client(dask, timeout=DASK_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {dask}: {error}; start it, or correct its address") from error
+
+    def check() -> None:
+        if client.status in ("closing", "closed"):
+            raise ClusterError(LOST_SCHEDULER)
+
+    with client:
+        cluster = client.get_executor(retries=DASK_RETRIES)
+        yield cluster, check
+        if client.status == "running":
+            cluster.shutdown()
+
+
+def ranges(days: Iterable[Day]) -> list[tuple[date, date]]:
+    """Join days that follow each other: the first and the last date of each run."""
+    joined: list[tuple[date, date]] = []
+    for day in days:
+        if joined and day.date - joined[-1][1] == timedelta(days=1):
+            joined[-1] = joined[-1][0], day.date
+        else:
+            joined.append((day.date, day.date))
+    return joined
+
+
+def total(outcomes: Sequence[Outcome]) -> str:
+    """Report many days together."""
+    sums = [sum(numbers) for numbers in zip(*(outcome.report for outcome in outcomes), strict=True)]
+    return f"{count(len(outcomes))}: {one.changes(Report(*sums) if sums else Report(0, 0, 0))}"
+
+
+def count(days: int) -> str:
+    """Write a number of days, such as `1 day`."""
+    return f"{days:,} day{'s' * (days != 1)}"

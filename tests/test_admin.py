@@ -9,11 +9,11 @@ import httpx
 import numpy as np
 import pytest
 from sqlalchemy import text
+from support.project import connector_over
 
 import seed
-import serving
 from fonte import seeding, synthetic
-from tests.conftest import connector_over
+from fonte_alvo import serving
 
 TOKEN = "a-token.of_the~tests+/0123=="
 CHANGES = [("DELETE", "/data"), ("POST", "/data/randomize")]

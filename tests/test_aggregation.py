@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import families, reference
 
 from alvo import aggregation
 from alvo.aggregation import aggregate
-from tests import families, reference
 
 START = np.datetime64("2024-05-20T00:00:00", "us")
 MINUTE = np.timedelta64(60_000_000, "us")

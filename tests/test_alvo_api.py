@@ -6,43 +6,23 @@ import json
 import logging
 import socket
 import threading
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from sqlalchemy import event, text
+from support.project import alvo_api, alvo_values
 
 from alvo import api, schema
 from alvo.load import Report, replace_period
-from postgres import engine
-from tests.conftest import alvo_values
+from fonte_alvo import engine
 
 TOKEN = "token-of-the-tests"
 START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
 WINDOWS = np.datetime64("2024-05-20", "us") + np.arange(288) * np.timedelta64(600_000_000, "us")
 WRITTEN = {"power_mean": np.arange(288.0), "power_std": np.where(np.arange(288) % 7, 0.1, np.nan)}
-
-
-@contextmanager
-def served(alvo):
-    """Serve the API over an Alvo; gives its base URL."""
-    with pytest.MonkeyPatch.context() as environment, socket.create_server(("127.0.0.1", 0)) as listener:
-        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
-        server = uvicorn.Server(uvicorn.Config(api.app, log_config=None, lifespan="on"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            # It reads its settings while it starts: it has when it answers.
-            httpx.get(f"{base_url}/openapi.json").raise_for_status()
-            yield base_url
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def fill(pool):
@@ -56,7 +36,7 @@ def shared_api(make_database):
     pool = engine.create(url, "test")
     fill(pool)
     pool.dispose()
-    with served(url) as base_url, httpx.Client(base_url=base_url) as client:
+    with alvo_api(url) as base_url, httpx.Client(base_url=base_url) as client:
         yield client
 
 
@@ -66,7 +46,7 @@ def base_url(alvo, alvo_pool, monkeypatch):
     fill(alvo_pool)
     monkeypatch.setenv("ALVO_ADMIN_DATABASE_URL", alvo.render_as_string(hide_password=False))
     monkeypatch.setenv("ALVO_ADMIN_TOKEN", TOKEN)
-    with served(alvo) as base_url:
+    with alvo_api(alvo) as base_url:
         yield base_url
 
 
@@ -189,7 +169,7 @@ def test_a_day_is_read_through_the_primary_key_whatever_is_asked(alvo_pool):
 
 
 def test_an_alvo_without_its_tables_is_unavailable_and_says_so(make_database):
-    with served(make_database()) as base_url:
+    with alvo_api(make_database()) as base_url:
         for path in ("/signals", "/data"):
             answer = httpx.get(base_url + path)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -200,7 +180,7 @@ def test_an_alvo_that_holds_nothing_answers_empty_lists(make_database, make_pool
     url = make_database()
     with make_pool(url).begin() as connection:
         schema.create_absent(connection)
-    with served(url) as base_url:
+    with alvo_api(url) as base_url:
         assert httpx.get(f"{base_url}/signals").json() == []
         assert httpx.get(f"{base_url}/data").json() == []
         assert httpx.get(f"{base_url}/data?format=csv").text == "timestamp,signal,value\n"
@@ -212,7 +192,7 @@ def test_an_alvo_that_holds_nothing_answers_empty_lists(make_database, make_pool
 
 
 def test_a_database_that_is_away_is_a_503(refused_port, alvo):
-    with served(alvo.set(host="127.0.0.1", port=refused_port)) as base_url:
+    with alvo_api(alvo.set(host="127.0.0.1", port=refused_port)) as base_url:
         for path in ("/signals", "/data", "/health"):
             answer = httpx.get(base_url + path)
             assert answer.status_code == 503
@@ -296,8 +276,7 @@ def test_the_description_tells_units_bounds_and_answers(shared_api):
         for path, route in description["paths"].items()
         for method, operation in route.items()
     }
-    shown = {f"get /{route}" for route in ("period", "variables", "view", "power-curve", "samples")}
-    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data"} | shown
+    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data"}
     assert all(operation["summary"] for operation in operations.values())
     assert all(parameter["description"] for parameter in operations["get /data"]["parameters"])
     assert operations["get /data"]["responses"].keys() == {"200", "422", "503"}

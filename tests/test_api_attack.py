@@ -10,10 +10,10 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_connector import DAY
 
 from fonte.connector import MEDIA_TYPES, app
-from serving import accepted
-from tests.test_connector import DAY
+from fonte_alvo.serving import accepted
 
 
 @pytest.fixture

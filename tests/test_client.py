@@ -2,20 +2,21 @@ import json
 import math
 import re
 import struct
+import sys
 import time
 from datetime import datetime, timedelta, timezone
 
-import httpx
 import numpy as np
 import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies, lying
+from support.faulty import HANG, RESET, answering, http
 
 from fonte import arrow, client
+from fonte.arrow import BadAnswer
 from fonte.client import FonteError, RequestRefused, fetch
-from tests.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies, lying
-from tests.faulty import HANG, RESET, answering, http
 
 
 def row(minute, **values):
@@ -143,7 +144,7 @@ def test_an_answer_that_cannot_be_used_is_refused_and_not_asked_for_again(answer
     assert str(failure.value).isprintable()
     assert len(str(failure.value)) < 3000
     assert server.url in str(failure.value)
-    assert len(server.requests) == (5 if answer.startswith(b"SSH") else 1)
+    assert len(server.requests) == 1
 
 
 def test_a_refused_request_repeats_the_detail_of_fonte():
@@ -151,45 +152,112 @@ def test_a_refused_request_repeats_the_detail_of_fonte():
         fetch_answer(http(422, body={"detail": "columns='wind': expected 'wind_speed', 'power'"}))
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        http(502),
-        http(503),
-        http(504),
-        RESET,
-        HANG,
-        b"",
-        http(body=b"[", length=100),
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[    \r\n",
-    ],
-    ids=["502", "503", "504", "reset", "hang", "closed", "half a body", "half a chunked body"],
-)
-def test_what_passes_by_itself_is_tried_again(fault, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only pauses move; the list of these pauses."""
+    pauses_s = []
+    monkeypatch.setattr(client, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(client, "sleep", pauses_s.append)
+    monkeypatch.setattr(client, "monotonic", lambda: 1000.0 + sum(pauses_s))
+    return pauses_s
+
+
+TRANSIENT = {
+    "429": http(429),
+    "502": http(502),
+    "503": http(503),
+    "504": http(504),
+    "reset": RESET,
+    "hang": HANG,
+    "closed": b"",
+    "half a body": http(body=b"[", length=100),
+    "half a chunked body": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[    \r\n",
+}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT)
+def test_transient_failures_are_retried(fault, monkeypatch, clock):
     monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
     with answering(fault, fault, http(body=[row(0)])) as server:
         timestamps, _ = fetch(server.url, START, END, ["power"])
     assert len(timestamps) == 1
     assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("faults", [1, 2, 4])
-def test_another_attempt_asks_the_same_after_a_pause(monkeypatch, faults):
-    pauses_s = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", pauses_s.append)
-    monkeypatch.setattr(client, "BACKOFF_S", 1000.0)
-    with answering(*[RESET] * faults, http(body=[row(0)])) as server:
-        fetch(server.url, START, END, ["power"])
-    assert len(server.requests) == 1 + faults
     assert len(set(server.requests)) == 1
-    assert len(pauses_s) == faults
-    assert all(0 < pause_s <= client.READ_TIMEOUT_S for pause_s in pauses_s)
 
 
-def test_what_follows_a_fault_that_passes_is_not_tried_again_if_it_does_not(monkeypatch):
-    with answering(RESET, http(500), http(body=[row(0)])) as server, pytest.raises(FonteError, match="HTTP 500"):
+@pytest.mark.parametrize("fault", [http(503), RESET], ids=["503", "reset"])
+def test_a_connector_that_stays_away_is_waited_for_a_minute_with_growing_random_pauses(fault, clock):
+    with answering(fault) as server, pytest.raises(FonteError, match="check FONTE_API_URL"):
         fetch(server.url, START, END, ["power"])
-    assert len(server.requests) == 2
+    assert sum(clock) == pytest.approx(60)
+    assert len(server.requests) == 1 + len(clock)
+    assert 8 < len(clock) < 40
+    assert max(clock) <= client.MAX_BACKOFF_S
+    assert sum(clock[-4:]) > sum(clock[:4])
+    assert len(set(clock)) == len(clock)
+
+
+def test_all_fetches_of_a_client_share_one_wait(clock):
+    with answering(RESET) as server, client.connect(server.url) as given:
+        for requests in (len(clock) + 1, 1, 1):
+            seen = len(server.requests)
+            with pytest.raises(FonteError):
+                fetch(server.url, START, END, ["power"], given)
+            assert requests == 1 or len(server.requests) - seen == requests
+    assert sum(clock) == pytest.approx(60)
+
+
+def test_an_answer_renews_the_patience(clock):
+    answers = [*[RESET] * 12, http(), *[RESET] * 12, http()]
+    with answering(*answers) as server, client.connect(server.url) as given:
+        for _ in range(2):
+            fetch(server.url, START, END, ["power"], given)
+    assert len(server.requests) == 26
+
+
+@pytest.mark.parametrize(
+    ("asked", "first_pause_s"), [("7", 7.0), ("900", 60.0), ("0", None), ("soon", None), ("-5", None), ("1e9", None)]
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_honoured_within_the_wait(status, asked, first_pause_s, clock):
+    busy = http(status, headers=[f"Retry-After: {asked}"])
+    with answering(busy, http(body=[row(0)])) as server:
+        fetch(server.url, START, END, ["power"])
+    assert clock[0] == first_pause_s or (first_pause_s is None and clock[0] <= client.BACKOFF_S)
+
+
+def test_the_last_attempt_ends_soon_after_the_wait(clock, monkeypatch):
+    timeouts_s = []
+    download = client._download
+
+    def download_and_tell(http, parameters, read_timeout_s):
+        timeouts_s.append(read_timeout_s)
+        return download(http, parameters, read_timeout_s)
+
+    monkeypatch.setattr(client, "_download", download_and_tell)
+    with answering(RESET) as server, pytest.raises(FonteError):
+        fetch(server.url, START, END, ["power"])
+    begun_s = [sum(clock[:number]) for number in range(len(timeouts_s))]
+    assert timeouts_s[0] == client.READ_TIMEOUT_S
+    assert all(begin_s + timeout_s <= 75.001 for begin_s, timeout_s in zip(begun_s, timeouts_s, strict=True))
+
+
+def test_a_wait_is_told_on_a_terminal_alone(clock, monkeypatch, capsys):
+    for terminal, told in ((False, 0), (True, 1)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with answering(http(503), http(body=[row(0)])) as server:
+            fetch(server.url, START, END, ["power"])
+        error = capsys.readouterr().err
+        assert error.count("Fonte does not answer: HTTP 503") == told
+        assert error.count("it is asked again for 60 s") == told
+
+
+@pytest.mark.parametrize("fault", [http(500), http(404), http(body=b"<html>")], ids=["500", "404", "HTML"])
+def test_other_failures_are_never_retried(fault, clock):
+    for before in ([], [RESET]):
+        with answering(*before, fault, http(body=[row(0)])) as server, pytest.raises(FonteError):
+            fetch(server.url, START, END, ["power"])
+        assert len(server.requests) == len(before) + 1
 
 
 def test_a_request_names_the_formats_and_no_compression():
@@ -205,26 +273,27 @@ def test_a_client_that_is_given_is_the_one_that_asks(refused_port):
         assert not given.is_closed
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_a_connector_on_loopback_is_asked_without_a_proxy(host, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    with client.connect(f"http://{host}:8000") as loopback, client.connect("http://fonte.example") as elsewhere:
+        assert not loopback._mounts
+        assert elsewhere._mounts
+
+
 @pytest.mark.parametrize(
-    ("url", "trusts_environment", "verifies"),
+    ("name", "value"),
     [
-        ("http://127.0.0.1:8000", False, False),
-        ("http://[::1]:8000", False, False),
-        ("http://localhost:8000", False, False),
-        ("http://fonte.example", True, False),
-        ("https://fonte.example", True, True),
+        ("ALL_PROXY", "socks5h://127.0.0.1:1080"),
+        ("HTTP_PROXY", "ftp://proxy"),
+        ("HTTPS_PROXY", "http://[::1"),
+        ("SSL_CERT_FILE", "/dev/null/none"),
     ],
 )
-def test_how_a_connector_is_reached(url, trusts_environment, verifies, monkeypatch):
-    given = {}
-    monkeypatch.setattr(client.httpx, "Client", lambda **options: given.update(options))
-    client.connect(url)
-    assert given == {
-        "base_url": httpx.URL(url),
-        "timeout": httpx.Timeout(20.0, connect=5.0),
-        "trust_env": trusts_environment,
-        "verify": verifies,
-    }
+def test_an_environment_of_which_no_client_can_be_made_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(FonteError, match=f"no HTTP client can be made: .*{name}"):
+        client.connect("https://fonte.example")
 
 
 def test_a_naive_moment_means_utc_wherever_this_machine_is(shared_connector, monkeypatch):
@@ -255,14 +324,6 @@ def test_of_a_body_that_is_no_json_only_the_beginning_is_repeated(answer, shown)
     with pytest.raises(FonteError) as failure:
         fetch_answer(answer)
     assert max(map(len, re.findall("x+", str(failure.value)))) == shown
-
-
-@pytest.mark.parametrize("fault", [http(503), RESET, HANG], ids=["503", "reset", "hang"])
-def test_what_does_not_pass_ends_after_five_attempts(fault, monkeypatch):
-    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
-    with answering(fault) as server, pytest.raises(FonteError, match="check FONTE_API_URL"):
-        fetch(server.url, START, END, ["power"])
-    assert len(server.requests) == 5
 
 
 def test_nobody_there_is_an_error(refused_port):
@@ -304,7 +365,7 @@ def taken(decode, body):
     try:
         decoded = decode(body, ["timestamp", "power"])
         timestamps, columns = client._checked(decoded, START.replace(tzinfo=None), END.replace(tzinfo=None))
-    except ValueError as error:
+    except BadAnswer as error:
         assert str(error)
     else:
         assert_promised(timestamps, columns, ["power"])

@@ -4,8 +4,7 @@ import re
 
 import yaml
 from dotenv import dotenv_values
-
-from tests.conftest import ROOT
+from support.project import ROOT
 
 SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 STAYING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]

@@ -4,7 +4,6 @@ import json
 import math
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -13,12 +12,11 @@ import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg2.errors import QueryCanceled
 from sqlalchemy import text
+from support.project import connector_over
 
-from postgres.copy import CopyOut
-from serving import accepted, json_list
-from tests.conftest import connector_over
+from fonte_alvo.copy import CopyOut
+from fonte_alvo.serving import accepted, json_list
 
 DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
 
@@ -66,7 +64,7 @@ def test_all_variables_come_where_none_is_named(api):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/data?columns=wind", "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'"),
+        ("/data?columns=wind", "columns='wind': expected 'wind_speed', 'power', 'ambient_temperature'"),
         ("/data?columns=power&columns=power", "expected each column once"),
         ("/data?columns=timestamp", "columns='timestamp'"),
         ("/data?columns=", "columns=''"),
@@ -240,13 +238,12 @@ def test_a_closed_copy_ends_a_query_that_waits(administrator, fonte, fonte_pool)
         wait_until(lambda: running(connection, fonte.database) == 2)
         rows.close()
         wait_until(lambda: running(connection, fonte.database) == 1)
-    with pytest.raises(QueryCanceled):
-        list(rows)
+        wait_until(lambda: fonte_pool.pool.checkedout() == 1)
 
 
-def test_a_copy_that_is_closed_before_its_query_arrives_ends_it_too(fonte_pool):
+def test_a_copy_that_is_closed_before_its_query_is_sent_asks_nothing(fonte_pool):
     class Awaited(dict):
-        """Parameters that are had once the first cancellation was sent, which finds nothing to cancel."""
+        """Parameters that are there once the copy is closed."""
 
         def __getitem__(self, name):
             wait_until(lambda: rows._closed)
@@ -258,18 +255,14 @@ def test_a_copy_that_is_closed_before_its_query_arrives_ends_it_too(fonte_pool):
         rows = CopyOut(fonte_pool, "SELECT power + %(one)s FROM data", Awaited(one=1), "FORMAT csv")
         wait_until(lambda: rows._raw)
         rows.close()
-    with pytest.raises(QueryCanceled):
-        list(rows)
+        wait_until(lambda: fonte_pool.pool.checkedout() == 1)
 
 
 def test_a_copy_that_is_closed_before_it_has_a_connection_asks_nothing(fonte, make_pool):
     pool = make_pool(fonte)
-    with ThreadPoolExecutor() as threads:
-        with pool.connect(), pool.connect():
-            rows = CopyOut(pool, "SELECT * FROM data", {}, "FORMAT csv")
-            closing = threads.submit(rows.close)
-            wait_until(lambda: rows._closed)
-        closing.result()
+    with pool.connect(), pool.connect():
+        rows = CopyOut(pool, "SELECT * FROM data", {}, "FORMAT csv")
+        rows.close()
     assert list(rows) == []
 
 
@@ -347,10 +340,10 @@ def test_a_database_that_is_away_is_a_503_and_is_found_again(administrator, font
 
 @pytest.mark.parametrize("name", ["engine", "streams"])
 def test_the_connector_could_not_write_if_it_tried(fonte, name):
-    from fonte.connector import _lifespan, app
+    from fonte.connector import app
 
     async def statement():
-        async with _lifespan(app) as state:
+        async with app.router.lifespan_context(app) as state:
             with state[name].connect() as connection:
                 connection.execute(text("DELETE FROM data"))
 
@@ -385,7 +378,7 @@ def test_the_description_tells_units_bounds_and_answers(api):
     assert operation["parameters"][2]["schema"]["uniqueItems"]
     assert operation["responses"].keys() == {"200", "422", "503"}
     sample = description["components"]["schemas"]["Sample"]["properties"]
-    assert sample["wind_speed"]["description"] == "m/s"
+    assert sample["wind_speed"]["description"] == "Wind speed at the nacelle, m/s"
     operations = {
         f"{method} {path}": operation
         for path, route in description["paths"].items()
@@ -419,8 +412,8 @@ def test_the_database_knows_its_connector_by_name(administrator, fonte, connecto
 def test_a_connection_lost_in_mid_copy_is_told_by_its_failure_alone(run_command, fonte):
     """In a process of its own, where what is logged and nobody handles goes to standard error."""
     code = """
-import settings
-from postgres import copy, engine
+from fonte_alvo import settings
+from fonte_alvo import copy, engine
 from sqlalchemy import text
 
 url = settings.fonte_database_url()

@@ -12,8 +12,7 @@ from fnmatch import fnmatch
 import httpx
 import psutil
 import pytest
-
-from tests.conftest import ROOT, SETTINGS
+from support.project import ROOT, SETTINGS
 
 pytest.importorskip("dagster", reason="tox -e orchestration has it")
 playwright = pytest.importorskip("playwright.sync_api", reason="tox -e orchestration has it")
@@ -46,7 +45,7 @@ def dagster(clone, log):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name not in {*SETTINGS, "DAGSTER_HOME"}}
-    command = [sys.executable, "-m", "orchestration", "--port", str(port)]
+    command = [sys.executable, "-m", "orchestration.dagster", "--port", str(port)]
     with (
         log.open("w") as output,
         subprocess.Popen(command, cwd=clone, env=environment, stdout=output, stderr=output) as process,
@@ -160,7 +159,7 @@ def finished(ask, run_ids):
 
 
 def test_the_launchpad_takes_the_run_configuration_as_it_is_written(ask, selector):
-    run_id = launched(ask, selector, "etl", {}, (ROOT / "orchestration/etl.yaml").read_text())
+    run_id = launched(ask, selector, "etl", {}, (ROOT / "orchestration/dagster/etl.yaml").read_text())
     assert [run["status"] for run in finished(ask, [run_id])] == ["SUCCESS"]
 
 

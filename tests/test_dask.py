@@ -9,12 +9,12 @@ from concurrent.futures import Future
 
 import pytest
 from sqlalchemy import text
+from support.faulty import answering, http
+from support.project import RANGE, SCRIPTS, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone
 
-import backfill
 import etl
-import outcome
-from tests.conftest import RANGE, ROOT, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone
-from tests.faulty import answering, http
+from orchestration import day as one
+from orchestration import days
 
 distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
 
@@ -49,11 +49,11 @@ def test_a_cluster_gives_the_same_exit_codes(asked, alvo_pool, monkeypatch, caps
     assert capsys.readouterr().err.startswith("etl.py: Fonte ")
 
 
-def test_a_lost_cluster_is_named(cluster):
-    with backfill.executor(cluster.scheduler_address, 2) as (executor, check):
+def test_a_lost_cluster_is_named(cluster, fonte_api, alvo):
+    with days._executor(cluster.scheduler_address, 2) as (executor, check):
         check()
         executor._client.close()
-        with pytest.raises(backfill.ClusterError, match="lost its scheduler"):
+        with pytest.raises(days.ClusterError, match="lost its scheduler"):
             check()
 
 
@@ -61,16 +61,16 @@ def test_what_dask_says_of_a_lost_day_is_a_failure_of_the_cluster():
     cancelled, killed = Future(), Future()
     cancelled.cancel()
     killed.set_exception(distributed.comm.CommClosedError("lost"))
-    assert "lost its scheduler" in str(backfill.failure(cancelled))
-    assert "the Dask cluster failed: " in str(backfill.failure(killed))
-    assert all(isinstance(backfill.failure(future), backfill.ClusterError) for future in (cancelled, killed))
+    assert "lost its scheduler" in str(days._result(cancelled))
+    assert "the Dask cluster failed: " in str(days._result(killed))
+    assert all(isinstance(days._result(future), days.ClusterError) for future in (cancelled, killed))
 
 
 @pytest.mark.faults
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(
     cluster, sixty_days_fonte, alvo_pool, make_database, monkeypatch
 ):
-    tell, told, killed = outcome.line, [], []
+    tell, told, killed = one.line, [], []
 
     def kill_a_worker(period, done):
         told.append(period)
@@ -80,7 +80,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(
             os.kill(killed[0], signal.SIGKILL)
         return tell(period, done)
 
-    monkeypatch.setattr(outcome, "line", kill_a_worker)
+    monkeypatch.setattr(one, "line", kill_a_worker)
     asked = [*SIXTY_DAYS, "--dask", cluster.scheduler_address]
     with connector_over(sixty_days_fonte) as connector:
         monkeypatch.setenv("FONTE_API_URL", connector)
@@ -96,7 +96,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(
 
 def test_a_cluster_needs_services_that_it_can_reach(asked, alvo, capsys):
     assert etl.main(asked) == 2
-    assert "--dask needs FONTE_API_URL and ALVO_DATABASE_URL" in capsys.readouterr().err
+    assert "Dask needs FONTE_API_URL and ALVO_DATABASE_URL" in capsys.readouterr().err
 
 
 def test_without_its_package_the_option_says_how_to_get_it(fonte_api, alvo, monkeypatch, capsys):
@@ -106,7 +106,7 @@ def test_without_its_package_the_option_says_how_to_get_it(fonte_api, alvo, monk
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):
-    monkeypatch.setattr(backfill, "DASK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(days, "DASK_TIMEOUT_S", 0.3)
     assert etl.main([*RANGE, "--dask", f"tcp://127.0.0.1:{refused_port}"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"etl.py: no Dask scheduler answers at tcp://127.0.0.1:{refused_port}")
@@ -114,7 +114,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port
 
 
 def started(*arguments):
-    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=SCRIPTS, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.faults
@@ -123,7 +123,7 @@ def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_po
         address = f"127.0.0.1:{free.getsockname()[1]}"
     scheduler = started("distributed.cli.dask_scheduler", "--host", f"tcp://{address}", "--no-dashboard")
     worker = started("distributed.cli.dask_worker", f"tcp://{address}", "--no-dashboard", "--nworkers", "1")
-    line = outcome.line
+    line = one.line
 
     def kill_the_scheduler(period, done):
         scheduler.kill()
@@ -131,7 +131,7 @@ def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_po
         return line(period, done)
 
     with monkeypatch.context() as changed:
-        changed.setattr(outcome, "line", kill_the_scheduler)
+        changed.setattr(one, "line", kill_the_scheduler)
         assert etl.main([*RANGE, "--dask", f"tcp://{address}", "--keep-going"]) == 1
     worker.kill()
     worker.wait()

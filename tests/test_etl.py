@@ -1,7 +1,6 @@
 """The command etl.py: what it does, what it says, and the exit code of every failure."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
@@ -10,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from support import reference
+from support.faulty import HANG, RESET, answering, http
+from support.project import ROOT, alvo_values, bare
 
 import etl
 import seed
 from fonte import client
-from postgres import embedded
-from tests import reference
-from tests.conftest import ROOT, alvo_values
-from tests.faulty import HANG, RESET, answering, http
+from fonte_alvo import embedded
+from orchestration import day
 
 STATISTICS = ("mean", "min", "max", "std")
 
@@ -167,8 +167,8 @@ def test_real_minutes_become_the_published_statistics(make_database, alvo_pool, 
     fonte = make_database()
     monkeypatch.setenv("FONTE_DATABASE_URL", fonte.render_as_string(hide_password=False))
     assert seed.main(["--csv", str(ROOT / "tests/data/arm_source.csv")]) == 0
-    for day in ("2019-01-01", "2019-01-02"):
-        assert etl.main([day, "--columns", "wind_speed", "ambient_temperature"]) == 0
+    for date_ in ("2019-01-01", "2019-01-02"):
+        assert etl.main([date_, "--columns", "wind_speed", "ambient_temperature"]) == 0
     held = alvo_values(alvo_pool)
     with Path(ROOT / "tests/data/arm_expected.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -252,10 +252,7 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
         ),
         (["2011-12-30", "--timezone", "Pacific/Apia"], "2011-12-30 does not exist in Pacific/Apia"),
         (["2024-05-20", "--columns"], "--columns"),
-        (
-            ["2024-05-20", "--columns", "wind"],
-            "columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'",
-        ),
+        (["2024-05-20", "--columns", "wind"], "columns='wind': expected 'wind_speed', 'power', 'ambient_temperature'"),
         (["2024-05-20", "--columns", "power", "power"], "expected each column once"),
         (["2024-05-20", "--statistics", "median"], "argument --statistics: invalid choice: 'median'"),
         (["2024-05-20", "--speed", "9"], "--speed"),
@@ -334,7 +331,7 @@ def test_a_fonte_database_that_is_away_is_exit_code_3(alvo, capsys, monkeypatch,
 
 
 def test_an_embedded_server_that_does_not_start_is_a_failure_of_its_side(fonte_api, capsys, monkeypatch):
-    def broken(database):
+    def broken(database, folder):
         raise embedded.EmbeddedServerError("the embedded PostgreSQL failed: no disk")
 
     monkeypatch.setattr(embedded, "url", broken)
@@ -411,17 +408,17 @@ def test_a_traceback_is_shown_with_debug_only(alvo, capsys, monkeypatch, refused
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_nobody_reading_the_output_is_no_traceback(checkout, fonte_api, alvo):
+def test_nobody_reading_the_output_is_no_traceback(folder, fonte_api, alvo):
     command = f"{sys.executable} etl.py 2024-05-20 2024-05-22 | head -n 1; exit ${{PIPESTATUS[0]}}"
-    run = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True)
+    run = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
     assert run.returncode in (141, 0)
     assert run.stdout.startswith("2024-05-20 UTC  2,880 of 2,880 samples")
     assert (run.stdout.count("\n"), run.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
-def test_a_closed_stream_does_not_stop_a_run(checkout, alvo, alvo_pool, closed):
-    run = subprocess.run(["bash", "-c", f"{sys.executable} etl.py 2024-05-20 {closed}"], cwd=checkout)
+def test_a_closed_stream_does_not_stop_a_run(folder, alvo, alvo_pool, closed):
+    run = subprocess.run(["bash", "-c", f"{sys.executable} etl.py 2024-05-20 {closed}"], cwd=folder)
     assert run.returncode == 0
     assert len(alvo_values(alvo_pool)) == 1152
 
@@ -437,14 +434,11 @@ def test_an_interrupted_run_says_so_without_a_traceback(fonte_api, alvo, capsys,
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(etl, "fetch", interrupted)
-    assert run_failing(capsys, "2024-05-20") == (
-        130,
-        "etl.py: interrupted; what was in hand is done wholly or not at all\n",
-    )
+    monkeypatch.setattr(day, "fetch", interrupted)
+    assert run_failing(capsys, "2024-05-20") == (130, "etl.py: interrupted; each day is done wholly or not at all\n")
 
 
-def test_a_fresh_checkout_needs_nothing_but_python(run_command, checkout):
+def test_a_fresh_checkout_needs_nothing_but_python(run_command, folder):
     first = run_command("etl.py", "2024-05-20")
     assert (first.returncode, first.stderr) == (0, "")
     assert "1,152 values written" in first.stdout
@@ -454,19 +448,19 @@ def test_a_fresh_checkout_needs_nothing_but_python(run_command, checkout):
     assert "1,440 rows inserted, 14,400 were there already" in seeded.stdout
     held = run_command(
         "-c",
-        "from postgres import embedded; import sys; sys.path.insert(0, '.');"
-        "from sqlalchemy import create_engine, text; c = create_engine(embedded.url('alvo')).connect();"
+        "from fonte_alvo import settings;"
+        "from sqlalchemy import create_engine, text; c = create_engine(settings.alvo_database_url()).connect();"
         "print(c.scalar(text('SELECT count(*) FROM data')), c.scalar(text('SELECT count(*) FROM signal')))",
     )
     assert held.stdout.split() == ["1728", "12"]
 
 
-def test_two_first_runs_at_once_share_the_embedded_server(checkout):
+def test_two_first_runs_at_once_share_the_embedded_server(folder):
     command = [sys.executable, "etl.py", "2024-05-20"]
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+    environment = bare(folder)
     runs = [
         subprocess.Popen(
-            command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
@@ -485,20 +479,17 @@ def test_the_tables_can_be_made_beforehand(run_command, alvo, alvo_pool):
     assert run_command("-m", "alvo.schema", ALVO_DATABASE_URL="postgresql://127.0.0.1:1/x").returncode == 4
 
 
-def test_help_tells_options_units_exit_codes_and_where_the_data_lie(run_command, checkout):
+def test_help_tells_options_units_exit_codes_and_where_the_data_lie(run_command, folder):
     for command, words in (
         (
             "etl.py",
             [
                 "--columns",
-                "m/s",
-                "kW",
-                "degC",
                 "--timezone",
                 "exit codes",
                 "FONTE_API_URL",
                 "ALVO_DATABASE_URL",
-                f"{checkout}/.embedded",
+                f"{folder}/.embedded",
                 "delete that folder",
             ],
         ),

@@ -21,13 +21,14 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from support.faults import HANG, NETWORK, HttpLink, PostgresLink, Script, proxied
+from support.fixtures import INJECTED
+from support.project import SCRIPTS, connector_over, external
 
 import etl
 from alvo import schema
 from fonte import client
-from postgres import embedded, engine
-from tests.conftest import INJECTED, ROOT, connector_over, external
-from tests.faults import HANG, NETWORK, HttpLink, PostgresLink, Script, proxied
+from fonte_alvo import embedded, engine
 
 DAY = "2024-05-20"
 OLD_DAY, NO_TABLES = "old day", "no tables"
@@ -171,7 +172,7 @@ class World:
 
     def run_apart(self):
         """Run the day in a process of its own, which may be killed."""
-        with subprocess.Popen([sys.executable, "etl.py", DAY], cwd=ROOT, env=self.environment) as self.process:
+        with subprocess.Popen([sys.executable, "etl.py", DAY], cwd=SCRIPTS, env=self.environment) as self.process:
             return self.process.wait()
 
     def held(self):

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from support.project import ROOT
 
 import seed
 from fonte import seeding, synthetic
-from tests.conftest import ROOT
 
 START = date(2024, 5, 20)
 

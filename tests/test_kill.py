@@ -13,9 +13,7 @@ import httpx
 import psutil
 import pytest
 from sqlalchemy import text
-
-from tests.conftest import ROOT, SIXTY_DAYS, alvo_values, external, values_of_days_alone
-from tests.test_embedded import servers
+from support.project import ROOT, SCRIPTS, SIXTY_DAYS, alvo_values, bare, external, servers, values_of_days_alone
 
 pytestmark = pytest.mark.faults
 
@@ -44,7 +42,7 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one(connector, fonte_pool, a
     environment = external(connector, alvo)
     moments = random.Random(2024)
     began = time.perf_counter()
-    subprocess.run(COMMAND, cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(COMMAND, cwd=SCRIPTS, env=environment, check=True, capture_output=True)
     usual_s = time.perf_counter() - began
     outcomes = set()
     previous = powers(alvo_pool)[0]
@@ -61,41 +59,41 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one(connector, fonte_pool, a
         previous = found
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET power = -1"))
-    subprocess.run(COMMAND, cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(COMMAND, cwd=SCRIPTS, env=environment, check=True, capture_output=True)
     assert powers(alvo_pool) == ({-1.0}, 1152)
     assert (-signal.SIGKILL, False) in outcomes
 
 
-def test_a_killed_first_run_needs_no_hand_and_leaves_no_server(checkout, pytestconfig, run_command):
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+def test_a_killed_first_run_needs_no_hand_and_leaves_no_server(folder, pytestconfig, run_command):
+    environment = bare(folder)
     moments = random.Random(2024)
     for _ in range(pytestconfig.getoption("kills")):
-        code, error = run_and_kill(checkout, environment, moments.uniform(0.2, 1.6))
+        code, error = run_and_kill(folder, environment, moments.uniform(0.2, 1.6))
         assert code in (0, -signal.SIGKILL), error
-        if (checkout / ".embedded").exists():
+        if (folder / ".embedded").exists():
             # A guard that was only just born does not hold its lock yet: psutil waits for it too.
-            while running := servers(checkout / ".embedded"):
+            while running := servers(folder / ".embedded"):
                 psutil.wait_procs([psutil.Process(pid) for pid in running if psutil.pid_exists(pid)], timeout=1)
     run = run_command(*COMMAND[1:])
     assert run.returncode == 0, run.stderr
     assert "of 1,440 samples (100.0%), 144 windows" in run.stdout
 
 
-def test_a_long_range_that_is_killed_and_whose_postgresql_is_killed_is_mended_by_resume(checkout, run_command):
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+def test_a_long_range_that_is_killed_and_whose_postgresql_is_killed_is_mended_by_resume(folder, run_command):
+    environment = bare(folder)
     sixty_days = ["etl.py", *SIXTY_DAYS, "--resume"]
     assert run_command("seed.py", "--days", "60").returncode == 0
     command = [sys.executable, *sixty_days]
-    with subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.PIPE) as run:
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as run:
         for _ in range(5):
             run.stdout.readline()
         run.kill()
     with subprocess.Popen(
-        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         for _ in range(5):
             run.stdout.readline()
-        for pid in servers(checkout / ".embedded"):
+        for pid in servers(folder / ".embedded"):
             if psutil.Process(pid).name() == "postgres":
                 psutil.Process(pid).kill()
         _, error = run.communicate()
@@ -114,7 +112,7 @@ def test_a_long_range_that_is_killed_and_whose_postgresql_is_killed_is_mended_by
 def connector_process(fonte, port):
     command = [sys.executable, "-m", "uvicorn", "fonte.connector:app", "--port", str(port), "--log-level", "error"]
     environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(command, cwd=SCRIPTS, env=environment) as process:
         while True:
             try:
                 httpx.get(f"http://127.0.0.1:{port}/health").raise_for_status()
@@ -135,7 +133,7 @@ def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(sixty_days_f
     with (
         connector_process(sixty_days_fonte, port) as connector,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=SCRIPTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as run,
     ):
         for _ in range(20):
@@ -146,7 +144,7 @@ def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(sixty_days_f
     held = alvo_values(alvo_pool)
     with connector_process(sixty_days_fonte, port):
         undisturbed = values_of_days_alone(make_database(), environment["FONTE_API_URL"], SIXTY_DAYS)
-        resumed = subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=False)
+        resumed = subprocess.run([*command, "--resume"], cwd=SCRIPTS, env=environment, check=False)
     assert held.items() < undisturbed.items()
     assert resumed.returncode == 0
     assert alvo_values(alvo_pool) == undisturbed

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alvo import load as loading
 from alvo.load import Report, replace_period
-from postgres import engine
+from fonte_alvo import engine
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
 END = START + timedelta(days=1)
@@ -299,7 +299,7 @@ def test_a_load_takes_few_statements(alvo_pool):
     statements = []
     event.listen(alvo_pool, "before_cursor_execute", lambda *arguments: statements.append(arguments[2].split()[0]))
     load(alvo_pool, power_mean=np.zeros(144))
-    assert statements == ["SELECT", "SELECT", "CREATE", "WITH"]
+    assert statements == ["SELECT", "SELECT", "SELECT", "CREATE", "WITH"]
 
 
 def plan(connection, statement, parameters):

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sqlalchemy import text
+from support import reference
+from vectors import make
 
 from alvo.aggregation import aggregate
-from tests import reference
-from tests.vectors import make
 
 START = np.datetime64("2024-05-20T00:00:00", "us")
 STATISTICS = ("mean", "min", "max", "std")

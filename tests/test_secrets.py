@@ -10,12 +10,11 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from sqlalchemy import text
+from support.faulty import answering, http
+from support.project import SCRIPTS, connector_over
 
-import settings
 from fonte import connector as fonte_connector
-from postgres import embedded, engine
-from tests.conftest import ROOT, connector_over
-from tests.faulty import answering, http
+from fonte_alvo import embedded, engine, settings
 
 SECRET = "s3cr3t-of-the-tests"
 TOKEN = "t0ken-of-the-tests"
@@ -43,7 +42,7 @@ def everything(refused_port):
 
 
 BROKEN = f"postgresql://user:{SECRET}@{SECRET}@127.0.0.1:1/d"
-FAST = "from fonte import client; client.BACKOFF_S = 0; import etl, sys; sys.exit(etl.main(sys.argv[1:]))"
+FAST = "from fonte import client; client.PATIENCE_S = 0; import etl, sys; sys.exit(etl.main(sys.argv[1:]))"
 FAILURES = {
     "Fonte is away": (["-c", FAST, "2024-05-20", "--debug"], {}, 3),
     "Fonte's database is away": (["-c", FAST, "2024-05-20", "--debug"], {"FONTE_API_URL": ""}, 3),
@@ -88,7 +87,7 @@ def uvicorn(app, level, environment, log):
     """Serve an app as its users do, in a process of its own; gives its base URL. What it says goes to the file log."""
     command = [sys.executable, "-m", "uvicorn", app, "--port", "0", "--log-level", level]
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=SCRIPTS, env=os.environ | environment, stdout=output, stderr=output)
     try:
         while not (found := re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text())):
             assert process.poll() is None, log.read_text()
@@ -161,7 +160,7 @@ def test_the_state_of_an_app_tells_no_secret(monkeypatch, everything):
         monkeypatch.setenv(name, value)
 
     async def state():
-        async with fonte_connector._lifespan(fonte_connector.app) as held:
+        async with fonte_connector.app.router.lifespan_context(fonte_connector.app) as held:
             return f"{held!r}"
 
     shown = asyncio.run(state())
@@ -169,10 +168,10 @@ def test_the_state_of_an_app_tells_no_secret(monkeypatch, everything):
     assert told(shown) == []
 
 
-def test_the_password_of_the_embedded_server_is_told_to_nobody(run_command, checkout):
+def test_the_password_of_the_embedded_server_is_told_to_nobody(run_command, folder):
     run = run_command("etl.py", "2024-05-20", "--debug")
     assert run.returncode == 0
-    folder = checkout / embedded.FOLDER.name
+    folder = folder / ".embedded"
     password = (folder / "password").read_text()
     log = (folder / "server.log").read_text()
     assert password not in run.stdout + run.stderr + log

@@ -1,7 +1,6 @@
 import pytest
 
-import settings
-from postgres import engine
+from fonte_alvo import engine, settings
 
 URL_VARIABLES = {"FONTE_DATABASE_URL": settings.fonte_database_url, "ALVO_DATABASE_URL": settings.alvo_database_url}
 
@@ -125,18 +124,18 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, value):
 
 
 def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
     file = tmp_path / ".env"
     file.write_text('FONTE_API_URL="http://from-file:1"\nALVO_DATABASE_URL=postgresql://u:p@from-file/d\n')
-    monkeypatch.setattr(settings, "_ENV_FILE", file)
     assert settings.fonte_api_url() == "http://from-file:1"
     monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://u:p@from-environment/d")
     assert settings.alvo_database_url().host == "from-environment"
 
 
 def test_a_value_of_the_file_may_refer_to_another_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
     file = tmp_path / ".env"
     file.write_text("PORT=8001\nFONTE_API_URL=http://from-file:${PORT}\n")
-    monkeypatch.setattr(settings, "_ENV_FILE", file)
     assert settings.fonte_api_url() == "http://from-file:8001"
 
 
@@ -158,9 +157,9 @@ def test_a_reason_is_one_line_and_never_empty(error, said):
     ids=["colon", "unclosed quote", "Latin-1", "folder"],
 )
 def test_a_file_that_cannot_be_read_is_an_error_and_not_as_if_it_were_absent(monkeypatch, tmp_path, content, said):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
     file = tmp_path / ".env"
     file.write_bytes(content) if content else file.mkdir()
-    monkeypatch.setattr(settings, "_ENV_FILE", file)
     with pytest.raises(settings.SettingsError, match=said) as failure:
         settings.alvo_database_url()
     assert "secret" not in str(failure.value)

@@ -10,13 +10,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from support.project import connector_over, running, stalled_reader, wait_until
+from test_connector import DAY
 
 from fonte.connector import MEDIA_TYPES
-from postgres import engine
-from serving import POOL_SIZE
-from tests.conftest import connector_over
-from tests.test_connector import DAY, running, wait_until
-from tests.test_timeouts import stalled_reader
+from fonte_alvo import engine
+from fonte_alvo.serving import POOL_SIZE
 
 
 @pytest.fixture

@@ -19,9 +19,8 @@ import httpx
 import psycopg2
 import pytest
 from dotenv import dotenv_values
-
-from tests.conftest import ROOT, SETTINGS
-from tests.test_compose import EXAMPLE, SERVICES, STAYING
+from support.project import ROOT, SETTINGS
+from test_compose import EXAMPLE, SERVICES, STAYING
 
 pytestmark = pytest.mark.compose
 PATIENCE_S = 300

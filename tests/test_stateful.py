@@ -26,6 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from sqlalchemy import Engine, event, text
 from sqlalchemy.dialects.postgresql import insert
+from support import reference
+from support.faulty import answering, http
+from support.project import alvo_values, connector_over
 
 import etl
 from alvo import load, schema
@@ -34,10 +37,9 @@ from alvo.load import Report
 from fonte import arrow, client
 from fonte import schema as fonte_schema
 from fonte.client import FonteError
-from postgres import engine
-from tests import reference
-from tests.conftest import alvo_values, connector_over
-from tests.faulty import answering, http
+from fonte_alvo import engine
+from orchestration import day
+from orchestration.day import Day, EmptyPeriod, run
 
 DAYS = [date(2024, 5, 20), date(2024, 5, 21)]
 COLUMNS = ["wind_speed", "power", "ambient_temperature"]
@@ -323,17 +325,23 @@ class Machine(RuleBasedStateMachine):
         part = body[: int(cut * len(body))]
         broken = http(body=part, content_type=arrow.MEDIA_TYPE, length=len(body) if told else len(part))
         result = self.carried(self.alvo, period, job.columns, job.statistics)
-        with answering(*[broken] * times, http(body=body, content_type=arrow.MEDIA_TYPE)) as server:
-            if told and times < client.ATTEMPTS and result:
+        with (
+            answering(*[broken] * times, http(body=body, content_type=arrow.MEDIA_TYPE)) as server,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(client, "PATIENCE_S", 60.0)
+            patch.setattr(client, "sleep", lambda pause_s: None)
+            if told and result:
                 self.alvo, report = result
                 assert self._carry(job, server.url).report == report
             else:
-                with pytest.raises((FonteError, etl.EmptyPeriod)):
+                with pytest.raises((FonteError, EmptyPeriod)):
                     self._carry(job, server.url)
 
     def _carry(self, job, url=None):
         (period,) = job.periods()
-        return etl.run(url or self.world.connector, self.world.writer, *period, job.columns, job.statistics)
+        with client.connect(url or self.world.connector) as fonte:
+            return run(fonte, self.world.writer, Day(job.first, job.zone, *period), job.columns, job.statistics)
 
     @rule(job=jobs(one_day=True), others=st.data())
     def two_days_are_run_at_once(self, job, others):
@@ -367,11 +375,11 @@ class Machine(RuleBasedStateMachine):
         def carry(job):
             try:
                 return self._carry(job).report
-            except etl.EmptyPeriod:
+            except EmptyPeriod:
                 return None
 
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
-            patch.setattr(etl, "replace_period", replace_together)
+            patch.setattr(day, "replace_period", replace_together)
             running = [threads.submit(carry, job) for job in pair]
             seen = []
             while not all(future.done() for future in running):

@@ -8,11 +8,11 @@ from itertools import repeat
 
 import numpy as np
 import pytest
+from support.answers import MINUTES, arrow_stream, lying
+from support.faulty import answering, http
+from support.project import SCRIPTS
 
 from fonte import arrow
-from tests.answers import MINUTES, arrow_stream, lying
-from tests.conftest import ROOT
-from tests.faulty import answering, http
 
 pytestmark = pytest.mark.faults
 
@@ -23,7 +23,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from fonte import client
-url, client.MAX_JSON_BYTES, client.BACKOFF_S = sys.argv[1], int(sys.argv[2]), 0
+url, client.MAX_JSON_BYTES, client.PATIENCE_S = sys.argv[1], int(sys.argv[2]), 0
 try:
     client.fetch(url, datetime(2024, 5, 20), datetime(2024, 5, 21), ["power"])
 except client.FonteError as error:
@@ -37,7 +37,7 @@ def refusal(answer, most_json_bytes=64 * MIB):
     """What a fresh process says of an answer, and its peak memory in MiB."""
     with answering(answer) as server:
         command = [sys.executable, "-c", FETCH, server.url, str(most_json_bytes)]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        run = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
     said, peak_mib = run.stdout.splitlines()
     return said, int(peak_mib)
 

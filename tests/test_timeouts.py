@@ -12,15 +12,14 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 from sqlalchemy import text
+from support.faulty import answering, http, stalling
+from support.project import SCRIPTS, alvo_values, connector_over, external, running, wait_until
+from test_connector import DAY
 
 import etl
-import serving
 from fonte import client
 from fonte.client import FonteError, fetch
-from postgres import engine
-from tests.conftest import ROOT, alvo_values, connector_over, external
-from tests.faulty import answering, http, stalling
-from tests.test_connector import DAY, running, wait_until
+from fonte_alvo import engine, serving
 
 DAY_BOUNDS = datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 21, tzinfo=UTC)
 
@@ -121,7 +120,7 @@ def test_a_connection_that_is_closed_already_is_not_cut(alvo_pool):
     with alvo_pool.connect() as connection:
         raw = connection.connection.driver_connection
         raw.close()
-        engine._cut(raw)
+        engine.cut(raw)
 
 
 def test_a_log_line_is_one_line_of_key_and_value():
@@ -137,7 +136,7 @@ def test_a_connector_that_is_told_to_end_finishes_its_answers_and_cuts_who_stall
     command += ["--timeout-graceful-shutdown", "1", "--log-config", "log.json"]
     environment = external("", large_fonte) | {"FONTE_DATABASE_URL": large_fonte.render_as_string(hide_password=False)}
     with (
-        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as connector,
+        subprocess.Popen(command, cwd=SCRIPTS, env=environment, stderr=subprocess.PIPE, text=True) as connector,
         administrator.connect() as connection,
     ):
         base_url = f"http://127.0.0.1:{port}"

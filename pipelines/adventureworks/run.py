@@ -11,16 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import command
 from adventureworks import load, questions, settings
+from fonte_alvo import command, engine
 from local import airflow, cloud, lambda_service
-from postgres import engine
-from postgres.embedded import EmbeddedServerError
 
 _START = time.monotonic()
 
 
-class RunError(Exception):
+class RunError(command.Failure):
     """The DAG failed; the message tells what the function said."""
 
 
@@ -28,8 +26,7 @@ def main() -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="run.py", description=__doc__)
     parser.parse_args()
-    exit_codes = {RunError: 1, settings.SettingsError: 2, EmbeddedServerError: 4, engine.DatabaseError: 4}
-    return command.run(parser.prog, _run, exit_codes)
+    return command.run(parser.prog, _run)
 
 
 def _run() -> int:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from tests import reference
+from support import reference
 
 FILE = Path(__file__).with_name("windows.jsonl")
 WINDOWS_PER_FAMILY = 6

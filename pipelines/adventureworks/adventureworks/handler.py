@@ -11,7 +11,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from adventureworks import dialect, load, model, settings
-from postgres import engine
+from fonte_alvo import engine
 
 CHUNK_BYTES = 256 * 1024
 # What the function needs at its end to roll back and to tell why.

@@ -13,14 +13,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-import command
 from adventureworks import settings
-from postgres import engine
+from fonte_alvo import command, engine
 
 QUERIES = sorted((Path(__file__).resolve().parents[1] / "queries").glob("q*.sql"))
 # Question 2 is answered whole.
 ROWS = 11
-EXIT_CODES = {settings.SettingsError: 2, OSError: 2, engine.DatabaseError: 4}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows < 0:
         parser.error(f"argument --rows: {options.rows}: expected 0 or more")
-    return command.run(parser.prog, lambda: _answer(options.rows, options.csv), EXIT_CODES)
+    return command.run(parser.prog, lambda: _answer(options.rows, options.csv))
 
 
 def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence[tuple[Any, ...]]]]:
@@ -59,9 +57,16 @@ def show(pool: sa.Engine, most: int, folder: Path | None) -> None:
     for name, title, columns, rows in answers(pool):
         print(f"{name}  {title}", *_table([columns, *rows[:most]]), f"    {len(rows):,} rows\n", sep="\n")
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{name}.csv").open("w", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+            _write(folder / f"{name}.csv", [columns, *rows])
+
+
+def _write(file: Path, rows: Sequence[Sequence[Any]]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(rows)
+    except OSError as error:
+        raise settings.SettingsError(f"{file} cannot be written: {error.strerror}; name another folder") from error
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> Iterator[str]:

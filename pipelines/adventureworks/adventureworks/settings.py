@@ -9,15 +9,18 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy import URL
 
-from postgres import embedded, engine
+from fonte_alvo import embedded, engine
+from fonte_alvo.command import Failure
 
 # Every wait ends well before the function's own time does.
 NETWORK = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
 FOLDER = Path(__file__).resolve().parents[1] / ".embedded"
 
 
-class SettingsError(Exception):
+class SettingsError(Failure):
     """A setting is absent or cannot be used; the message names it."""
+
+    exit_code = 2
 
 
 class Source(NamedTuple):

@@ -20,8 +20,8 @@ from pathlib import Path
 from sqlalchemy import text
 
 from adventureworks import handler, model, settings
+from fonte_alvo import embedded, engine
 from local import cloud
-from postgres import embedded, engine
 
 KEYS = {"BusinessEntityID", "PersonID", "CustomerID", "SalesOrderID", "ProductID", "SpecialOfferID"}
 # More rows to an INSERT need more memory still, and no less time.

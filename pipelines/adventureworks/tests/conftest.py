@@ -9,8 +9,8 @@ from hypothesis import settings as properties
 from sqlalchemy import create_engine, text
 
 from adventureworks import load, model
+from fonte_alvo import embedded, engine
 from local import cloud
-from postgres import embedded, engine
 
 properties.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 properties.load_profile("default")

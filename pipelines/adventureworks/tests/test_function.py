@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text
 
 from adventureworks import dialect, handler, load, model, settings
+from fonte_alvo import engine
 from local import cloud, lambda_service
-from postgres import engine
 from tests.conftest import contents, rejects
 from tests.test_load import ALL, EXPECTED
 
@@ -237,7 +237,7 @@ def test_the_function_needs_no_more_than_its_package_holds():
         "urllib3",
         "greenlet",
     }
-    assert loaded - theirs == {"adventureworks", "postgres", *libraries}
+    assert loaded - theirs == {"adventureworks", "fonte_alvo", *libraries}
 
 
 def path():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from adventureworks import dialect, load, model
+from fonte_alvo import embedded, engine
 from local import cloud
-from postgres import embedded, engine
 from tests.conftest import contents, dated, rejects, sample
 
 ALL = list(model.TABLES)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def answers(make_database, loaded_template):
     """{q1: (columns, rows)}; read once, for nothing changes them."""
-    from postgres import engine
+    from fonte_alvo import engine
 
     pool = engine.create(make_database(loaded_template), "test")
     yield {name: (columns, rows) for name, _, columns, rows in questions.answers(pool)}

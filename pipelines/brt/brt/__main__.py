@@ -6,21 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-import command
-from brt import capture, pipeline, services, settings, stand_in
-from postgres.embedded import EmbeddedServerError
-from postgres.engine import DatabaseError
-from settings import SettingsError
-
-EXIT_CODES: dict[type[Exception], int] = {
-    SettingsError: 2,
-    capture.CaptureError: 3,
-    DatabaseError: 4,
-    EmbeddedServerError: 4,
-    pipeline.ModelError: 5,
-    pipeline.Busy: 6,
-    services.ServiceError: 7,
-}
+from brt import pipeline, services, settings, stand_in
+from fonte_alvo import command
 
 
 def main() -> int:
@@ -51,7 +38,7 @@ def main() -> int:
         steps[options.step][0]()
         return 0
 
-    return command.run("brt", run, EXIT_CODES, debug=options.debug)
+    return command.run("brt", run, debug=options.debug)
 
 
 def _start() -> None:

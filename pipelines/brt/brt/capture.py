@@ -19,6 +19,8 @@ from time import monotonic
 import httpx
 import tenacity
 
+from fonte_alvo.command import Failure
+
 CAPTURED_AT = "captured_at"
 # As the API spells them.
 FIELDS = (
@@ -52,8 +54,10 @@ BACKOFF_S = 1.0
 MAX_BYTES = 64 * 2**20
 
 
-class CaptureError(Exception):
+class CaptureError(Failure):
     """A minute could not be captured; the files are as they were."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)

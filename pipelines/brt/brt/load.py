@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from brt.capture import FIELDS, HEADER, files
-from postgres import copy, engine
+from fonte_alvo import copy, engine
 
 # Where PostgreSQL and its clients still know the date: the end of the year 9999.
 LAST_MOMENT_MS = 253_402_300_799_999

@@ -10,18 +10,23 @@ from pathlib import Path
 from sqlalchemy import Engine, text
 
 from brt import capture, load, settings
-from postgres import engine
+from fonte_alvo import engine
+from fonte_alvo.command import Failure
 
 log = logging.getLogger(__name__)
 DBT_PROJECT = settings.PROJECT / "dbt"
 
 
-class Busy(Exception):
+class Busy(Failure):
     """Another process does the same thing at this moment."""
 
+    exit_code = 6
 
-class ModelError(Exception):
+
+class ModelError(Failure):
     """dbt failed."""
+
+    exit_code = 5
 
 
 def captures_folder() -> Path:

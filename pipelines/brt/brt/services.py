@@ -14,7 +14,8 @@ import httpx
 import psutil
 
 from brt import pipeline, settings
-from postgres import engine
+from fonte_alvo import engine
+from fonte_alvo.command import Failure
 
 # In the environment of each process of a service, and of no other process.
 MARK = "BRT_SERVICE"
@@ -23,8 +24,10 @@ STOPS_WITHIN_S = 30
 LOOKS_EVERY_S = 0.2
 
 
-class ServiceError(Exception):
+class ServiceError(Failure):
     """A service could not be started or stopped."""
+
+    exit_code = 7
 
 
 def start() -> None:

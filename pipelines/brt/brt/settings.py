@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 from sqlalchemy import URL, create_engine, text
 
-from postgres import embedded, engine
-from settings import SettingsError
+from fonte_alvo import embedded, engine
+from fonte_alvo.settings import SettingsError
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATABASE = "brt"

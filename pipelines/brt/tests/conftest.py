@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from brt import capture, pipeline, stand_in
-from postgres import embedded, engine
+from fonte_alvo import embedded, engine
 
 DATA = Path(__file__).with_name("data")
 PROJECT = Path(__file__).resolve().parent.parent

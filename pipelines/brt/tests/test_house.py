@@ -11,8 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from brt import __main__, pipeline, services, settings
-from postgres.engine import DatabaseError
-from settings import SettingsError
+from fonte_alvo.engine import DatabaseError
+from fonte_alvo.settings import SettingsError
 from tests.conftest import PROJECT
 
 SOURCES = sorted((PROJECT / "brt").glob("*.py"))

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from brt import capture, load, pipeline
-from postgres.engine import DatabaseError
+from fonte_alvo.engine import DatabaseError
 from tests.conftest import FIRST_MINUTE, PROJECT, captured, real_captures, vehicle
 
 

@@ -8,25 +8,17 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import date, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as properties
 from sqlalchemy import URL, create_engine, make_url, text
 
-import etl
-import settings
 from fonte import client, seeding
-from fonte import embedded as fonte_embedded
-from postgres import embedded, engine
+from fonte_alvo import embedded, engine
+from support.project import RANGE, SCRIPTS, SETTINGS, bare, connector_over, seeded, values_of_days_alone
 
-ROOT = Path(__file__).resolve().parent.parent
-RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
-SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
 # How many faults of each kind test_faults.py injected.
 INJECTED = pytest.StashKey[Counter[str]]()
 for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
@@ -39,15 +31,6 @@ for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
         print_blob=True,
     )
 properties.load_profile("default")
-SETTINGS = (
-    "FONTE_API_URL",
-    "FONTE_DATABASE_URL",
-    "FONTE_ADMIN_DATABASE_URL",
-    "FONTE_ADMIN_TOKEN",
-    "ALVO_DATABASE_URL",
-    "ALVO_ADMIN_DATABASE_URL",
-    "ALVO_ADMIN_TOKEN",
-)
 
 
 def pytest_addoption(parser):
@@ -168,15 +151,6 @@ def sixty_days_fonte(make_database) -> URL:
     return seeded(make_database(), 60)
 
 
-def seeded(url: URL, days: int) -> URL:
-    """Fill a Fonte with so many days from the default start on."""
-    pool = engine.create(url, "test")
-    with pool.begin() as connection:
-        seeding.fill_synthetic(connection, seeding.START, days, "turbine", seeding.RANDOM_SEED, lambda done, days: None)
-    pool.dispose()
-    return url
-
-
 @pytest.fixture
 def fonte(make_database, seeded_template) -> URL:
     """A Fonte of the test's own, holding the ten default days."""
@@ -206,54 +180,15 @@ def alvo(make_database, monkeypatch) -> URL:
     return url
 
 
-def alvo_values(url_or_pool):
-    """What a connection of its own reads in Alvo: {(timestamp, name): value}; None where there are no tables."""
-    pool = create_engine(url_or_pool) if not hasattr(url_or_pool, "connect") else url_or_pool
-    with pool.connect() as connection:
-        if connection.scalar(text("SELECT to_regclass('data')")) is None:
-            return None
-        rows = connection.execute(text("SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id"))
-        values = {(timestamp, name): value for timestamp, name, value in rows}
-    pool.dispose()
-    return values
-
-
-def external(connector, alvo):
-    """The environment of a command that uses these services."""
-    return os.environ | {"FONTE_API_URL": connector, "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False)}
-
-
 @pytest.fixture
 def undisturbed(make_database, shared_connector):
     """What Alvo holds after the ten days of RANGE, each run alone."""
     return values_of_days_alone(make_database(), shared_connector, RANGE)
 
 
-def values_of_days_alone(alvo, connector, asked):
-    """What Alvo holds after each day of a range was run alone, in an Alvo of its own."""
-    first, last = map(date.fromisoformat, asked[:2])
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("FONTE_API_URL", connector)
-        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
-        for number in range((last - first).days + 1):
-            assert etl.main([str(first + timedelta(days=number)), *asked[2:]]) == 0
-    return alvo_values(alvo)
-
-
 @pytest.fixture
 def alvo_pool(alvo, make_pool):
     return make_pool(alvo)
-
-
-@contextmanager
-def connector_over(database: URL) -> Iterator[str]:
-    """Serve the connector over a database; gives its base URL."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("FONTE_DATABASE_URL", database.render_as_string(hide_password=False))
-        with fonte_embedded.served() as base_url:
-            # The connector reads its settings while it starts: it has when it answers.
-            httpx.get(f"{base_url}/columns").raise_for_status()
-            yield base_url
 
 
 @pytest.fixture(scope="session")
@@ -282,31 +217,27 @@ def _isolated(monkeypatch, tmp_path):
     """No setting of the machine reaches a test, and no retry waits."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(settings, "_ENV_FILE", tmp_path / "no.env")
-    monkeypatch.setattr(client, "BACKOFF_S", 0.0)
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(client, "PATIENCE_S", 0.0)
 
 
 @pytest.fixture
-def checkout(tmp_path) -> Path:
-    """A copy of the project, whose embedded server is nobody else's."""
-    copy = tmp_path / "checkout"
-    copy.mkdir()
-    for source in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
-        shutil.copy(source, copy)
-    for package in ("alvo", "fonte", "orchestration", "postgres"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+def folder(tmp_path) -> Path:
+    """A folder with the two scripts alone, whose embedded server is nobody else's."""
+    copy = tmp_path / "scripts"
+    shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     return copy
 
 
 @pytest.fixture
-def run_command(checkout) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command of the copied project in a process of its own."""
+def run_command(folder) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in that folder, in a process of its own."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *arguments],
-            cwd=checkout,
-            env={name: value for name, value in os.environ.items() if name not in SETTINGS} | environment,
+            cwd=folder,
+            env={**bare(folder), **environment},
             capture_output=True,
             text=True,
             check=False,

@@ -7,13 +7,16 @@ import dagster as dg
 import httpx
 from sqlalchemy import Engine
 
-import etl
-import settings
-from fonte import client
-from fonte.client import FonteError
-from postgres import engine
+from fonte import client, local
+from fonte.client import Client, FonteError, RequestRefused
+from fonte_alvo import engine, settings
+from fonte_alvo.command import Failure
+from fonte_alvo.engine import DatabaseError
+from orchestration.days import ClusterError
 
 REMEDY = "check FONTE_API_URL and that a connector runs there"
+RETRIES = 3
+BACKOFF_S = 15.0
 
 
 class FonteApi(dg.ConfigurableResource[None]):
@@ -22,9 +25,9 @@ class FonteApi(dg.ConfigurableResource[None]):
     url: str | None = None
 
     @contextmanager
-    def connect(self) -> Iterator[httpx.Client]:
+    def connect(self) -> Iterator[Client]:
         """Give a client of a connector that answers. Raises SettingsError and FonteError."""
-        with etl.connector(self.url) as base_url, client.connect(base_url) as http:
+        with local.base_url(self.url) as base_url, client.connect(base_url) as http:
             health = _get(http, "health")
             # A server that has no such route is a connector all the same.
             if health.is_server_error:
@@ -49,8 +52,24 @@ class AlvoDatabase(dg.ConfigurableResource[None]):
             alvo.dispose()
 
 
-def _get(http: httpx.Client, route: str) -> httpx.Response:
+def _get(http: Client, route: str) -> httpx.Response:
     try:
         return http.get(route)
     except httpx.HTTPError as error:
         raise FonteError(f"Fonte at {http.base_url} failed: {error}; {REMEDY}") from error
+
+
+@contextmanager
+def connected(
+    context: dg.OpExecutionContext, fonte: FonteApi, alvo: AlvoDatabase, connections: int
+) -> Iterator[tuple[Client, Engine]]:
+    """Give tested connections for a run; Dagster retries transient failures inside, and no others."""
+    try:
+        with fonte.connect() as http, alvo.connect(connections) as alvo_engine:
+            yield http, alvo_engine
+    except Failure as error:
+        transient = isinstance(error, (FonteError, DatabaseError, ClusterError))
+        if transient and not isinstance(error, RequestRefused) and context.retry_number < RETRIES:
+            context.log.warning(f"will be tried again: {error}")
+            raise dg.RetryRequested(RETRIES, BACKOFF_S * 2**context.retry_number) from error
+        raise dg.Failure(str(error), allow_retries=False) from error

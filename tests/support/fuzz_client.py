@@ -11,7 +11,7 @@ import atheris
 with atheris.instrument_imports(include=["fonte"]):
     from fonte import arrow, client
 
-from tests.answers import END, START, arrow_streams, assert_promised, json_bodies
+from support.answers import END, START, arrow_streams, assert_promised, json_bodies
 
 FOLDER = Path(".fuzz")
 MEDIA_TYPES = [arrow.MEDIA_TYPE, "application/json"]

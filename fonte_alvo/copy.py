@@ -14,12 +14,13 @@ import numpy.typing as npt
 from psycopg2 import Error as PostgresError
 from sqlalchemy import Connection, Engine
 
+from fonte_alvo.engine import cut
+
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _EPOCH = np.datetime64("2000-01-01", "us")
 _WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64": ">f8"}
 # psycopg2 reads and writes once per call of ours, or once per row: large pieces make few system calls.
 _CHUNK_BYTES = 256 * 1024
-_CANCEL_EVERY_S = 0.1
 
 
 def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -81,22 +82,27 @@ def _native(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 class CopyOut:
     """What COPY answers to a query, to be read while the server still produces it.
 
-    A thread copies into a pipe: who reads slowly slows the server down, and memory does not grow with the answer.
+    A thread copies into a pipe: a slow reader slows the server down, and memory does not grow with the answer.
     """
 
     def __init__(self, engine: Engine, query: str, parameters: Mapping[str, Any], options: str) -> None:
-        """Start the query, a SELECT with psycopg2's parameters; options as COPY takes them, such as `FORMAT csv`."""
+        """Start the query, a SELECT with psycopg2's parameters; options as COPY takes them, such as `FORMAT csv`.
+
+        Raises OSError or RuntimeError, and leaves nothing behind, where the machine has no descriptor or thread left.
+        """
         reader, writer = os.pipe()
         self._pipe = os.fdopen(reader, "rb", buffering=_CHUNK_BYTES)
-        self._reading = threading.Lock()
-        self._connected = threading.Lock()
+        self._reading, self._connected = threading.Lock(), threading.Lock()
         self._raw: Any = None
         self._closed = False
         self._error: BaseException | None = None
-        self._copying = threading.Thread(
-            target=self._copy, args=(engine, f"COPY ({query}) TO STDOUT ({options})", parameters, writer), daemon=True
-        )
-        self._copying.start()
+        asked = (engine, f"COPY ({query}) TO STDOUT ({options})", parameters, writer)
+        try:
+            threading.Thread(target=self._copy, args=asked, daemon=True).start()
+        except RuntimeError:
+            os.close(writer)
+            self._pipe.close()
+            raise
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield pieces of some 256 KiB. Raises SQLAlchemyError or psycopg2.Error."""
@@ -104,24 +110,20 @@ class CopyOut:
             yield chunk
 
     def close(self) -> None:
-        """Stop, the server's query too, wherever it is; what was read to its end has stopped already."""
-        self._closed = True
-        # Again and again: a cancellation that overtakes its query is lost.
-        while self._copying.is_alive():
-            with self._connected:
-                if self._raw is not None:
-                    self._raw.cancel()
-            if self._reading.acquire(blocking=False):
-                self._pipe.close()
-                self._reading.release()
-            self._copying.join(_CANCEL_EVERY_S)
-        with self._reading:
+        """Stop, the server's query too, wherever it is; waits for nothing and needs no thread."""
+        with self._connected:
+            self._closed = True
+            if self._raw is not None:
+                cut(self._raw)
+        # A reader that waits in the pipe closes it: it ends with the thread, which ends with its connection.
+        if self._reading.acquire(blocking=False):
             self._pipe.close()
+            self._reading.release()
 
     def _read(self) -> bytes:
         with self._reading:
             chunk = b"" if self._pipe.closed else self._pipe.read(_CHUNK_BYTES)
-            if not chunk:
+            if not chunk or self._closed:
                 self._pipe.close()
         if not chunk and self._error is not None:
             raise self._error
@@ -139,6 +141,8 @@ class CopyOut:
 
     def _copy_into(self, pipe: BinaryIO, engine: Engine, command: str, parameters: Mapping[str, Any]) -> None:
         with engine.connect() as connection:
+            # Rolled back at the end: a COMMIT that fails would break an answer that is whole.
+            connection.begin()
             cursor = connection.connection.cursor()
             with self._connected:
                 if self._closed:
@@ -150,5 +154,4 @@ class CopyOut:
                 with self._connected:
                     self._raw = None
                     if self._closed:
-                        # A cancellation may still be on its way: it must not meet who has the connection next.
                         connection.invalidate()

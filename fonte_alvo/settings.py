@@ -1,4 +1,4 @@
-"""The only reader of the environment. A file `.env` beside this one serves too; the environment wins.
+"""The only reader of the environment. A file `.env` in home() serves too; the environment wins.
 
 A value of the file may refer to another one of the file as ${NAME}.
 """
@@ -11,18 +11,37 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import URL
 
-from postgres import embedded, engine
+from fonte_alvo import embedded, engine
+from fonte_alvo.command import Failure
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
 # RFC 6750 says which characters a bearer token has; a short one could be guessed.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
-_ENV_FILE = Path(__file__).resolve().parent / ".env"
 
 
-class SettingsError(Exception):
+class SettingsError(Failure):
     """A setting that is there cannot be used; the message names it."""
+
+    exit_code = 2
+
+
+def home() -> Path:
+    """Return the folder of `.env` and `.embedded`: FONTE_ALVO_HOME, the checkout, or else one of the user's data."""
+    if given := os.environ.get("FONTE_ALVO_HOME"):
+        return Path(given).absolute()
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "etl.py").is_file():
+        return checkout
+    # XDG Base Directory Specification: where an application keeps a user's data.
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "fonte-alvo"
+
+
+def embedded_folder() -> Path:
+    """Return the folder of the embedded server."""
+    return home() / ".embedded"
 
 
 def fonte_api_url(given: str | None = None) -> str | None:
@@ -93,7 +112,7 @@ def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
 
 def _database_url(name: str, embedded_database: str) -> URL:
     url = _read(name)
-    return embedded.url(embedded_database) if url is None else _parsed(name, url)
+    return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(name, url)
 
 
 def _parsed(name: str, url: str) -> URL:
@@ -104,16 +123,17 @@ def _parsed(name: str, url: str) -> URL:
 
 
 def _read(name: str) -> str | None:
-    if name in os.environ or not _ENV_FILE.exists():
+    file = home() / ".env"
+    if name in os.environ or not file.exists():
         return os.environ.get(name) or None
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
 
     try:
-        content = _ENV_FILE.read_text()
+        content = file.read_text()
         bindings = list(parse_stream(io.StringIO(content)))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{_ENV_FILE} cannot be read: {error}") from error
+        raise SettingsError(f"{file} cannot be read: {error}") from error
     if wrong := [binding.original.line for binding in bindings if binding.error]:
-        raise SettingsError(f"{_ENV_FILE} line {wrong[0]}: expected NAME=value")
+        raise SettingsError(f"{file} line {wrong[0]}: expected NAME=value")
     return dotenv_values(stream=io.StringIO(content)).get(name) or None

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL: a real server from a wheel, on 127.0.0.1, shared by all commands of one checkout.
+"""The embedded PostgreSQL: a real server from a wheel, on 127.0.0.1, shared by all commands of one home folder.
 
 It runs while at least one process that asked for it lives, and stops by itself within two seconds of the last one's
-end; postgres.guard tells how. Linux and macOS.
+end; fonte_alvo.guard tells how. Linux and macOS.
 """
 
 import fcntl
@@ -14,14 +14,16 @@ from subprocess import DEVNULL, PIPE, STDOUT, run
 
 from sqlalchemy import URL
 
-FOLDER = Path(__file__).resolve().parent.parent / ".embedded"
+from fonte_alvo.command import Failure
 
 
-class EmbeddedServerError(Exception):
+class EmbeddedServerError(Failure):
     """The embedded PostgreSQL could not be started."""
 
+    exit_code = 4
 
-def url(database: str, folder: Path = FOLDER) -> URL:
+
+def url(database: str, folder: Path) -> URL:
     """Return the URL of a database of the embedded server, which then runs at least until this process ends.
 
     The first call ever creates the server's folder with the databases `fonte` and `alvo`. Raises EmbeddedServerError.
@@ -33,7 +35,7 @@ def url(database: str, folder: Path = FOLDER) -> URL:
 @functools.cache
 def _join(folder: Path) -> tuple[int, str]:
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Nobody closes this one: it stays locked until this process ends.
         users_lock = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
         with (folder / "start.lock").open("ab") as start_lock:

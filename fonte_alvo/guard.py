@@ -1,4 +1,4 @@
-"""Runs the embedded PostgreSQL for as long as anybody uses it. Started by postgres.embedded, never by hand.
+"""Runs the embedded PostgreSQL for as long as anybody uses it. Started by fonte_alvo.embedded, never by hand.
 
 Three lock files in the server's folder carry the whole protocol. The kernel releases a lock when its holder ends,
 however it ends, so nothing here depends on a clean exit:

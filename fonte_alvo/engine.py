@@ -14,25 +14,33 @@ from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from postgres.embedded import EmbeddedServerError
+from fonte_alvo.command import Failure
+from fonte_alvo.embedded import EmbeddedServerError
 
 # What a pool logs of a lost connection, the failure that it causes tells on its one line.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 CONNECT_TIMEOUT_S = 5
-# Shorter than a client of the connector waits, so that it hears of the lock.
-LOCK_TIMEOUT_S = 15
-IDLE_TIMEOUT_S = 60
 TIME_LIMIT_S = 120
 # The server's own word on a statement that takes too long comes first.
 GRACE_S = 10
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")
-# Times and numbers are read as they are, whatever the server, the role or the environment prefer.
-SESSION = "-c timezone=UTC -c datestyle=ISO,YMD -c extra_float_digits=1"
+# Shorter than a client of the connector waits, so that it hears of the lock.
+LOCK_TIMEOUT_S = 15
+IDLE_TIMEOUT_S = 60
+# Set in each transaction, for a pooler may drop what is set for a session. Times and numbers are then read as they are,
+# whatever the server, the role or the environment prefer.
+FORMS = {"timezone": "UTC", "datestyle": "ISO, YMD", "extra_float_digits": "1"}
+# A query ends soon after its client is gone; a server on Windows refuses that setting.
+_CHECK_CLIENT = (
+    "CASE WHEN version() !~ 'Visual|mingw' THEN set_config('client_connection_check_interval', '1s', true) END"
+)
 
 
-class DatabaseError(Exception):
-    """A database failed; the message names it, the cause and the remedy."""
+class DatabaseError(Failure):
+    """Alvo, or another database that a command writes to, failed; the message names it, the cause and the remedy."""
+
+    exit_code = 4
 
 
 def parse(url: str) -> URL:
@@ -69,9 +77,8 @@ def create(
     longer a connection be in use, before it fails; TIME_LIMIT_S where it is left out.
     """
     limit_s = time_limit_s or TIME_LIMIT_S
-    options = f"{_timeouts(limit_s)} {url.query.get('options', '')} {SESSION}"
-    pool = create_engine(
-        url.update_query_dict({"options": options, "connect_timeout": str(CONNECT_TIMEOUT_S)}),
+    engine = create_engine(
+        url.update_query_dict({"connect_timeout": str(CONNECT_TIMEOUT_S), "client_encoding": "utf8"}),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
@@ -79,25 +86,30 @@ def create(
         isolation_level="READ COMMITTED",
         connect_args={"application_name": application_name},
     )
-    _cut_after(pool, limit_s + GRACE_S)
-    return pool
+    settings = ", ".join([*_settings(url, limit_s), _CHECK_CLIENT])
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(f"SELECT {settings}"))
+    _cut_after(engine, limit_s + GRACE_S)
+    return engine
 
 
-def _timeouts(statement_s: float) -> str:
-    timeouts_s = {
-        "statement_timeout": statement_s,
+def _settings(url: URL, limit_s: float) -> list[str]:
+    """Return the calls that set what a transaction needs; the options of the URL may name limits too, and win."""
+    limits_s = {
+        "statement_timeout": limit_s,
         "lock_timeout": LOCK_TIMEOUT_S,
         "idle_in_transaction_session_timeout": IDLE_TIMEOUT_S,
     }
-    return " ".join(f"-c {name}={round(timeout_s * 1000)}" for name, timeout_s in timeouts_s.items())
+    named = str(url.query.get("options", ""))
+    limits = {name: str(round(limit_s * 1000)) for name, limit_s in limits_s.items() if name not in named}
+    return [f"set_config('{name}', '{value}', true)" for name, value in {**FORMS, **limits}.items()]
 
 
-def _cut_after(pool: Engine, limit_s: float) -> None:
+def _cut_after(engine: Engine, limit_s: float) -> None:
     """Cut a connection that is in use for longer: a frozen server would let its client wait for ever."""
 
     def start(connection: extensions.connection, record: ConnectionPoolEntry, *_: object) -> None:
         stop(connection, record)
-        record.info["limit"] = limit = Timer(limit_s, _cut, [connection])
+        record.info["limit"] = limit = Timer(limit_s, cut, [connection])
         limit.daemon = True
         limit.start()
 
@@ -113,19 +125,20 @@ def _cut_after(pool: Engine, limit_s: float) -> None:
         start(connection, record)
         return connection
 
-    event.listen(pool, "do_connect", connect)
-    event.listen(pool, "checkout", start)
-    event.listen(pool, "checkin", stop)
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "checkout", start)
+    event.listen(engine, "checkin", stop)
 
 
-def _cut(connection: extensions.connection) -> None:
+def cut(connection: extensions.connection) -> None:
+    """Cut a connection that another thread may be using, which then fails at once."""
     if not connection.closed:
         with socket.socket(fileno=os.dup(connection.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def failures(database: str, remedy: str, kind: type[Exception] = DatabaseError) -> Iterator[None]:
+def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) -> Iterator[None]:
     """Raise what fails inside as an exception of this kind that names the database, the cause and the remedy."""
     try:
         yield

@@ -2,18 +2,17 @@
 
 import base64
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 
 import dagster as dg
 import numpy as np
 from sqlalchemy import Engine
 
-import outcome
-from alvo import plot, read
-from alvo.aggregation import STATISTICS
-from alvo.read import Timestamps, Values
-from backfill import WINDOW, Period
-from outcome import SAMPLE_INTERVAL, Outcome
-from postgres import engine
+from alvo import plot, screen
+from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
+from fonte_alvo import engine
+from orchestration import day as one
+from orchestration.day import SAMPLE_INTERVAL, Day, Outcome
 
 ASSET = dg.AssetKey("ten_minute_statistics")
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-05-20", timezone="UTC")
@@ -28,31 +27,31 @@ SPECS = [dg.AssetCheckSpec(name, asset=ASSET, description=CHECKS[name], partitio
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
 
-def events(period: Period, done: Outcome, alvo: Engine, units: Mapping[str, str]) -> Iterator[Event]:
+def events(day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]) -> Iterator[Event]:
     """Yield a day's materialization, with its figures and picture, and its checks, all of what Alvo holds now.
 
     units: of the variables, where they are known. Raises DatabaseError.
     """
     names = [f"{variable}_{statistic}" for variable in done.samples for statistic in STATISTICS]
     with engine.failures("Alvo", "the day is loaded: check ALVO_DATABASE_URL and run again"):
-        window_starts, signals, not_finite = read.period(alvo, period.start, period.end, names)
+        window_starts, signals, not_finite = screen.values(alvo, day.start, day.end, names)
     axes = {name: f"{name} ({units[name]})" if name in units else name for name in done.samples}
-    figures = _figures(period, done)
-    title = f"{period.day} {period.zone}, {figures['coverage_percent']:.1f} % of the samples"
-    png = plot.picture(title, period.start, period.end, window_starts, signals, axes)
+    figures = _figures(day, done)
+    title = f"{day.date} {day.zone}, {figures['coverage_percent']:.1f} % of the samples"
+    png = plot.picture(title, day.start, day.end, window_starts, signals, axes)
     picture = f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
-    summary = dg.MetadataValue.md(f"```\n{outcome.summary(period, done)}\n```")
-    key = str(period.day)
+    summary = dg.MetadataValue.md(f"```\n{one.summary(day, done)}\n```")
+    key = str(day.date)
     yield dg.AssetMaterialization(
         ASSET, partition=key, metadata={"plot": dg.MetadataValue.md(picture), "summary": summary, **figures}
     )
-    for name, (passed, metadata) in _checked(period, done, window_starts, signals, not_finite).items():
+    for name, (passed, metadata) in _checked(day, done, window_starts, signals, not_finite).items():
         severity = dg.AssetCheckSeverity.WARN if name == "fresh" else dg.AssetCheckSeverity.ERROR
         yield dg.AssetCheckEvaluation(ASSET, name, passed, metadata, severity=severity, partition=key)
 
 
-def _figures(period: Period, done: Outcome) -> dict[str, int | float]:
-    samples, expected = sum(done.samples.values()), (period.end - period.start) // SAMPLE_INTERVAL * len(done.samples)
+def _figures(day: Day, done: Outcome) -> dict[str, int | float]:
+    samples, expected = sum(done.samples.values()), (day.end - day.start) // SAMPLE_INTERVAL * len(done.samples)
     return {
         "samples": samples,
         "coverage_percent": 100 * samples / expected,
@@ -66,13 +65,13 @@ def _figures(period: Period, done: Outcome) -> dict[str, int | float]:
 
 
 def _checked(
-    period: Period, done: Outcome, window_starts: Timestamps, signals: Mapping[str, Values], not_finite: int
+    day: Day, done: Outcome, window_starts: Timestamps, signals: Mapping[str, Values], not_finite: int
 ) -> dict[str, tuple[bool, dict[str, int | str]]]:
     """Return for each check whether it passed, and what it counted."""
     rows = {name: int(np.isfinite(values).sum()) for name, values in signals.items()}
     wrong = sum(_out_of_order(*(signals[f"{name}_{s}"] for s in ("min", "mean", "max"))) for name in done.samples)
     last = {name: _last(window_starts, signals[f"{name}_mean"]) for name in done.samples}
-    reaching = np.datetime64((period.end - WINDOW).replace(tzinfo=None), "us")
+    reaching = np.datetime64((day.end - timedelta(seconds=WINDOW_S)).replace(tzinfo=None), "us")
     return {
         # A window with one sample has no standard deviation.
         "rows_match_coverage": (

@@ -13,38 +13,39 @@ import termios
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import event, text
+from support.faulty import answering, http
+from support.project import RANGE, SCRIPTS, alvo_values, external
 
-import backfill
 import etl
 from alvo import load
-from backfill import days
-from postgres import engine
-from tests.conftest import RANGE, ROOT, alvo_values, external
-from tests.faulty import answering, http
+from fonte.client import connect
+from fonte_alvo import engine
+from orchestration import day as one
+from orchestration import days
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/Sao_Paulo", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe"])
 def test_the_days_of_a_year_follow_each_other_without_a_gap(zone):
-    year = list(days(date(2023, 1, 1), date(2023, 12, 31), ZoneInfo(zone)))
+    year = list(days.between(date(2023, 1, 1), date(2023, 12, 31), ZoneInfo(zone)))
     assert len(year) == 365
     assert all(day.end == following.start for day, following in pairwise(year))
-    assert {(day.end - day.start) // backfill.WINDOW for day in year} <= {138, 141, 144, 147, 150}
+    assert {(day.end - day.start) // timedelta(minutes=10) for day in year} <= {138, 141, 144, 147, 150}
     assert year[-1].end - year[0].start == timedelta(days=365)
 
 
 def test_a_day_that_a_zone_skipped_is_left_out_of_a_range():
-    apia = days(date(2011, 12, 29), date(2011, 12, 31), ZoneInfo("Pacific/Apia"))
-    assert [period.day.day for period in apia] == [29, 31]
+    apia = days.between(date(2011, 12, 29), date(2011, 12, 31), ZoneInfo("Pacific/Apia"))
+    assert [period.date.day for period in apia] == [29, 31]
 
 
 def some_days(count):
-    return list(days(date(2024, 1, 1), date(2024, 1, count), ZoneInfo("UTC")))
+    return list(days.between(date(2024, 1, 1), date(2024, 1, count), ZoneInfo("UTC")))
 
 
 def test_periods_come_in_order_and_no_more_than_asked_are_in_hand():
@@ -52,16 +53,16 @@ def test_periods_come_in_order_and_no_more_than_asked_are_in_hand():
     both = threading.Barrier(2)
 
     def carry(period):
-        running.add(period.day)
-        if period.day.day <= 2:
+        running.add(period.date)
+        if period.date.day <= 2:
             both.wait(20)
         most.append(len(running))
-        running.remove(period.day)
-        return period.day
+        running.remove(period.date)
+        return period.date
 
     with ThreadPoolExecutor(8) as executor:
-        results = [(period.day, future.result()) for period, future in backfill.run(some_days(9), carry, executor, 2)]
-    assert results == [(period.day, period.day) for period in some_days(9)]
+        results = [(period.date, future.result()) for period, future in days.in_order(some_days(9), carry, executor, 2)]
+    assert results == [(period.date, period.date) for period in some_days(9)]
     assert max(most) == 2
 
 
@@ -70,13 +71,13 @@ def test_who_stops_early_starts_no_more_and_leaves_nothing_half_done():
     proceed = threading.Event()
 
     def carry(period):
-        started.append(period.day.day)
-        if period.day.day > 1:
+        started.append(period.date.day)
+        if period.date.day > 1:
             assert proceed.wait(20)
-        finished.append(period.day.day)
+        finished.append(period.date.day)
 
     with ThreadPoolExecutor(3) as executor:
-        results = backfill.run(some_days(9), carry, executor, 3)
+        results = days.in_order(some_days(9), carry, executor, 3)
         next(results)
         results.close()
         proceed.set()
@@ -85,8 +86,8 @@ def test_who_stops_early_starts_no_more_and_leaves_nothing_half_done():
 
 
 def test_days_that_follow_each_other_are_joined_to_ranges():
-    chosen = [period for period in some_days(9) if period.day.day in (1, 2, 3, 5, 8, 9)]
-    assert [(first.day, last.day) for first, last in backfill.ranges(chosen)] == [(1, 3), (5, 5), (8, 9)]
+    chosen = [period for period in some_days(9) if period.date.day in (1, 2, 3, 5, 8, 9)]
+    assert [(first.day, last.day) for first, last in days.ranges(chosen)] == [(1, 3), (5, 5), (8, 9)]
 
 
 def test_a_range_says_a_line_a_day_and_what_it_did_in_all(fonte_api, alvo_pool, undisturbed, capsys):
@@ -106,7 +107,7 @@ def test_a_terminal_shows_a_bar_and_a_pipe_no_bar(connector, alvo):
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     command = [sys.executable, "etl.py", "2024-05-18", "2024-05-29"]
-    with subprocess.Popen(command, cwd=ROOT, env=external(connector, alvo), stdout=end, stderr=end) as run:
+    with subprocess.Popen(command, cwd=SCRIPTS, env=external(connector, alvo), stdout=end, stderr=end) as run:
         os.close(end)
         shown = b""
         while True:
@@ -122,7 +123,7 @@ def test_a_terminal_shows_a_bar_and_a_pipe_no_bar(connector, alvo):
     assert b"Fonte holds no finite sample of wind_speed, power from 2024-05-18" in shown
     assert b"10 days: 11,520 values written" in shown
     piped = subprocess.run(
-        command, cwd=ROOT, env=external(connector, alvo), capture_output=True, text=True, check=False
+        command, cwd=SCRIPTS, env=external(connector, alvo), capture_output=True, text=True, check=False
     )
     assert piped.stderr.count("\n") == 2
     assert "\r" not in piped.stderr
@@ -160,8 +161,8 @@ def test_keep_going_runs_the_rest_and_tells_how_to_run_the_failed_days_again(alv
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 23, 25}
     assert output.err.splitlines()[-3:] == [
         "etl.py: 3 days failed. Run them again with:",
-        "  python etl.py 2024-05-21 2024-05-22 --columns power --days-at-once 1 --keep-going",
-        "  python etl.py 2024-05-24 --columns power --days-at-once 1 --keep-going",
+        "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going --days-at-once 1",
+        "  python etl.py 2024-05-24 --columns power --keep-going --days-at-once 1",
     ]
 
 
@@ -177,7 +178,12 @@ def stuck(connector, alvo, alvo_pool):
         )
         command = [sys.executable, "-c", heard, *RANGE]
         with subprocess.Popen(
-            command, cwd=ROOT, env=external(connector, alvo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=SCRIPTS,
+            env=external(connector, alvo),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as run:
             assert [run.stdout.readline()[:10] for _ in range(3)] == ["2024-05-20", "2024-05-21", "2024-05-22"]
             while not holder.scalar(text("SELECT bool_or(NOT granted) FROM pg_locks WHERE locktype = 'advisory'")):
@@ -188,7 +194,7 @@ def stuck(connector, alvo, alvo_pool):
 def test_an_interrupted_range_finishes_the_day_in_hand_and_says_how_to_go_on(connector, alvo, alvo_pool, undisturbed):
     with stuck(connector, alvo, alvo_pool) as (run, holder):
         run.send_signal(signal.SIGINT)
-        assert run.stderr.readline() == "etl.py: interrupted; finishing the day in hand. Go on with:\n"
+        assert run.stderr.readline() == "etl.py: interrupted; finishing the running days. Continue with:\n"
         again = run.stderr.readline()
         holder.rollback()
         assert run.wait() == 130
@@ -198,7 +204,7 @@ def test_an_interrupted_range_finishes_the_day_in_hand_and_says_how_to_go_on(con
     assert held.items() <= undisturbed.items()
     assert again == "  python etl.py 2024-05-23 2024-05-29 --columns power\n"
     rest = [sys.executable, *shlex.split(again)[1:]]
-    assert subprocess.run(rest, cwd=ROOT, env=external(connector, alvo), check=False).returncode == 0
+    assert subprocess.run(rest, cwd=SCRIPTS, env=external(connector, alvo), check=False).returncode == 0
     assert alvo_values(alvo_pool) == undisturbed
 
 
@@ -219,7 +225,7 @@ def test_overlapping_backfills_with_a_daily_run_inside_end_in_the_right_table(fo
     environment = external(fonte_api, alvo)
     runs = [RANGE, ["2024-05-23", RANGE[1], "--columns", "power"], RANGE, ["2024-05-24", "--columns", "power"]]
     processes = [
-        subprocess.Popen([sys.executable, "etl.py", *run], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.Popen([sys.executable, "etl.py", *run], cwd=SCRIPTS, env=environment, stdout=subprocess.DEVNULL)
         for run in runs
     ]
     assert [process.wait() for process in processes] == [0, 0, 0, 0]
@@ -231,11 +237,11 @@ def test_a_kill_in_the_middle_of_a_range_is_mended_by_resume(connector, alvo, al
     environment = external(connector, alvo)
     command = [sys.executable, "etl.py", *RANGE]
     for lines in (1, 3):
-        with subprocess.Popen([*command, "--resume"], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as run:
+        with subprocess.Popen([*command, "--resume"], cwd=SCRIPTS, env=environment, stdout=subprocess.PIPE) as run:
             for _ in range(lines):
                 run.stdout.readline()
             run.kill()
-    assert subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=False).returncode == 0
+    assert subprocess.run([*command, "--resume"], cwd=SCRIPTS, env=environment, check=False).returncode == 0
     assert alvo_values(alvo_pool) == undisturbed
 
 
@@ -244,20 +250,20 @@ def test_a_day_is_one_request_and_at_most_six_statements(connector, alvo, monkey
     requests, statements = [], []
     copy_in = load.copy.copy_in
     pool = engine.create(alvo, "test")
-    with etl.connect(connector) as client:
+    with connect(connector) as client:
 
         def run(day):
-            start = datetime(2024, 5, day, tzinfo=UTC)
-            etl.run(connector, pool, start, start + timedelta(days=1), ["power"], etl.STATISTICS, client)
+            (asked,) = days.between(date(2024, 5, day), date(2024, 5, day), ZoneInfo("UTC"))
+            one.run(client, pool, asked, ["power"])
 
         run(20)
         client.event_hooks["request"] = [lambda request: requests.append(request.url.path)]
         event.listen(pool, "before_cursor_execute", lambda *event: statements.append(event[2].split()[0]))
         monkeypatch.setattr(load.copy, "copy_in", lambda *rows: (statements.append("COPY"), copy_in(*rows)))
         run(21)
-        assert (requests, statements) == (["/data"], ["SELECT", "SELECT", "COPY"])
+        assert (requests, statements) == (["/data"], ["SELECT", "SELECT", "SELECT", "COPY"])
         statements.clear()
         run(21)
     pool.dispose()
     assert requests == ["/data", "/data"]
-    assert statements == ["SELECT", "SELECT", "CREATE", "COPY", "WITH"]
+    assert statements == ["SELECT", "SELECT", "SELECT", "CREATE", "COPY", "WITH"]

@@ -4,13 +4,12 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar
 
-from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
+from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -23,13 +22,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from postgres import engine
-from postgres.copy import CopyOut
+from fonte_alvo import engine
+from fonte_alvo.copy import CopyOut
 
 # Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
 POOL_SIZE = 40
 # The other routes have connections of their own: they answer however many streams there are.
 OTHER_POOL_SIZE = 5
+DAY, NEXT_DAY = "2024-05-20T00:00:00Z", "2024-05-21T00:00:00Z"
+PERIODS = (
+    "Every period is half-open, [start, end). Timestamps are RFC 3339 in UTC, and so is one that is sent without an "
+    "offset."
+)
 FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
 FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
@@ -44,8 +48,9 @@ _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _HOUR = "([01][0-9]|2[0-3])"
 _TIME = f"{_HOUR}:[0-5][0-9](:[0-5][0-9]([.][0-9]{{1,6}})?)?(Z|[+-]{_HOUR}:[0-5][0-9])?"
 _TIMESTAMP = f"^{_DATE}([T ]{_TIME})?$"
-# A list that a client repeats by the thousand is not repeated to it.
-_ERRORS_TOLD = 5
+# The parameters that may be repeated.
+LISTS = {"columns", "signals"}
+_ERRORS_REPORTED = 5
 
 
 def _timestamp(text: object) -> object:
@@ -78,18 +83,18 @@ def not_null(schema: dict[str, Any]) -> None:
     schema |= next(each for each in schema.pop("anyOf") if each != {"type": "null"})
 
 
-class Period(BaseModel):
+class Strict(BaseModel, extra="forbid"):
+    """The parameters of a request: one that is not described is refused."""
+
+
+class PeriodQuery(Strict):
     """The half-open period [start, end); a bound that is left out does not bound."""
 
-    start_timestamp: Timestamp | None = Field(
-        None, description=FIRST, examples=["2024-05-20T00:00:00Z"], json_schema_extra=not_null
-    )
-    end_timestamp: Timestamp | None = Field(
-        None, description=LAST, examples=["2024-05-21T00:00:00Z"], json_schema_extra=not_null
-    )
+    start_timestamp: Timestamp | None = Field(None, description=FIRST, examples=[DAY], json_schema_extra=not_null)
+    end_timestamp: Timestamp | None = Field(None, description=LAST, examples=[NEXT_DAY], json_schema_extra=not_null)
 
     @model_validator(mode="after")
-    def _start_is_before_end(self) -> "Period":
+    def _start_is_before_end(self) -> "PeriodQuery":
         start, end = self.start_timestamp, self.end_timestamp
         if start is not None and end is not None and start >= end:
             raise PydanticCustomError("period", f"start_timestamp {start} is not before end_timestamp {end}")
@@ -112,21 +117,20 @@ class Problem(BaseModel):
     detail: str = Field(examples=["columns='wind': expected 'wind_speed', 'power' or 'ambient_temperature'"])
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    422: {"model": Problem, "description": "The request names something that does not exist or cannot be."},
-    503: {
-        "model": Problem,
-        "description": "The database does not answer, or all connections to it are in use; ask again later.",
-        "headers": {"Retry-After": {"description": "After how many seconds.", "schema": {"type": "integer"}}},
-    },
-}
+def _problem(description: str, **headers: str) -> dict[str, Any]:
+    described = {name.replace("_", "-"): {"schema": {"type": kind}} for name, kind in headers.items()}
+    return {"model": Problem, "description": description, "headers": described}
+
 
 CHALLENGE = 'Bearer realm="admin"'
-_CHALLENGE_HEADER = {"WWW-Authenticate": {"description": CHALLENGE, "schema": {"type": "string"}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    422: _problem("The request names something that does not exist or cannot be."),
+    503: _problem("The database does not answer, or all connections to it are in use.", Retry_After="integer"),
+}
 PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
     **PROBLEMS,
-    401: {"model": Problem, "description": "The admin token is missing or wrong.", "headers": _CHALLENGE_HEADER},
-    403: {"model": Problem, "description": "This server was started without an admin: nobody can change anything."},
+    401: _problem("The admin token is missing or wrong.", WWW_Authenticate="string"),
+    403: _problem("This server was started without an admin: nobody can change anything."),
 }
 
 
@@ -189,7 +193,7 @@ def audit(request: Request, level: int = logging.INFO, **facts: object) -> None:
     _log.log(level, "audit %s", " ".join(f"{name}={json.dumps(value, default=str)}" for name, value in line.items()))
 
 
-def delete_rows(connection: Connection, period: Period) -> int:
+def delete_rows(connection: Connection, period: PeriodQuery) -> int:
     """Delete the rows of a period in the caller's transaction, until whose end nobody else writes; return how many."""
     connection.exec_driver_sql("LOCK TABLE data IN SHARE ROW EXCLUSIVE MODE")
     return connection.exec_driver_sql(f"DELETE FROM data WHERE {period.condition()}", period.bounds()).rowcount
@@ -199,7 +203,7 @@ router = APIRouter()
 
 
 @router.get("/health", responses=PROBLEMS, summary="Whether the database answers")
-def health(request: Request) -> dict[str, Literal["ok"]]:
+def health(request: Request, query: Annotated[Strict, Query()]) -> dict[str, Literal["ok"]]:
     """Asks the database, not only this process."""
     with request.state.engine.connect() as connection:
         connection.execute(select(1))
@@ -207,7 +211,7 @@ def health(request: Request) -> dict[str, Literal["ok"]]:
 
 
 @router.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the rows of a period")
-def delete_data(request: Request, admin: AdminEngine, period: Annotated[Period, Query()]) -> Changed:
+def delete_data(request: Request, admin: AdminEngine, period: Annotated[PeriodQuery, Query()]) -> Changed:
     """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
     with admin.begin() as connection:
         rows = delete_rows(connection, period)
@@ -225,23 +229,37 @@ class LogLine(logging.Formatter):
         return f"time={moment} level={record.levelname} logger={record.name} message={json.dumps(message)}"
 
 
-def answer_problems(app: FastAPI, database: str) -> None:
-    """Make an app answer 422 and 503 in one form: {"detail": "one line"}; to be called before routes are added.
+def make_app(
+    database: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]], **described: str
+) -> FastAPI:
+    """Make an app with the routes that both have; it answers every problem in one form: {"detail": "one line"}.
 
-    A parameter that a route's description does not name, or that is repeated and no list, is refused on every route.
-    database: its name in the answers. What the database said goes to the log, not to the client.
+    database: its name in the answers; its own messages go to the log, not to the client. described: title, summary and
+    description.
     """
-
-    def refused(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        told = [_described(error) for error in error.errors()[:_ERRORS_TOLD]]
-        return JSONResponse({"detail": "; ".join(told)}, status_code=422)
+    app = FastAPI(
+        version="1",
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        # A redirection would repeat the Host that the client names.
+        redirect_slashes=False,
+        dependencies=[Depends(_scalars_once)],
+        **described,  # type: ignore[arg-type]
+    )
 
     def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
         detail = f"{database} does not answer, or is not set up; ask again later"
         if isinstance(error, PoolTimeoutError):
             detail = f"all connections to {database} are in use; ask again later"
+        return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
+
+    def overloaded(request: Request, error: Exception) -> JSONResponse:
+        # Python has no type of its own for a thread that cannot be started.
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise error
+        _log.error("%s", error)
+        detail = "this machine has no thread or descriptor left; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
     def not_allowed(request: Request, error: Exception) -> JSONResponse:
@@ -251,25 +269,34 @@ def answer_problems(app: FastAPI, database: str) -> None:
         detail = f"{request.method} {request.url.path}: expected {' or '.join(methods)}"
         return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": ", ".join(methods)})
 
-    app.router.dependencies.append(Depends(_only_described))
     app.add_exception_handler(405, not_allowed)
-    app.add_exception_handler(RequestValidationError, refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(OSError, overloaded)
+    app.add_exception_handler(RuntimeError, overloaded)
     app.add_exception_handler(SQLAlchemyError, unavailable)
     app.add_exception_handler(PostgresError, unavailable)
+    app.include_router(router)
+    return app
 
 
-async def _only_described(request: Request) -> None:
-    path = request.app.openapi()["paths"].get(request.scope["route"].path, {})
-    described = path.get(request.method.lower(), {}).get("parameters", [])
-    is_list = {each["name"]: each["schema"].get("type") == "array" for each in described if each["in"] == "query"}
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    reported = [_described(error) for error in error.errors()[:_ERRORS_REPORTED]]
+    return JSONResponse({"detail": "; ".join(reported)}, status_code=422)
+
+
+async def _scalars_once(request: Request) -> None:
+    """Refuse a repeated parameter, of which FastAPI would take the last, unless it is a list."""
     for name in request.query_params:
         values = request.query_params.getlist(name)
-        if name not in is_list:
-            raise RequestValidationError([{"type": "unknown", "loc": ("query", name)}])
-        if len(values) > 1 and not is_list[name]:
-            raise RequestValidationError(
-                [{"type": "repeated", "loc": ("query", name), "msg": "expected it once", "input": values}]
-            )
+        if len(values) > 1 and name not in LISTS:
+            error = {"type": "repeated", "loc": ("query", name), "msg": "expected it once", "input": values}
+            raise RequestValidationError([error])
+
+
+def streamed(media_types: Mapping[Name, str]) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers of a route that streams its rows as these media types."""
+    return {**PROBLEMS, 200: {"content": {media_type: {} for media_type in media_types.values()}}}
 
 
 def accepted(accept: str, offered: Mapping[Name, str]) -> Name:
@@ -308,43 +335,43 @@ def json_list(pieces: Iterable[bytes]) -> Iterator[bytes]:
 class Stream(StreamingResponse):
     """A body that is made while it is sent, from rows that the database copies out meanwhile.
 
-    Who reads slowly slows the database down; who goes away ends its query.
+    A slow reader slows the database down; a reader that leaves ends its query.
     """
 
-    def __init__(self, rows: CopyOut, pieces: Iterator[bytes], media_type: str) -> None:
-        """Send pieces, which are made of rows."""
-        super().__init__(_drawn(pieces), media_type=media_type, headers={"Vary": "Accept"})
-        self._rows = rows
+    def __init__(self, media_type: str, copied: Callable[[], CopyOut], make: Callable[..., Iterator[bytes]]) -> None:
+        """Start nothing yet: copied starts the query, make turns what it copies into the pieces of the body."""
+        super().__init__((), media_type=media_type, headers={"Vary": "Accept"})
+        self._copied, self._make = copied, make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the body; the rows are closed in any case."""
+        rows = self._copied()
         try:
+            pieces = self._make(iter(rows))
+            # A database that is away is a 503 here, and a broken stream later.
+            first = await _in_own_thread(next, pieces)
+            self.body_iterator = _drawn(first, pieces)
             with move_on_after(STREAM_TIMEOUT_S) as limit:
                 await super().__call__(scope, receive, send)
             if limit.cancelled_caught:
                 client = scope["client"][0]
                 _log.warning("%s took longer than %s s to read an answer: broken off", client, STREAM_TIMEOUT_S)
         finally:
-            with CancelScope(shield=True):
-                await to_thread.run_sync(self._rows.close, limiter=_own_thread())
+            rows.close()
 
 
-async def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Make the first piece now: a database that is away is a 503 here, and a broken stream later."""
-    return chain([await to_thread.run_sync(next, pieces, limiter=_own_thread())], pieces)
-
-
-async def _drawn(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    # A thread that waits for the database is left behind when the client goes; closing the rows ends it.
-    while (
-        piece := await to_thread.run_sync(next, pieces, None, abandon_on_cancel=True, limiter=_own_thread())
-    ) is not None:
+async def _drawn(piece: bytes | None, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece is not None:
         yield piece
+        piece = await _in_own_thread(next, pieces, None)
 
 
-def _own_thread() -> CapacityLimiter:
-    """Streams wait for the database in threads that are none of the few in which the other routes answer."""
-    return CapacityLimiter(1)
+async def _in_own_thread(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+    """Call a function that waits for the database in a thread that is none of the few in which other routes answer.
+
+    It is left behind when the client goes: closing the rows ends it.
+    """
+    return await to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 
 
 def _described(error: dict[str, Any]) -> str:
@@ -352,7 +379,7 @@ def _described(error: dict[str, Any]) -> str:
     if not location:
         return str(error["msg"])
     name = ascii(location[0])[1:-1]
-    if error["type"] == "unknown":
+    if error["type"] == "extra_forbidden":
         return f"{name:.80}: no such parameter"
     message = str(error["msg"]).removeprefix("Input should be ")
     expected = message if message.startswith("expected") else f"expected {message}"

@@ -1,0 +1,3 @@
+"""Real PostgreSQL, connectors and an empty Alvo for the tests and the benchmarks."""
+
+pytest_plugins = ["support.fixtures"]

@@ -1,0 +1,50 @@
+"""The connector's base URL: FONTE_API_URL, or where that is unset, one that this process serves on loopback."""
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from fonte.client import FonteError
+from fonte_alvo import settings
+from fonte_alvo.engine import create, failures
+
+
+def base_url(given: str | None = None) -> AbstractContextManager[str]:
+    """Give the base URL of the connector: the given one, FONTE_API_URL, or that of one served while the context lasts.
+
+    The embedded database is created and seeded the first time; one that FONTE_DATABASE_URL names is left as it is.
+    Raises SettingsError and FonteError.
+    """
+    url = settings.fonte_api_url(given)
+    return _served() if url is None else nullcontext(url)
+
+
+@contextmanager
+def _served() -> Iterator[str]:
+    # Loaded here, because they take longer than a day.
+    import uvicorn
+
+    from fonte import connector, seeding
+
+    with failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says", FonteError):
+        url = settings.fonte_database_url()
+        if settings.fonte_database_is_embedded():
+            with create(url, "fonte seed").begin() as connection:
+                seeding.seed_once(connection)
+
+    # Its client, in this process, reports its failures: they are not to appear on standard error as well.
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # asyncio does not do so for a listener that it is given: each answer would wait 40 ms for an acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
+        server = uvicorn.Server(uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -1,0 +1,157 @@
+"""The project under test, and what several tests need of it."""
+
+import atexit
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import uvicorn
+from sqlalchemy import create_engine, text
+
+from fonte import local, seeding
+from fonte_alvo import engine
+
+ROOT = Path(__file__).resolve().parents[2]
+RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
+SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
+SETTINGS = (
+    "FONTE_ALVO_HOME",
+    "FONTE_API_URL",
+    "FONTE_DATABASE_URL",
+    "FONTE_ADMIN_DATABASE_URL",
+    "FONTE_ADMIN_TOKEN",
+    "ALVO_DATABASE_URL",
+    "ALVO_ADMIN_DATABASE_URL",
+    "ALVO_ADMIN_TOKEN",
+)
+
+
+def scripts() -> Path:
+    """Make a folder that holds the two scripts alone: from here Python finds the packages where they are installed."""
+    folder = Path(tempfile.mkdtemp(prefix="fonte-alvo-")) / "scripts"
+    folder.mkdir()
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    for name in ("etl.py", "seed.py", "log.json"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+SCRIPTS = scripts()
+sys.path.append(str(SCRIPTS))
+
+
+def seeded(url, days: int):
+    """Fill a Fonte with so many days from the default start on."""
+    pool = engine.create(url, "test")
+    with pool.begin() as connection:
+        seeding.fill_synthetic(connection, seeding.START, days, "turbine", seeding.RANDOM_SEED, lambda done, days: None)
+    pool.dispose()
+    return url
+
+
+def alvo_values(url_or_pool):
+    """What a connection of its own reads in Alvo: {(timestamp, name): value}; None where there are no tables."""
+    pool = create_engine(url_or_pool) if not hasattr(url_or_pool, "connect") else url_or_pool
+    with pool.connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('data')")) is None:
+            return None
+        rows = connection.execute(text("SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id"))
+        values = {(timestamp, name): value for timestamp, name, value in rows}
+    pool.dispose()
+    return values
+
+
+def bare(home):
+    """The environment of a command without a setting, whose embedded server lies in this folder."""
+    return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"FONTE_ALVO_HOME": str(home)}
+
+
+def external(connector, alvo):
+    """The environment of a command that uses these services."""
+    return os.environ | {"FONTE_API_URL": connector, "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False)}
+
+
+def values_of_days_alone(alvo, connector, asked):
+    """What Alvo holds after each day of a range was run alone, in an Alvo of its own."""
+    import etl
+
+    first, last = map(date.fromisoformat, asked[:2])
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_API_URL", connector)
+        environment.setenv("ALVO_DATABASE_URL", alvo.render_as_string(hide_password=False))
+        for number in range((last - first).days + 1):
+            assert etl.main([str(first + timedelta(days=number)), *asked[2:]]) == 0
+    return alvo_values(alvo)
+
+
+@contextmanager
+def connector_over(database):
+    """Serve the connector over a database; gives its base URL."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FONTE_DATABASE_URL", database.render_as_string(hide_password=False))
+        environment.delenv("FONTE_API_URL", raising=False)
+        with local.base_url() as base_url:
+            # The connector reads its settings while it starts: it has when it answers.
+            httpx.get(f"{base_url}/columns").raise_for_status()
+            yield base_url
+
+
+@contextmanager
+def alvo_api(database):
+    """Serve the API over an Alvo; gives its base URL."""
+    import alvo.api
+
+    with pytest.MonkeyPatch.context() as environment, socket.create_server(("127.0.0.1", 0)) as listener:
+        environment.setenv("ALVO_DATABASE_URL", database.render_as_string(hide_password=False))
+        server = uvicorn.Server(uvicorn.Config(alvo.api.app, http="h11", ws="none", log_config=None, lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            # It reads its settings while it starts: it has when it answers.
+            httpx.get(f"{base_url}/openapi.json").raise_for_status()
+            yield base_url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def running(connection, database):
+    """How many sessions of a database run a statement or are in a transaction."""
+    busy = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND state <> 'idle'")
+    return connection.scalar(busy, {"name": database})
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+
+
+def stalled_reader(base_url):
+    """Ask for everything, and read nothing of it."""
+    url = httpx.URL(base_url)
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.connect((url.host, url.port))
+    reader.sendall(b"GET /data HTTP/1.1\r\nHost: fonte\r\n\r\n")
+    return reader
+
+
+def servers(folder: Path):
+    """The processes of this folder's server and guard that still run."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(folder) in " ".join(process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
