@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -34,7 +35,7 @@ from sqlalchemy import Engine
 from alvo import load
 from alvo.aggregation import ALL_STATISTICS, STATISTICS
 from fonte import local
-from fonte.client import Client, connect, units
+from fonte.client import Client, connect, period, variables
 from fonte_alvo import command, engine, settings
 from orchestration import day, days
 from orchestration.day import COLUMNS, Day, EmptyPeriod, Outcome
@@ -52,7 +53,11 @@ class PictureError(command.Failure):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(words)
+    for name in ("columns", "statistics"):
+        if len(set(getattr(options, name))) < len(getattr(options, name)):
+            parser.error(f"argument --{name}: {' '.join(getattr(options, name))}: expected each name once")
     options.words, options.dates = words, [str(options.date), str(options.last_date)]
     return command.run("etl.py", lambda: _run(options), debug=options.debug)
 
@@ -70,28 +75,55 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> int:
-    if options.resume:
+    left_out, note = 0, ""
+    if options.resume or options.incomplete:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
-            held = load.held(alvo, [each[-2:] for each in asked], options.columns, ALL_STATISTICS)
-        asked = [each for number, each in enumerate(asked) if number not in held]
+            records = load.recorded(alvo, [each[-2:] for each in asked], options.columns, options.statistics)
+        note = _left_out(options, [each for each, record in zip(asked, records, strict=True) if all(record)])
+        wanted = [record.incomplete if options.incomplete else not record.loaded for record in records]
+        left_out = wanted.count(False)
+        asked = list(compress(asked, wanted))
     if not asked:
-        print("Alvo already holds values of every variable on every day: nothing to do")
+        print(f"{days.count(left_out)} left out: nothing to do{note}")
         return 0
     if options.last_date or options.dask:
         how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
         with days.running(asked, *how) as results:
-            return _run_range(options, asked, results)
+            return _run_range(options, asked, results, fonte, left_out, note)
     (only,) = asked
     try:
         done = day.run(fonte, alvo, only, options.columns, options.statistics)
     except EmptyPeriod as error:
-        return command.failed("etl.py", error, debug=options.debug)
+        return command.failed("etl.py", _explained(error, fonte), debug=options.debug)
     print(day.summary(only, done))
     return 0
 
 
+def _left_out(options: argparse.Namespace, incomplete: Sequence[Day]) -> str:
+    """Say how many of the days that --resume leaves out are incomplete, and how to load those."""
+    if options.incomplete or not incomplete:
+        return ""
+    same = [word for word in options.words if word not in ("--resume", *options.dates)]
+    dates = [str(incomplete[0].date), str(incomplete[-1].date)]
+    again = shlex.join(["python", "etl.py", *dates, *same, "--incomplete"])
+    return (
+        f"\n{days.count(len(incomplete))} left out with fewer samples than expected. Load them again with:\n  {again}"
+    )
+
+
+def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
+    """Add the period that Fonte holds."""
+    held = period(fonte)
+    return EmptyPeriod(f"{error}; {held}") if held else error
+
+
 def _run_range(
-    options: argparse.Namespace, asked: Sequence[Day], results: Iterator[tuple[Day, Outcome | Exception]]
+    options: argparse.Namespace,
+    asked: Sequence[Day],
+    results: Iterator[tuple[Day, Outcome | Exception]],
+    fonte: Client,
+    left_out: int,
+    note: str,
 ) -> int:
     """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
     outcomes: list[Outcome] = []
@@ -106,8 +138,10 @@ def _run_range(
                     if bar.disable or not sys.stdout.isatty():
                         print(day.line(each, result), flush=True)
                     continue
+                if isinstance(result, EmptyPeriod) and not codes:
+                    result = _explained(result, fonte)
                 with bar.external_write_mode(file=sys.stderr):
-                    codes[each] = command.failed("etl.py", result, debug=options.debug)
+                    codes[each] = command.failed(f"etl.py: {each.date}", result, debug=options.debug)
                 if isinstance(result, days.ClusterError) or not (options.keep_going or isinstance(result, EmptyPeriod)):
                     break
     except KeyboardInterrupt:
@@ -116,8 +150,8 @@ def _run_range(
         rest = _again(options, asked[len(outcomes) + len(codes) :])
         print(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}", file=sys.stderr, flush=True)
         return 130  # 128 + SIGINT, as a shell reports it
-    print(days.total(outcomes))
     failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
+    print(days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note)
     if failed and options.keep_going:
         again = _again(options, failed)
         print(f"etl.py: {days.count(len(failed))} failed. Run them again with:\n  {again}", file=sys.stderr)
@@ -136,8 +170,8 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
         print(f"{options.plot} is not drawn: Alvo holds nothing yet")
         return
     window_starts, signals, window = shown
-    known = units(fonte)
-    axes = {name: f"{name} ({known[name]})" if name in known else name for name in options.columns}
+    known = variables(fonte)
+    axes = {name: f"{name} ({known[name].unit})" if name in known else name for name in options.columns}
     title = f"{first.date} {first.zone}" if first == last else f"{first.date} to {last.date} {first.zone}"
     drawn = (title, first.start, last.end, window_starts, signals, axes)
     unfinished = options.plot.with_name(f".{options.plot.name}.part")
@@ -154,7 +188,7 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
 
 def _again(options: argparse.Namespace, asked: Sequence[Day]) -> str:
     """Return the commands that run these days with the same options."""
-    same = [word for word in options.words if word not in ("--resume", *options.dates)]
+    same = [word for word in options.words if word not in ("--resume", "--incomplete", *options.dates)]
     dates = [[str(first)] if first == last else [str(first), str(last)] for first, last in days.ranges(asked)]
     return "\n  ".join(shlex.join(["python", "etl.py", *each, *same]) for each in dates)
 
@@ -176,8 +210,11 @@ def _parser() -> command.Parser:
     parser.add_argument("--timezone", type=_zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zone)
     at_once = f"days in hand at once, each with a connection to Fonte and one to Alvo; default: {days.AT_ONCE}"
     parser.add_argument("--days-at-once", type=_positive, metavar="N", default=days.AT_ONCE, help=at_once)
-    resume = "leave out days of which Alvo already holds rows of every asked variable"
-    parser.add_argument("--resume", action="store_true", help=resume)
+    chosen = parser.add_mutually_exclusive_group()
+    resume = "leave out days that Alvo records as loaded with these variables and statistics, after they were over"
+    chosen.add_argument("--resume", action="store_true", help=resume)
+    incomplete = "take only days that Alvo records with fewer samples than expected, or before they were over"
+    chosen.add_argument("--incomplete", action="store_true", help=incomplete)
     keep_going = "let no failed day stop a range, and tell at its end how to run those days again"
     parser.add_argument("--keep-going", action="store_true", help=keep_going)
     dask = "run the days on a Dask cluster, by its scheduler's address, such as tcp://10.0.0.1:8786; default: here"

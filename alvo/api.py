@@ -25,12 +25,21 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 from starlette.types import Scope
 
-from alvo import screen
+from alvo import load, screen
 from fonte import client
 from fonte.client import FonteError, RequestRefused
 from fonte_alvo import serving, settings
 from fonte_alvo.copy import CopyOut
-from fonte_alvo.serving import PROBLEMS, PeriodQuery, Stream, Strict, Timestamp
+from fonte_alvo.serving import (
+    PROBLEMS,
+    PROBLEMS_OF_CHANGES,
+    AdminEngine,
+    Changed,
+    PeriodQuery,
+    Stream,
+    Strict,
+    Timestamp,
+)
 
 SIGNALS = "The signals wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv"]
@@ -114,6 +123,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 app = serving.make_app(
     "Alvo's database",
     _lifespan,
+    probe="SELECT name, value, timestamp FROM data JOIN signal ON signal.id = signal_id LIMIT 0",
+    obstacle=lambda engine: "its tables are absent or not as they should be; `python -m alvo.schema` makes them",
     title="Alvo",
     summary="Ten-minute statistics of a wind turbine's signals.",
     description=f"{serving.PERIODS} One route changes something, and needs the admin token.",
@@ -143,6 +154,16 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
     return Stream(MEDIA_TYPES[form], partial(CopyOut, *asked), serving.json_list if form == "json" else iter)
 
 
+@app.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the values of a period")
+def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
+    """Delete every value of the period; without bounds, every value. In one transaction; answers their number."""
+    with admin.begin() as connection:
+        rows = serving.delete_rows(connection, query)
+        load.forget(connection, query.start_timestamp or "-infinity", query.end_timestamp or "infinity")
+    serving.audit(request, rows=rows, **query.model_dump())
+    return Changed(rows=rows)
+
+
 @app.get("/period", include_in_schema=False)
 def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | None]:
     """Return the starts of the first and the last window of any signal, null where there is none."""
@@ -160,7 +181,7 @@ async def variables(request: Request, query: Annotated[Strict, Query()]) -> list
         names = screen.variables(_signal_ids(request.state.engine))
         units = request.state.units
         if not units and request.state.fonte:
-            units.update(client.units(request.state.fonte))
+            units.update({name: each.unit for name, each in client.variables(request.state.fonte).items()})
         return [{"name": name, "unit": units.get(name)} for name in names]
 
     return await to_thread.run_sync(read, limiter=request.state.fetches)

@@ -1,5 +1,6 @@
 """Replaces a period of Alvo in one transaction: readers see the old period or the new one, never a mixture."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,17 +16,27 @@ from fonte_alvo import copy
 
 
 class Report(NamedTuple):
-    """What a load did to Alvo's values: rows inserted or changed, left untouched, deleted."""
+    """What a load did to Alvo's values, as Alvo counted: rows inserted or changed, left untouched, deleted."""
 
     written: int
     unchanged: int
     removed: int
 
 
+class Record(NamedTuple):
+    """What a load was made of: the statistics of a variable, how many samples it had, and how many it should have."""
+
+    variable: str
+    statistics: Sequence[str]
+    samples: int
+    expected: int
+
+
 # Loads that share a UTC day wait for each other here; all others run side by side. Taken in ascending order by
 # everyone, the locks cannot deadlock, and READ COMMITTED shows the statements after this one what the other load did.
 _BEGIN = text("""
-    SELECT count(pg_advisory_xact_lock(hashtext('alvo.load'), day)), bool_or(to_regclass('data') IS NULL)
+    SELECT count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),
+        bool_or(to_regclass('data') IS NULL OR to_regclass('load') IS NULL)
     FROM generate_series(CAST(:first_day AS integer), CAST(:last_day AS integer)) AS day
 """)
 
@@ -52,48 +63,86 @@ _REPLACE = text("""
         ON CONFLICT (signal_id, timestamp) DO UPDATE SET value = excluded.value
         RETURNING 1
     )
-    SELECT (SELECT count(*) FROM written), (SELECT count(*) FROM incoming), (SELECT count(*) FROM removed)
+    SELECT (SELECT count(*) FROM written),
+        (SELECT count(*) FROM old JOIN incoming USING (signal_id, timestamp) WHERE old.value = incoming.value),
+        (SELECT count(*) FROM removed)
 """)
 
 
-_HELD = text("""
-    SELECT number FROM unnest(CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
-        WITH ORDINALITY AS period (start_timestamp, end_timestamp, number)
-    WHERE NOT EXISTS (
-        SELECT FROM unnest(CAST(:variables AS text[])) AS variable
-        WHERE NOT EXISTS (
+# A record never outlives its rows: whatever changes a part of its period takes it away.
+_FORGET = """
+    DELETE FROM load WHERE period_start < %(end)s AND period_end > %(start)s
+        AND (CAST(%(variables)s AS text[]) IS NULL OR variable = ANY(CAST(%(variables)s AS text[])))
+"""
+
+_RECORD = """
+    WITH forgotten AS ({forget} RETURNING 1)
+    INSERT INTO load (period_start, period_end, variable, statistics, samples, expected)
+    SELECT %(start)s, %(end)s, record.*
+    FROM (SELECT count(*) FROM forgotten) AS first, jsonb_to_recordset(%(records)s)
+        AS record (variable text, statistics text[], samples integer, expected integer)
+"""
+
+# A record with samples counts only where the period still holds rows of the variable.
+_RECORDED = text("""
+    SELECT bool_and(statistics @> CAST(:statistics AS text[]) AND finished_at >= period_end AND (samples = 0 OR EXISTS (
             SELECT FROM data JOIN signal ON signal.id = signal_id
-            WHERE name IN (SELECT variable || '_' || statistic FROM unnest(CAST(:statistics AS text[])) AS statistic)
-                AND timestamp >= start_timestamp AND timestamp < end_timestamp
-        )
-    )
+            WHERE regexp_replace(name, '_[^_]*$', '') = variable
+                AND timestamp >= period_start AND timestamp < period_end
+        ))) AND count(load) = :variables,
+        coalesce(bool_or(samples < expected OR finished_at < period_end), false)
+    FROM unnest(CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
+        WITH ORDINALITY AS period (period_start, period_end, number)
+    LEFT JOIN (SELECT * FROM load WHERE variable = ANY(:names)) AS load USING (period_start, period_end)
+    GROUP BY number ORDER BY number
 """)
 
 
-def held(
-    engine: Engine, periods: Sequence[tuple[datetime, datetime]], variables: Sequence[str], statistics: Sequence[str]
-) -> set[int]:
-    """Return the positions of the periods [start, end) of which Alvo holds a value of every variable.
+class Recorded(NamedTuple):
+    """What Alvo records of a period: whether it was loaded as asked, and of fewer samples than it should have."""
 
-    Any one of the statistics counts. Raises SQLAlchemyError.
+    loaded: bool
+    incomplete: bool
+
+
+def recorded(
+    engine: Engine, periods: Sequence[tuple[datetime, datetime]], variables: Sequence[str], statistics: Sequence[str]
+) -> list[Recorded]:
+    """Return what Alvo records of each period [start, end), of all these variables. Raises SQLAlchemyError.
+
+    Loaded is a period with these statistics at least, after its end. Incomplete is one with fewer samples than
+    expected, or loaded before its end.
     """
     with engine.connect() as connection:
-        if connection.scalar(text("SELECT to_regclass('data')")) is None:
-            return set()
+        if connection.scalar(text("SELECT to_regclass('load')")) is None:
+            return [Recorded(False, False)] * len(periods)
         starts, ends = [start for start, _ in periods], [end for _, end in periods]
-        asked = {"starts": starts, "ends": ends, "variables": list(variables), "statistics": list(statistics)}
-        return {number - 1 for number in connection.execute(_HELD, asked).scalars()}
+        asked = {"starts": starts, "ends": ends, "names": list(variables), "variables": len(variables)}
+        rows = connection.execute(_RECORDED, {**asked, "statistics": list(statistics)})
+        return [Recorded(loaded is True, incomplete) for loaded, incomplete in rows]
+
+
+def forget(connection: Connection, start: datetime | str, end: datetime | str) -> None:
+    """Remove the records that overlap a period, in the caller's transaction; the bounds may be infinite."""
+    # Tables of an earlier version have no records.
+    if connection.scalar(text("SELECT to_regclass('load')")) is not None:
+        connection.exec_driver_sql(_FORGET, {"start": start, "end": end, "variables": None})
 
 
 def replace_period(
-    engine: Engine, start: datetime, end: datetime, window_starts: Timestamps, signals: Mapping[str, Values]
+    engine: Engine,
+    start: datetime,
+    end: datetime,
+    window_starts: Timestamps,
+    signals: Mapping[str, Values],
+    records: Sequence[Record] = (),
 ) -> Report:
     """Make Alvo hold exactly these values of these signals in [start, end); other signals stay as they are.
 
     start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64
-    (w,). What is not finite gives no row. Absent tables and signals are created. Raises SQLAlchemyError or
-    psycopg2.Error; the transaction is then rolled back, unless only the answer to COMMIT was lost: the period is
-    whole in both cases.
+    (w,). What is not finite gives no row. records: what is recorded of this load; overlapping records of its variables
+    go in any case. Absent tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the transaction is
+    then rolled back, unless only the answer to COMMIT was lost: the period is whole in both cases.
     """
     inside = (window_starts >= _datetime64(start)) & (window_starts < _datetime64(end))
     if not inside.all():
@@ -101,15 +150,30 @@ def replace_period(
     with engine.begin() as connection:
         _wait_for_turn(connection, start, end)
         ids, holds_some = _signal_ids(connection, signals, start, end)
-        rows = _rows(window_starts, signals, ids)
-        if not holds_some:
-            copy.copy_in(connection, "data", rows)
-            return Report(len(rows["value"]), 0, 0)
-        connection.execute(text("CREATE TEMP TABLE incoming (LIKE data) ON COMMIT DROP"))
-        copy.copy_in(connection, "incoming", rows)
-        parameters = {"start": start, "end": end, "signal_ids": list(ids.values())}
-        written, offered, removed = connection.execute(_REPLACE, parameters).one()
-    return Report(written, offered - written, removed)
+        report = _replace(connection, start, end, _rows(window_starts, signals, ids), list(ids.values()), holds_some)
+        variables = sorted({name.rpartition("_")[0] for name in signals})
+        bounds = {"start": start, "end": end, "variables": variables}
+        told = json.dumps([record._asdict() for record in records])
+        connection.exec_driver_sql(_RECORD.format(forget=_FORGET), {**bounds, "records": told})
+    return report
+
+
+def _replace(
+    connection: Connection,
+    start: datetime,
+    end: datetime,
+    rows: Mapping[str, npt.NDArray[Any]],
+    signal_ids: Sequence[int],
+    holds_some: bool,
+) -> Report:
+    if not holds_some:
+        return Report(copy.copy_in(connection, "data", rows), 0, 0)
+    # Not LIKE data: its columns may be more than ours.
+    incoming = "(timestamp timestamptz, signal_id integer, value double precision)"
+    connection.execute(text(f"CREATE TEMP TABLE incoming {incoming} ON COMMIT DROP"))
+    copy.copy_in(connection, "incoming", rows)
+    parameters = {"start": start, "end": end, "signal_ids": list(signal_ids)}
+    return Report(*connection.execute(_REPLACE, parameters).one())
 
 
 def _datetime64(moment: datetime) -> np.datetime64:

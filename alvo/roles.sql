@@ -31,5 +31,6 @@ GRANT USAGE ON SCHEMA public TO alvo_reader, alvo_writer;
 GRANT SELECT ON signal, data TO alvo_reader, alvo_writer;
 GRANT INSERT (name) ON signal TO alvo_writer;
 GRANT INSERT, UPDATE (value), DELETE ON data TO alvo_writer;
+GRANT SELECT, INSERT, DELETE ON load TO alvo_writer;
 
 COMMIT;

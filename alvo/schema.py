@@ -26,11 +26,32 @@ data = sa.Table(
 )
 
 
+# What was loaded, and of how many samples: by it a resumed range decides.
+load = sa.Table(
+    "load",
+    metadata,
+    sa.Column("period_start", sa.DateTime(timezone=True), primary_key=True),
+    sa.Column("period_end", sa.DateTime(timezone=True), primary_key=True),
+    sa.Column("variable", sa.Text, primary_key=True),
+    sa.Column("statistics", sa.ARRAY(sa.Text), nullable=False),
+    sa.Column("samples", sa.Integer, nullable=False),
+    sa.Column("expected", sa.Integer, nullable=False),
+    sa.Column("finished_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+)
+
+# Queries by time alone, which the primary key does not serve.
+by_time = sa.Index("data_by_time", data.c.timestamp, postgresql_using="brin")
+
+
 def create_absent(connection: sa.Connection) -> None:
-    """Create the tables that are absent, in the caller's transaction."""
+    """Create the tables and the index that are absent, in the caller's transaction."""
     # Two first loads at once would both find nothing and then collide: the second waits here and finds the tables.
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("alvo.schema"))))
     metadata.create_all(connection)
+    # Only the owner of a table may add an index to it.
+    owned = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('data')"
+    if connection.scalar(sa.text(owned)):
+        by_time.create(connection, checkfirst=True)
 
 
 def main() -> int:
@@ -41,7 +62,7 @@ def main() -> int:
         with engine.failures("Alvo", "check ALVO_DATABASE_URL"):
             with engine.create(settings.alvo_database_url(), "alvo.schema").begin() as connection:
                 create_absent(connection)
-        print("Alvo has the tables signal and data")
+        print("Alvo has the tables signal, data and load")
         return 0
 
     return command.run("alvo.schema", create)

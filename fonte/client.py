@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import count
 from random import uniform
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -57,6 +57,7 @@ class Client(httpx.Client):
     patience_s: float
     # When the first request after the last answer failed.
     failing_since: float | None = None
+    variables: dict[str, "Variable"] | None = None
 
 
 def connect(base_url: str, patience_s: float | None = None) -> Client:
@@ -89,10 +90,12 @@ def fetch(
     are retried with growing random pauses, as long as the client is patient. http: a client of connect(base_url);
     without one, this fetch makes its own. Raises RequestRefused for a 422 and FonteError for every other failure.
     """
-    period = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
+    if repeated := [name for name in columns if columns.count(name) > 1]:
+        raise RequestRefused(f"the column {repeated[0]} is asked for twice: name each once")
+    bounds = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
     try:
         with connect(base_url) if http is None else nullcontext(http) as client:
-            media_type, body = _get(client, {**period, "columns": list(columns)})
+            media_type, body = _get(client, {**bounds, "columns": list(columns)})
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, BadAnswer) as error:
@@ -103,14 +106,40 @@ def fetch(
         raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
 
 
-def units(http: Client) -> dict[str, str]:
-    """Ask the connector for the unit of each variable; empty where it reports none, for only labels need them."""
+class Variable(NamedTuple):
+    """A variable as the connector describes it: its unit, and the range outside which a value is implausible."""
+
+    unit: str
+    lowest: float
+    highest: float
+
+
+def variables(http: Client) -> dict[str, Variable]:
+    """Ask the connector once for its variables, by name; empty where it describes none, as another server may."""
+    if http.variables is None:
+        try:
+            told = json.loads(_ask(http, "columns"))
+            ranges = {str(each["name"]): (each.get("lowest", "-inf"), each.get("highest", "inf")) for each in told}
+            units = {str(each["name"]): str(each["unit"]) for each in told}
+            http.variables = {name: Variable(units[name], *map(float, ranges[name])) for name in units}
+        except (httpx.HTTPError, BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            http.variables = {}
+    return http.variables
+
+
+def period(http: Client) -> str:
+    """Ask the connector for the period that it holds, in words; empty where it tells none."""
     try:
-        with http.stream("GET", "columns", headers=HEADERS) as response:
-            told = json.loads(_read(response, MAX_ERROR_BYTES, monotonic()))
-        return {str(variable["name"]): str(variable["unit"]) for variable in told}
+        told = json.loads(_ask(http, "period"))
+        first, last = (_moment(told[f"{bound}_timestamp"]) for bound in ("first", "last"))
+        return f"Fonte holds {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
     except (httpx.HTTPError, BadAnswer, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+        return ""
+
+
+def _ask(http: Client, route: str) -> bytearray:
+    with http.stream("GET", route, headers=HEADERS) as response:
+        return _read(response, MAX_ERROR_BYTES, monotonic())
 
 
 def _one_line(text: str) -> str:
@@ -165,8 +194,11 @@ def _download(client: Client, parameters: dict[str, Any], read_timeout_s: float)
     timeout = httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S)
     with client.stream("GET", "data", params=parameters, headers=HEADERS, timeout=timeout) as response:
         if response.status_code != 200:
-            said = _detail(_read(response, MAX_ERROR_BYTES, began))
+            said, detailed = _detail(_read(response, MAX_ERROR_BYTES, began))
             message = f"HTTP {response.status_code} {response.reason_phrase}: {said}"
+            if response.status_code == 503 and detailed and "Retry-After" not in response.headers:
+                # A connector that is not set up: only a transient failure names when to ask again.
+                raise BadAnswer(message)
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
         if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
             raise BadAnswer(f"it answered the Content-Encoding {encoding}, which nobody asked for")
@@ -190,12 +222,12 @@ def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:
     return body
 
 
-def _detail(body: bytes | bytearray) -> str:
-    """Return what an error's body says: the detail of a JSON body, or the beginning of any other."""
+def _detail(body: bytes | bytearray) -> tuple[str, bool]:
+    """Return what an error's body says, the detail of a JSON body or the beginning of any other, and which it is."""
     try:
-        return str(json.loads(body)["detail"])
+        return str(json.loads(body)["detail"]), True
     except (ValueError, KeyError, TypeError, RecursionError):
-        return body[:200].decode(errors="replace")
+        return body[:200].decode(errors="replace"), False
 
 
 def _from_json(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -106,6 +106,8 @@ class Variable(BaseModel):
 app = serving.make_app(
     "Fonte's database",
     lambda app: serving.engines("fonte connector", settings.fonte_database_url(), settings.fonte_admin()),
+    probe=f"SELECT timestamp, {', '.join(NAMES)} FROM data LIMIT 0",
+    obstacle=schema.obstacle,
     title="Fonte connector",
     summary="One-minute signals of a wind turbine: wind speed, power, ambient temperature.",
     description=f"{serving.PERIODS} Two routes change something, and need the admin token.",
@@ -138,6 +140,15 @@ def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
     return [Variable(**each._asdict()) for each in schema.VARIABLES]
 
 
+@app.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the rows of a period")
+def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
+    """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
+    with admin.begin() as connection:
+        rows = serving.delete_rows(connection, query)
+    serving.audit(request, rows=rows, **query.model_dump())
+    return Changed(rows=rows)
+
+
 @app.get("/period", responses={**PROBLEMS, 200: {"links": {"data": START_LINK}}}, summary="The period that Fonte holds")
 def period(request: Request, query: Annotated[Strict, Query()]) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
@@ -161,18 +172,22 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
 
 
 def _sql(query: DataQuery, form: Format) -> str:
-    timestamp = f"{serving.TIMESTAMP} AS timestamp"
-    where = f"WHERE {query.condition()}"
+    casts = ", ".join(f"data.{name}::float8 AS {name}" for name in query.columns)
+    # Whatever types a foreign table has; in the transaction's time zone, UTC, one without a zone means UTC.
+    rows = f"""(
+        SELECT data.timestamp::timestamptz AS timestamp, {casts} FROM data
+        WHERE {schema.YEARS_1_TO_9999} AND {query.condition()} ORDER BY data.timestamp
+    ) AS sample"""
     if form == "arrow":
         # Without NULL all rows are of one length; which values are NULL is told apart from them.
         values = ", ".join(f"({name} IS NULL)::integer, coalesce({name}, 'NaN')" for name in query.columns)
-        return f"SELECT timestamp, {values} FROM data {where} ORDER BY data.timestamp"
+        return f"SELECT timestamp, {values} FROM {rows}"
+    timestamp = f"{serving.TIMESTAMP} AS timestamp"
     if form == "csv":
-        return f"SELECT {timestamp}, {', '.join(query.columns)} FROM data {where} ORDER BY data.timestamp"
+        return f"SELECT {timestamp}, {', '.join(query.columns)} FROM {rows}"
     finite = "CASE WHEN {0} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {0} END AS {0}"
     values = ", ".join(finite.format(name) for name in query.columns)
-    records = f"SELECT {timestamp}, {values} FROM data {where} ORDER BY data.timestamp"
-    return f"SELECT row_to_json(record) FROM ({records}) AS record"
+    return f"SELECT row_to_json(record) FROM (SELECT {timestamp}, {values} FROM {rows}) AS record"
 
 
 def _pieces(columns: Sequence[str], form: Format, copied: Iterator[bytes]) -> Iterator[bytes]:

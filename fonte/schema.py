@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from fonte_alvo.engine import reason
+
 
 class Variable(NamedTuple):
     """A column of the table: its unit, and the range outside which a value is implausible."""
@@ -25,7 +27,7 @@ VARIABLES = (
 )
 
 # PostgreSQL's timestamps reach further than anybody's who reads them, and to infinity.
-_YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
+YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
 
 metadata = sa.MetaData()
 
@@ -34,7 +36,7 @@ data = sa.Table(
     metadata,
     sa.Column("timestamp", sa.DateTime(timezone=True), primary_key=True),
     *(sa.Column(each.name, sa.Double, comment=f"{each.description}, {each.unit}") for each in VARIABLES),
-    sa.CheckConstraint(_YEARS_1_TO_9999, name="data_timestamp_has_four_digit_year"),
+    sa.CheckConstraint(YEARS_1_TO_9999, name="data_timestamp_has_four_digit_year"),
 )
 
 
@@ -49,9 +51,34 @@ class Extent:
 
 def extent(engine: sa.Engine) -> Extent:
     """Return the first and last timestamp and the number of rows."""
-    query = f"SELECT min(timestamp), max(timestamp), count(*) FROM data WHERE {_YEARS_1_TO_9999}"
+    query = (
+        f"SELECT min(timestamp)::timestamptz, max(timestamp)::timestamptz, count(*) FROM data WHERE {YEARS_1_TO_9999}"
+    )
     with engine.connect() as connection:
         return Extent(*connection.execute(sa.text(query)).one())
+
+
+def obstacle(engine: sa.Engine) -> str:
+    """Return why the table cannot be read, and the statement or command that mends it. Raises SQLAlchemyError."""
+    types = "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('data')"
+    with engine.connect() as connection:
+        held = {name: kind for name, kind in connection.execute(sa.text(f"{types} AND attnum > 0"))}
+    if not held:
+        return "it has no table data, which `python seed.py` makes"
+    casts = {"timestamp": "timestamptz", **{each.name: "float8" for each in VARIABLES}}
+    if absent := [name for name in casts if name not in held]:
+        mend = f"ADD COLUMN {absent[0]} double precision"
+        if absent[0] == "ambient_temperature" and "ambient_temprature" in held:
+            mend = "RENAME COLUMN ambient_temprature TO ambient_temperature"
+        return f"its table data has no column {absent[0]}; as its owner: ALTER TABLE data {mend}"
+    for name, kind in casts.items():
+        try:
+            with engine.connect() as connection:
+                below = f"count(*) FILTER (WHERE data.{name} < 'infinity'::{kind})"
+                connection.execute(sa.text(f"SELECT max(data.{name}::{kind}), {below} FROM data"))
+        except sa.exc.DBAPIError as error:
+            return f"its column {name} ({held[name]}) cannot be read as {kind}: {reason(error)}"
+    return "it refuses the query; its log says why"
 
 
 def create_absent(connection: sa.Connection) -> bool:

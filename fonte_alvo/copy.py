@@ -23,16 +23,16 @@ _WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64
 _CHUNK_BYTES = 256 * 1024
 
 
-def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Append rows to a table; columns maps names to arrays of one length.
+def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Append rows to a table, and return how many it took; columns maps names to arrays of one length.
 
     `datetime64[us]` (UTC) goes into timestamptz, int32 into integer, float64 into double precision.
     """
-    send(connection, f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)", encode(columns))
+    return send(connection, f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)", encode(columns))
 
 
-def send(connection: Connection, command: str, stream: bytes) -> None:
-    """Run a COPY ... FROM STDIN with this stream, in the format that the command names."""
+def send(connection: Connection, command: str, stream: bytes) -> int:
+    """Run a COPY ... FROM STDIN with this stream, in the format that the command names; return the rows it took."""
     cursor = connection.connection.cursor()
     try:
         cursor.copy_expert(command, io.BytesIO(stream), size=_CHUNK_BYTES)
@@ -41,6 +41,7 @@ def send(connection: Connection, command: str, stream: bytes) -> None:
             # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.
             connection.invalidate(error)
         raise
+    return int(cursor.rowcount)
 
 
 def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -54,7 +55,10 @@ def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 
 def decode(chunks: Iterator[bytes], types: Mapping[str, str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Decode a binary COPY stream without NULL, piece by piece, into columns; types maps their names to dtypes."""
+    """Decode a binary COPY stream without NULL, piece by piece, into columns; types maps their names to dtypes.
+
+    Raises ValueError where a row has other fields.
+    """
     row = _row(types)
     rest = b""
     for chunk in chunks:
@@ -62,6 +66,8 @@ def decode(chunks: Iterator[bytes], types: Mapping[str, str]) -> Iterator[dict[s
         rest = rest + chunk if rest else chunk.removeprefix(_SIGNATURE)
         count = len(rest) // row.itemsize
         rows, rest = np.frombuffer(rest, row, count), rest[count * row.itemsize :]
+        if (rows["fields"] != len(types)).any() or any((rows[f"{n} bytes"] != rows[n].itemsize).any() for n in types):
+            raise ValueError(f"COPY sent other fields than {', '.join(types)}")
         if count:
             yield {name: _native(rows[name], dtype) for name, dtype in types.items()}
 
@@ -125,7 +131,8 @@ class CopyOut:
             chunk = b"" if self._pipe.closed else self._pipe.read(_CHUNK_BYTES)
             if not chunk or self._closed:
                 self._pipe.close()
-        if not chunk and self._error is not None:
+        # The last piece of an answer that failed is not sent: what is short ends at the failure.
+        if len(chunk) < _CHUNK_BYTES and self._error is not None:
             raise self._error
         return chunk
 

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from psycopg2 import Error as PostgresError
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import URL, Connection, Engine, select
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import Receive, Scope, Send
@@ -39,7 +39,7 @@ LAST = "First moment after the period, in the same form."
 FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 ADMIN_TOKEN = "The admin token, which whoever runs this server has set."
 # The column timestamp as SQL writes it in RFC 3339, in a session whose time zone is of no account.
-TIMESTAMP = "to_json(timestamp AT TIME ZONE 'UTC') #>> '{}' || 'Z'"
+TIMESTAMP = "to_json(timestamp::timestamptz AT TIME ZONE 'UTC') #>> '{}' || 'Z'"
 _log = logging.getLogger("uvicorn.error")
 Name = TypeVar("Name", bound=str)
 # Who reads more slowly than this would keep a connection to the database from others.
@@ -48,6 +48,8 @@ _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _HOUR = "([01][0-9]|2[0-3])"
 _TIME = f"{_HOUR}:[0-5][0-9](:[0-5][0-9]([.][0-9]{{1,6}})?)?(Z|[+-]{_HOUR}:[0-5][0-9])?"
 _TIMESTAMP = f"^{_DATE}([T ]{_TIME})?$"
+# The classes of SQLSTATE that another attempt does not mend: data that cannot be cast, and what is absent or forbidden.
+_NOT_SET_UP = ("22", "42")
 # The parameters that may be repeated.
 LISTS = {"columns", "signals"}
 _ERRORS_REPORTED = 5
@@ -204,19 +206,10 @@ router = APIRouter()
 
 @router.get("/health", responses=PROBLEMS, summary="Whether the database answers")
 def health(request: Request, query: Annotated[Strict, Query()]) -> dict[str, Literal["ok"]]:
-    """Asks the database, not only this process."""
+    """Asks the database, and whether it is set up."""
     with request.state.engine.connect() as connection:
-        connection.execute(select(1))
+        connection.exec_driver_sql(request.app.state.probe)
     return {"status": "ok"}
-
-
-@router.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the rows of a period")
-def delete_data(request: Request, admin: AdminEngine, period: Annotated[PeriodQuery, Query()]) -> Changed:
-    """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
-    with admin.begin() as connection:
-        rows = delete_rows(connection, period)
-    audit(request, rows=rows, **period.model_dump())
-    return Changed(rows=rows)
 
 
 class LogLine(logging.Formatter):
@@ -230,12 +223,16 @@ class LogLine(logging.Formatter):
 
 
 def make_app(
-    database: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]], **described: str
+    database: str,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]],
+    probe: str,
+    obstacle: Callable[[Engine], str],
+    **described: str,
 ) -> FastAPI:
     """Make an app with the routes that both have; it answers every problem in one form: {"detail": "one line"}.
 
-    database: its name in the answers; its own messages go to the log, not to the client. described: title, summary and
-    description.
+    database: its name in the answers; its own messages go to the log, not to the client. probe: SQL that fails where
+    the database is not set up; obstacle then says why. described: title, summary and description.
     """
     app = FastAPI(
         version="1",
@@ -249,34 +246,41 @@ def make_app(
 
     def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
-        detail = f"{database} does not answer, or is not set up; ask again later"
+        if (getattr(getattr(error, "orig", error), "pgcode", None) or "")[:2] in _NOT_SET_UP:
+            with suppress(SQLAlchemyError):
+                detail = f"{database} is not set up: {obstacle(request.state.engine)}"
+                return JSONResponse({"detail": detail}, status_code=503)
+        detail = f"{database} does not answer; ask again later"
         if isinstance(error, PoolTimeoutError):
             detail = f"all connections to {database} are in use; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
-    def overloaded(request: Request, error: Exception) -> JSONResponse:
-        # Python has no type of its own for a thread that cannot be started.
-        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
-            raise error
-        _log.error("%s", error)
-        detail = "this machine has no thread or descriptor left; ask again later"
-        return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
-
-    def not_allowed(request: Request, error: Exception) -> JSONResponse:
-        # Each route knows its own methods alone: Starlette's answer would name those of the first.
-        described = app.openapi()["paths"].get(request.url.path, ["get"])
-        methods = sorted(map(str.upper, described))
-        detail = f"{request.method} {request.url.path}: expected {' or '.join(methods)}"
-        return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": ", ".join(methods)})
-
-    app.add_exception_handler(405, not_allowed)
+    app.state.probe = probe
+    app.add_exception_handler(405, _not_allowed)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(OSError, overloaded)
-    app.add_exception_handler(RuntimeError, overloaded)
+    app.add_exception_handler(OSError, _overloaded)
+    app.add_exception_handler(RuntimeError, _overloaded)
     app.add_exception_handler(SQLAlchemyError, unavailable)
     app.add_exception_handler(PostgresError, unavailable)
     app.include_router(router)
     return app
+
+
+def _overloaded(request: Request, error: Exception) -> JSONResponse:
+    # Python has no type of its own for a thread that cannot be started.
+    if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+        raise error
+    _log.error("%s", error)
+    detail = "this machine has no thread or descriptor left; ask again later"
+    return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
+
+
+def _not_allowed(request: Request, error: Exception) -> JSONResponse:
+    # Each route knows its own methods alone: Starlette's answer would name those of the first.
+    described = request.app.openapi()["paths"].get(request.url.path, ["get"])
+    methods = sorted(map(str.upper, described))
+    detail = f"{request.method} {request.url.path}: expected {' or '.join(methods)}"
+    return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": ", ".join(methods)})
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:

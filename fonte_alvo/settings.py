@@ -6,6 +6,7 @@ A value of the file may refer to another one of the file as ${NAME}.
 import io
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
 # RFC 6750 says which characters a bearer token has; a short one could be guessed.
+# Every name that is read, so that one that only resembles it is noticed.
+KNOWN = {
+    *("FONTE_ALVO_HOME", "FONTE_API_URL", "FONTE_DATABASE_URL", "FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN"),
+    *("ALVO_DATABASE_URL", "ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN"),
+}
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 
 
@@ -123,17 +129,31 @@ def _parsed(name: str, url: str) -> URL:
 
 
 def _read(name: str) -> str | None:
+    """Return a setting of the environment, or else of the file; None where both lack it. Raises SettingsError."""
+    if value := os.environ.get(name):
+        return value
+    held = {} if name in os.environ else _file()
+    if not held.get(name):
+        unread = {each.upper(): each for each in {*held, *os.environ} - KNOWN}
+        for near in get_close_matches(name, unread, n=1, cutoff=0.9):
+            where = home() / ".env" if unread[near] in held else "the environment"
+            raise SettingsError(f"{where} sets {unread[near]}, which nothing reads, and not {name}: correct its name")
+    return held.get(name) or None
+
+
+def _file() -> dict[str, str | None]:
     file = home() / ".env"
-    if name in os.environ or not file.exists():
-        return os.environ.get(name) or None
+    if not file.exists():
+        return {}
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
 
     try:
-        content = file.read_text()
+        # A byte order mark would be part of the first name.
+        content = file.read_text(encoding="utf-8-sig")
         bindings = list(parse_stream(io.StringIO(content)))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file} cannot be read: {error}") from error
     if wrong := [binding.original.line for binding in bindings if binding.error]:
         raise SettingsError(f"{file} line {wrong[0]}: expected NAME=value")
-    return dotenv_values(stream=io.StringIO(content)).get(name) or None
+    return dotenv_values(stream=io.StringIO(content))

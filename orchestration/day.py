@@ -9,13 +9,13 @@ import numpy as np
 from sqlalchemy import Engine
 
 from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
-from alvo.load import Report, replace_period
-from fonte.client import Client, fetch
+from alvo.load import Record, Report, replace_period
+from fonte.client import Client, Variable, fetch, variables
 from fonte_alvo.command import Failure
 from fonte_alvo.engine import failures
 
 COLUMNS = ["wind_speed", "power"]
-SAMPLE_INTERVAL = timedelta(minutes=1)
+MINUTE = timedelta(minutes=1)
 
 
 class EmptyPeriod(Failure):
@@ -34,12 +34,19 @@ class Day(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a day: finite samples and windows per variable, what was left out, seconds per phase."""
+    """The result of a day: finite samples and windows per variable, what is odd about them, seconds per phase.
+
+    interval: the most frequent step between samples; expected: how many samples of a variable the day then has.
+    """
 
     samples: dict[str, int]
     windows: dict[str, int]
+    interval: timedelta
+    expected: int
+    implausible: dict[str, int]
     not_finite: int
     overflowed: int
+    dropped: int
     report: Report
     seconds: dict[str, float]
 
@@ -61,19 +68,44 @@ def run(
         raise EmptyPeriod(f"Fonte holds no finite sample of {', '.join(columns)} from {day.start} to {day.end}")
     aggregated = perf_counter()
 
+    found = {name: int(np.isfinite(values).sum()) for name, values in samples.items()}
+    interval = sampling_interval(timestamps)
+    expected = max((day.end - day.start) // interval, *found.values())
+    records = [Record(name, statistics, found[name], expected) for name in columns]
     with failures("Alvo", "it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again"):
-        report = replace_period(alvo, day.start, day.end, window_starts, _unasked(columns, window_starts) | signals)
+        signals = _unasked(columns, window_starts) | signals
+        report = replace_period(alvo, day.start, day.end, window_starts, signals, records)
     loaded = perf_counter()
 
-    found = {name: int(np.isfinite(values).sum()) for name, values in samples.items()}
+    known = variables(fonte)
     return Outcome(
         samples=found,
         windows={name: max(int(np.isfinite(signals[f"{name}_{s}"]).sum()) for s in statistics) for name in samples},
+        interval=interval,
+        expected=expected,
+        implausible={name: _implausible(values, known[name]) for name, values in samples.items() if name in known},
         not_finite=len(timestamps) * len(samples) - sum(found.values()),
         overflowed=sum(int(np.isinf(values).sum()) for values in signals.values()),
+        dropped=sum(int(np.isfinite(values).sum()) for values in signals.values()) - report.written - report.unchanged,
         report=report,
         seconds={"extract": extracted - began, "aggregate": aggregated - extracted, "load": loaded - aggregated},
     )
+
+
+def sampling_interval(timestamps: Timestamps) -> timedelta:
+    """Return the most frequent step between ascending timestamps, rounded to a second where it is longer than one.
+
+    Of equally frequent steps the shortest counts; a minute, where there is no step.
+    """
+    steps_us = np.diff(timestamps).astype(np.int64)
+    steps_us = np.where(steps_us > 1_000_000, (steps_us + 500_000) // 1_000_000 * 1_000_000, steps_us)
+    steps_us, times = np.unique(steps_us, return_counts=True)
+    return timedelta(microseconds=int(steps_us[np.argmax(times)])) if len(steps_us) else MINUTE
+
+
+def _implausible(values: Values, variable: Variable) -> int:
+    """Count the finite values outside the plausible range."""
+    return int((np.isfinite(values) & ((values < variable.lowest) | (values > variable.highest))).sum())
 
 
 def _unasked(columns: Sequence[str], window_starts: Timestamps) -> dict[str, Values]:
@@ -83,28 +115,34 @@ def _unasked(columns: Sequence[str], window_starts: Timestamps) -> dict[str, Val
 
 
 def summary(day: Day, outcome: Outcome) -> str:
-    """Report one day in several lines: coverage, what was left out, changes, seconds."""
-    expected = (day.end - day.start) // SAMPLE_INTERVAL
+    """Report one day in several lines: coverage, what is odd or left out, changes, seconds."""
     width = max(map(len, outcome.samples))
     lines = [_title(day)]
     for name, samples in outcome.samples.items():
-        coverage = f"{samples:,} of {expected:,} samples ({samples / expected:.1%})"
+        coverage = f"{samples:,} of {outcome.expected:,} samples ({samples / outcome.expected:.1%})"
         lines.append(f"  {name:{width}}  {coverage}, {outcome.windows[name]} windows")
-    if outcome.not_finite:
-        lines.append(f"  left out: {outcome.not_finite:,} values that are NULL, NaN or infinite")
-    if outcome.overflowed:
-        lines.append(f"  left out: {outcome.overflowed:,} results beyond the largest double")
+    lines += [f"  {oddity}" for oddity in oddities(outcome)]
     phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in outcome.seconds.items())
     lines.append(f"  Alvo: {changes(outcome.report)}")
     lines.append(f"  {sum(outcome.seconds.values()):.2f} s: {phases}")
     return "\n".join(lines)
 
 
+def oddities(outcome: Outcome) -> list[str]:
+    """Report what a reader of the numbers has to know."""
+    odd = [f"one sample every {outcome.interval.total_seconds():g} s"] * (outcome.interval != MINUTE)
+    odd += [f"{name}: {count:,} implausible values" for name, count in outcome.implausible.items() if count]
+    odd += [f"left out: {outcome.not_finite:,} values that are NULL, NaN or infinite"] * (outcome.not_finite > 0)
+    odd += [f"left out: {outcome.overflowed:,} results beyond the largest double"] * (outcome.overflowed > 0)
+    kept = "look for a trigger or rule of its table data"
+    return odd + [f"not kept by Alvo: {outcome.dropped:,} values; {kept}"] * (outcome.dropped > 0)
+
+
 def line(day: Day, outcome: Outcome) -> str:
     """Report one day among many on one line."""
-    expected = (day.end - day.start) // SAMPLE_INTERVAL * len(outcome.samples)
-    samples = f"{sum(outcome.samples.values()):,} of {expected:,} samples"
-    return f"{_title(day)}  {samples}, {changes(outcome.report)}, {sum(outcome.seconds.values()):.2f} s"
+    samples = f"{sum(outcome.samples.values()):,} of {outcome.expected * len(outcome.samples):,} samples"
+    odd = "".join(f", {oddity}" for oddity in oddities(outcome))
+    return f"{_title(day)}  {samples}, {changes(outcome.report)}, {sum(outcome.seconds.values()):.2f} s{odd}"
 
 
 def changes(report: Report) -> str:

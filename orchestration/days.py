@@ -176,10 +176,13 @@ def ranges(days: Iterable[Day]) -> list[tuple[date, date]]:
     return joined
 
 
-def total(outcomes: Sequence[Outcome]) -> str:
+def total(outcomes: Sequence[Outcome], empty: int = 0, failed: int = 0, left_out: int = 0) -> str:
     """Report many days together."""
     sums = [sum(numbers) for numbers in zip(*(outcome.report for outcome in outcomes), strict=True)]
-    return f"{count(len(outcomes))}: {one.changes(Report(*sums) if sums else Report(0, 0, 0))}"
+    others = {"empty": empty, "failed": failed, "left out": left_out}
+    rest = "".join(f", {days:,} {name}" for name, days in others.items() if days)
+    loaded = f"{count(len(outcomes))} loaded{rest}" if rest else count(len(outcomes))
+    return f"{loaded}: {one.changes(Report(*sums) if sums else Report(0, 0, 0))}"
 
 
 def count(days: int) -> str:

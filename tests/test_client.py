@@ -552,9 +552,40 @@ def test_an_arrow_stream_that_cannot_be_used_is_refused(body, said):
         fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
 
 
-def test_the_units_are_those_of_the_connector(shared_connector):
+def test_the_variables_are_those_of_the_connector(shared_connector):
     with client.connect(shared_connector) as connected:
-        assert client.units(connected) == {"wind_speed": "m/s", "power": "kW", "ambient_temperature": "degC"}
+        assert client.variables(connected) == {
+            "wind_speed": ("m/s", 0, 75),
+            "power": ("kW", -500, 9000),
+            "ambient_temperature": ("degC", -60, 60),
+        }
+
+
+def test_a_connector_may_describe_no_ranges():
+    described = http(body=[{"name": "power", "unit": "kW"}])
+    with answering(described, every_route=True) as server, client.connect(server.url) as connected:
+        assert client.variables(connected) == {"power": ("kW", -math.inf, math.inf)}
+
+
+def test_the_period_is_that_of_the_connector(shared_connector):
+    with client.connect(shared_connector) as connected:
+        assert client.period(connected) == "Fonte holds 2024-05-20 00:00 to 2024-05-29 23:59 UTC"
+
+
+def test_a_column_that_is_asked_for_twice_is_refused_before_any_request():
+    with answering(http()) as server, pytest.raises(RequestRefused, match="power is asked for twice: name each once"):
+        fetch(server.url, START, END, ["power", "wind_speed", "power"])
+    assert server.requests == []
+
+
+def test_a_connector_that_is_not_set_up_is_not_asked_again(clock):
+    problem = {"detail": "Fonte's database is not set up: it has no table data, which `python seed.py` makes"}
+    with answering(http(503, body=problem)) as server, pytest.raises(FonteError, match="no table data, which `python"):
+        fetch(server.url, START, END, ["power"])
+    assert len(server.requests) == 1
+    with answering(http(503, body=problem, headers=["Retry-After: 1"]), http(body=[row(0)])) as server:
+        fetch(server.url, START, END, ["power"])
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -571,6 +602,7 @@ def test_the_units_are_those_of_the_connector(shared_connector):
         http(body=[{"name": "power", "unit": "k" * 4 * client.MAX_ERROR_BYTES}]),
     ],
 )
-def test_a_connector_that_tells_no_units_is_no_failure(answer):
-    with answering(answer) as server, client.connect(server.url) as connected:
-        assert client.units(connected) == {}
+def test_a_connector_that_describes_nothing_is_no_failure(answer):
+    with answering(answer, every_route=True) as server, client.connect(server.url) as connected:
+        assert client.variables(connected) == {}
+        assert client.period(connected) == ""

@@ -121,7 +121,7 @@ def test_a_terminal_shows_a_bar_and_a_pipe_no_bar(connector, alvo):
     assert b"day/s" in shown
     assert b"2024-05-20 UTC  2,880" not in shown
     assert b"Fonte holds no finite sample of wind_speed, power from 2024-05-18" in shown
-    assert b"10 days: 11,520 values written" in shown
+    assert b"10 days loaded, 2 empty: 11,520 values written" in shown
     piped = subprocess.run(
         command, cwd=SCRIPTS, env=external(connector, alvo), capture_output=True, text=True, check=False
     )
@@ -129,17 +129,52 @@ def test_a_terminal_shows_a_bar_and_a_pipe_no_bar(connector, alvo):
     assert "\r" not in piped.stderr
 
 
-def test_resume_leaves_out_the_days_that_have_every_variable(fonte_api, alvo_pool, capsys):
-    etl.main(["2024-05-20", "2024-05-22", "--columns", "power"])
-    etl.main(["2024-05-21", "--columns", "wind_speed"])
+def resumed(capsys, *arguments):
+    """The days that a resumed range ran, and its other lines."""
+    capsys.readouterr()
+    assert etl.main(["2024-05-20", "2024-05-23", "--resume", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [line[8:10] for line in lines if line.startswith("2024-")], [line for line in lines if line[:5] != "2024-"]
+
+
+def test_resume_leaves_out_what_is_recorded_as_it_is_asked(fonte_api, alvo_pool, capsys):
+    for asked in (
+        ["2024-05-20"],
+        ["2024-05-21", "--statistics", "mean"],
+        ["2024-05-22", "--columns", "power"],
+        ["2024-05-23", "--timezone", "America/Sao_Paulo"],
+    ):
+        etl.main(asked)
+    assert resumed(capsys) == (
+        ["21", "22", "23"],
+        ["3 days loaded, 1 left out: 1,584 values written, 1,872 unchanged, 0 removed"],
+    )
+    assert resumed(capsys) == ([], ["4 days left out: nothing to do"])
+    assert etl.main(["2024-05-20", "--resume"]) == 0
+    assert capsys.readouterr().out == "1 day left out: nothing to do\n"
+
+
+def test_days_that_were_loaded_too_early_are_loaded_again_by_incomplete(
+    connector, fonte_pool, alvo_pool, monkeypatch, capsys
+):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    late = "timestamp >= '2024-05-21 02:00Z' AND timestamp < '2024-05-23 00:00Z'"
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"CREATE TABLE late AS SELECT * FROM data WHERE {late}"))
+        connection.execute(text(f"DELETE FROM data WHERE {late}"))
+    assert etl.main(["2024-05-20", "2024-05-23"]) == 5
+    with fonte_pool.begin() as connection:
+        connection.execute(text("INSERT INTO data SELECT * FROM late"))
     capsys.readouterr()
     assert etl.main(["2024-05-20", "2024-05-23", "--resume"]) == 0
-    days_run = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert days_run == ["2024-05-20", "2024-05-22", "2024-05-23", "3"]
-    assert etl.main(["2024-05-20", "2024-05-23", "--resume"]) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert etl.main(["2024-05-20", "--resume"]) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    *_, total, note, again = capsys.readouterr().out.splitlines()
+    assert total.startswith("1 day loaded, 3 left out: 1,152 values written")
+    assert note == "1 day left out with fewer samples than expected. Load them again with:"
+    assert again == "  python etl.py 2024-05-21 2024-05-21 --incomplete"
+    assert etl.main(again.split()[2:]) == 0
+    assert "2,880 of 2,880 samples, 1,056 values written" in capsys.readouterr().out
+    assert etl.main(["2024-05-20", "2024-05-23", "--incomplete"]) == 0
+    assert capsys.readouterr().out == "4 days left out: nothing to do\n"
 
 
 def test_resume_in_an_empty_alvo_runs_every_day(fonte_api, alvo_pool, capsys):
@@ -245,7 +280,7 @@ def test_a_kill_in_the_middle_of_a_range_is_mended_by_resume(connector, alvo, al
     assert alvo_values(alvo_pool) == undisturbed
 
 
-def test_a_day_is_one_request_and_at_most_six_statements(connector, alvo, monkeypatch):
+def test_a_day_is_one_request_for_samples_and_at_most_seven_statements(connector, alvo, monkeypatch):
     """When neither tables nor signals nor connections are new; between BEGIN and COMMIT."""
     requests, statements = [], []
     copy_in = load.copy.copy_in
@@ -259,11 +294,11 @@ def test_a_day_is_one_request_and_at_most_six_statements(connector, alvo, monkey
         run(20)
         client.event_hooks["request"] = [lambda request: requests.append(request.url.path)]
         event.listen(pool, "before_cursor_execute", lambda *event: statements.append(event[2].split()[0]))
-        monkeypatch.setattr(load.copy, "copy_in", lambda *rows: (statements.append("COPY"), copy_in(*rows)))
+        monkeypatch.setattr(load.copy, "copy_in", lambda *rows: (statements.append("COPY"), copy_in(*rows))[1])
         run(21)
-        assert (requests, statements) == (["/data"], ["SELECT", "SELECT", "SELECT", "COPY"])
+        assert (requests, statements) == (["/data"], ["SELECT", "SELECT", "SELECT", "COPY", "WITH"])
         statements.clear()
         run(21)
     pool.dispose()
     assert requests == ["/data", "/data"]
-    assert statements == ["SELECT", "SELECT", "SELECT", "CREATE", "COPY", "WITH"]
+    assert statements == ["SELECT", "SELECT", "SELECT", "CREATE", "COPY", "WITH", "WITH"]

@@ -253,7 +253,7 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
         (["2011-12-30", "--timezone", "Pacific/Apia"], "2011-12-30 does not exist in Pacific/Apia"),
         (["2024-05-20", "--columns"], "--columns"),
         (["2024-05-20", "--columns", "wind"], "columns='wind': expected 'wind_speed', 'power', 'ambient_temperature'"),
-        (["2024-05-20", "--columns", "power", "power"], "expected each column once"),
+        (["2024-05-20", "--columns", "power", "power"], "power power: expected each name once"),
         (["2024-05-20", "--statistics", "median"], "argument --statistics: invalid choice: 'median'"),
         (["2024-05-20", "--speed", "9"], "--speed"),
     ],
@@ -473,7 +473,7 @@ def test_the_tables_can_be_made_beforehand(run_command, alvo, alvo_pool):
     url = alvo.render_as_string(hide_password=False)
     for _ in range(2):
         made = run_command("-m", "alvo.schema", ALVO_DATABASE_URL=url)
-        assert (made.returncode, made.stdout) == (0, "Alvo has the tables signal and data\n")
+        assert (made.returncode, made.stdout) == (0, "Alvo has the tables signal, data and load\n")
     assert alvo_values(alvo_pool) == {}
     assert run_command("-m", "alvo.schema", ALVO_DATABASE_URL="nonsense").returncode == 2
     assert run_command("-m", "alvo.schema", ALVO_DATABASE_URL="postgresql://127.0.0.1:1/x").returncode == 4

@@ -15,7 +15,8 @@ from alvo.load import Report, replace_period
 from fonte_alvo import engine
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
-END = START + timedelta(days=1)
+DAY = timedelta(days=1)
+END = START + DAY
 WINDOWS = np.datetime64("2024-05-20", "us") + np.arange(144) * np.timedelta64(600_000_000, "us")
 
 
@@ -190,18 +191,129 @@ def test_where_this_machine_is_does_not_move_a_load(alvo_pool, monkeypatch):
         time.tzset()
 
 
-def test_a_period_is_held_once_every_variable_has_a_value_in_it(alvo_pool):
-    periods = [(START + shift, END + shift) for shift in (timedelta(days=-1), timedelta(), timedelta(days=1))]
-    asked = ["power", "wind_speed"], ["mean", "std"]
-    assert loading.held(alvo_pool, periods, *asked) == set()
-    load(alvo_pool, power_mean=np.ones(144), power_std=np.ones(144), wind_speed_max=np.ones(144))
-    assert loading.held(alvo_pool, periods, *asked) == set()
-    assert loading.held(alvo_pool, periods, ["power"], ["mean", "std"]) == {1}
-    load(alvo_pool, 143, 144, wind_speed_std=np.ones(1))
-    assert loading.held(alvo_pool, periods, *asked) == {1}
-    assert loading.held(alvo_pool, periods, *asked[:1], ["min"]) == set()
-    assert loading.held(alvo_pool, [(START, END - timedelta(minutes=10))], *asked) == set()
-    assert loading.held(alvo_pool, [(END, END + timedelta(days=1)), (START, END)], *asked) == {1}
+def record(variable="power", statistics=("mean", "std"), samples=1440, expected=1440):
+    return loading.Record(variable, statistics, samples, expected)
+
+
+def load_recorded(pool, *records, start=START, end=END, held=1):
+    """Load a period with a value of every signal that the records name, and with these records."""
+    starts = np.array([np.datetime64(start.replace(tzinfo=None), "us")])
+    signals = {f"{each.variable}_{s}": np.full(1, 1.0 if held else np.nan) for each in records for s in each.statistics}
+    replace_period(pool, start, end, starts, signals, records)
+
+
+def recorded(pool, variables=("power",), statistics=("mean", "std"), start=START, end=END):
+    return tuple(loading.recorded(pool, [(start, end)], variables, statistics)[0])
+
+
+LOADED, INCOMPLETE, ABSENT = (True, False), (True, True), (False, False)
+
+
+@pytest.mark.parametrize(
+    ("records", "asked", "found"),
+    [
+        ([record()], {}, LOADED),
+        ([record(statistics=("mean",))], {}, ABSENT),
+        ([record()], {"statistics": ("mean",)}, LOADED),
+        ([record()], {"variables": ("power", "wind_speed")}, ABSENT),
+        ([record(), record("wind_speed")], {"variables": ("power", "wind_speed")}, LOADED),
+        ([record(samples=1439)], {}, INCOMPLETE),
+        ([record(), record("wind_speed", samples=7)], {"variables": ("power", "wind_speed")}, INCOMPLETE),
+        ([record("power_factor")], {}, ABSENT),
+        ([record()], {"end": END + timedelta(hours=3)}, ABSENT),
+        ([record()], {"start": START + timedelta(hours=3), "end": END + timedelta(hours=3)}, ABSENT),
+    ],
+)
+def test_what_was_loaded_is_recorded_and_found_only_where_it_is_what_is_asked(alvo_pool, records, asked, found):
+    assert recorded(alvo_pool, **asked) == ABSENT
+    load_recorded(alvo_pool, *records)
+    assert recorded(alvo_pool, **asked) == found
+
+
+def test_a_period_that_is_not_over_is_recorded_as_incomplete(alvo_pool):
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    load_recorded(alvo_pool, record(), start=today, end=today + DAY)
+    assert recorded(alvo_pool, start=today, end=today + DAY) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda pool: load_recorded(pool, record(), start=START + DAY / 2, end=END + DAY / 2), ABSENT),
+        (lambda pool: load_recorded(pool, record("wind_speed"), start=START + DAY / 2, end=END + DAY / 2), LOADED),
+        (lambda pool: load_recorded(pool, record(), start=END, end=END + DAY), LOADED),
+        (lambda pool: load(pool, power_mean=np.ones(144)), ABSENT),
+        (lambda pool: delete(pool, "DELETE FROM data"), ABSENT),
+        (
+            lambda pool: delete(pool, "DELETE FROM data USING signal WHERE id = signal_id AND name = 'power_std'"),
+            LOADED,
+        ),
+    ],
+    ids=["overlap", "another variable", "the day after", "no record", "all rows gone", "some rows gone"],
+)
+def test_a_record_never_outlives_its_rows(alvo_pool, change, found):
+    load_recorded(alvo_pool, record())
+    change(alvo_pool)
+    assert recorded(alvo_pool) == found
+
+
+def delete(pool, statement):
+    with pool.begin() as connection:
+        connection.execute(text(statement))
+
+
+def test_a_variable_without_samples_is_loaded_too(alvo_pool):
+    load_recorded(alvo_pool, record(samples=0), held=0)
+    assert recorded(alvo_pool) == INCOMPLETE
+
+
+def test_forgetting_takes_every_record_that_overlaps(alvo_pool):
+    load_recorded(alvo_pool, record(), record("wind_speed"))
+    with alvo_pool.begin() as connection:
+        loading.forget(connection, END, END + DAY)
+    assert recorded(alvo_pool) == LOADED
+    with alvo_pool.begin() as connection:
+        loading.forget(connection, "-infinity", START + DAY / 24)
+    assert recorded(alvo_pool) == recorded(alvo_pool, ["wind_speed"]) == ABSENT
+
+
+TRIGGER = """
+    CREATE FUNCTION drop_some() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF extract(minute FROM NEW.timestamp) = 0 THEN RETURN NEW; END IF; RETURN NULL; END $$;
+    CREATE TRIGGER drops BEFORE INSERT OR UPDATE ON data FOR EACH ROW EXECUTE FUNCTION drop_some()
+"""
+
+
+def test_what_was_written_is_what_alvo_counts(alvo_pool):
+    load(alvo_pool, last=1, other_mean=[1.0])
+    delete(alvo_pool, TRIGGER)
+    assert load(alvo_pool, power_mean=np.ones(144)) == (24, 0, 0)
+    assert load(alvo_pool, power_mean=np.ones(144)) == (0, 24, 0)
+    assert load(alvo_pool, power_mean=np.full(144, 2.0)) == (24, 0, 0)
+
+
+def test_a_table_with_more_columns_than_ours_is_loaded_again_and_again(alvo_pool):
+    load(alvo_pool, last=1, other_mean=[1.0])
+    delete(alvo_pool, "ALTER TABLE data ADD loaded_at timestamptz NOT NULL DEFAULT now(), ADD id serial")
+    assert load(alvo_pool, power_mean=np.ones(144)) == (144, 0, 0)
+    assert load(alvo_pool, power_mean=np.full(144, 2.0)) == (144, 0, 0)
+
+
+def test_tables_of_an_earlier_version_get_what_they_lack(alvo_pool):
+    load(alvo_pool, power_mean=np.ones(144))
+    delete(alvo_pool, "DROP TABLE load; DROP INDEX data_by_time")
+    assert recorded(alvo_pool) == ABSENT
+    load_recorded(alvo_pool, record())
+    assert recorded(alvo_pool) == LOADED
+    with alvo_pool.connect() as connection:
+        assert connection.scalar(text("SELECT to_regclass('data_by_time')")) == "data_by_time"
+
+
+def test_queries_by_time_alone_have_an_index_that_costs_next_to_nothing(alvo_pool):
+    load(alvo_pool, power_mean=np.ones(144))
+    with alvo_pool.connect() as connection:
+        defined = connection.scalar(text("SELECT indexdef FROM pg_indexes WHERE indexname = 'data_by_time'"))
+    assert defined.endswith('ON public.data USING brin ("timestamp")')
 
 
 def test_a_reader_never_sees_half_a_day(alvo, make_pool):
@@ -281,6 +393,13 @@ def test_the_tables_hold_exactly_the_columns_of_the_brief_and_their_checks(alvo_
             ("data", "timestamp", "timestamp with time zone", "NO"),
             ("data", "signal_id", "integer", "NO"),
             ("data", "value", "double precision", "NO"),
+            ("load", "period_start", "timestamp with time zone", "NO"),
+            ("load", "period_end", "timestamp with time zone", "NO"),
+            ("load", "variable", "text", "NO"),
+            ("load", "statistics", "ARRAY", "NO"),
+            ("load", "samples", "integer", "NO"),
+            ("load", "expected", "integer", "NO"),
+            ("load", "finished_at", "timestamp with time zone", "NO"),
             ("signal", "id", "integer", "NO"),
             ("signal", "name", "text", "NO"),
         ]
@@ -299,7 +418,7 @@ def test_a_load_takes_few_statements(alvo_pool):
     statements = []
     event.listen(alvo_pool, "before_cursor_execute", lambda *arguments: statements.append(arguments[2].split()[0]))
     load(alvo_pool, power_mean=np.zeros(144))
-    assert statements == ["SELECT", "SELECT", "SELECT", "CREATE", "WITH"]
+    assert statements == ["SELECT", "SELECT", "SELECT", "CREATE", "WITH", "WITH"]
 
 
 def plan(connection, statement, parameters):

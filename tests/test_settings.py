@@ -1,4 +1,5 @@
 import pytest
+from support.project import ROOT
 
 from fonte_alvo import engine, settings
 
@@ -163,3 +164,34 @@ def test_a_file_that_cannot_be_read_is_an_error_and_not_as_if_it_were_absent(mon
     with pytest.raises(settings.SettingsError, match=said) as failure:
         settings.alvo_database_url()
     assert "secret" not in str(failure.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfALVO_DATABASE_URL=postgresql://named/d\r\nFONTE_API_URL=http://b\r\n")
+    assert settings.alvo_database_url().host == "named"
+    assert settings.fonte_api_url() == "http://b"
+
+
+@pytest.mark.parametrize("name", ["ALVO_DATABSE_URL", "ALVO_DATABASE_UR", "alvo_DATABASE_URL", "ALVO_DATABASE_URL_"])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_name_that_nobody_reads_but_that_resembles_one_is_named(monkeypatch, tmp_path, name, in_file):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+    if in_file:
+        (tmp_path / ".env").write_text(f"{name}=postgresql://u:secret@h/d\n")
+    else:
+        monkeypatch.setenv(name, "postgresql://u:secret@h/d")
+    with pytest.raises(settings.SettingsError) as failure:
+        settings.alvo_database_url()
+    assert f"sets {name}, which nothing reads, and not ALVO_DATABASE_URL: correct its name" in str(failure.value)
+    assert (".env" in str(failure.value)) == in_file
+    assert "secret" not in str(failure.value)
+
+
+def test_the_names_of_the_example_resemble_no_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    (tmp_path / ".env").write_text("\n".join(line for line in lines if not line.startswith(tuple(settings.KNOWN))))
+    assert settings.fonte_api_url() is None
+    assert settings.fonte_database_is_embedded()
+    assert settings.alvo_admin() is None

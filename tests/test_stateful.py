@@ -7,13 +7,13 @@ import io
 import math
 import re
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
-from itertools import permutations
+from itertools import combinations, pairwise, permutations
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -46,6 +46,7 @@ COLUMNS = ["wind_speed", "power", "ambient_temperature"]
 WINDOW = timedelta(minutes=10)
 LOST, EMPTY = 4, 5
 
+choices = st.sampled_from([None, "--resume", "--incomplete"])
 values = st.floats(-1000, 1000) | st.sampled_from(
     [None, math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e16]
 )
@@ -123,6 +124,15 @@ class World(NamedTuple):
     def held(self):
         return alvo_values(self.reader) or {}
 
+    def records(self):
+        """What the table load holds: (start, end, variable) to statistics, samples and expected samples."""
+        with self.reader.connect() as connection:
+            if connection.scalar(text("SELECT to_regclass('load')")) is None:
+                return {}
+            columns = "period_start, period_end, variable, statistics, samples, expected"
+            rows = connection.execute(text(f"SELECT {columns} FROM load")).all()
+        return {tuple(row[:3]): (frozenset(row[3]), *row[4:]) for row in rows}
+
 
 @pytest.fixture
 def world(make_database, make_pool, administrator, alvo, monkeypatch) -> Iterator[World]:
@@ -140,6 +150,7 @@ class Machine(RuleBasedStateMachine):
         self.world = world
         self.fonte: dict[datetime, dict[str, float | None]] = {}
         self.alvo: dict[tuple[datetime, str], float] = {}
+        self.records: dict[tuple[datetime, datetime, str], tuple[frozenset[str], int, int]] = {}
 
     @initialize(tables_exist=st.booleans(), first=st.dictionaries(moments, rows, min_size=5, max_size=20))
     def begin(self, tables_exist, first):
@@ -147,7 +158,7 @@ class Machine(RuleBasedStateMachine):
             fonte_schema.create_absent(connection)
             connection.execute(text("TRUNCATE data"))
         with self.world.writer.begin() as connection:
-            connection.execute(text("DROP TABLE IF EXISTS data, signal"))
+            connection.execute(text("DROP TABLE IF EXISTS data, signal, load"))
             if tables_exist:
                 schema.create_absent(connection)
         self.rows_arrive_or_are_corrected(first)
@@ -155,6 +166,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def alvo_is_as_the_model_has_it(self):
         assert self.world.held() == self.alvo
+        assert self.world.records() == self.records
 
     # The model of a run.
 
@@ -179,22 +191,55 @@ class Machine(RuleBasedStateMachine):
         report = Report(len(wanted) - unchanged, unchanged, len(before.keys() - wanted.keys()))
         return {key: value for key, value in held.items() if key not in before} | wanted, report
 
-    def days_to_run(self, job, resume):
-        def is_held(period):
-            return all(inside(self.alvo, period, [column]) for column in job.columns)
+    def recorded(self, records, period, columns, statistics):
+        """What is recorded after a period was run."""
+        start, end = period
+        moments = sorted(moment for moment in self.fonte if start <= moment < end)
+        steps = Counter(later - earlier for earlier, later in pairwise(moments))
+        interval = min(steps, key=lambda step: (-steps[step], step), default=timedelta(minutes=1))
+        values = {column: [self.fonte[moment][column] for moment in moments] for column in columns}
+        samples = {c: sum(v is not None and math.isfinite(v) for v in held) for c, held in values.items()}
+        expected = max((end - start) // interval, *samples.values())
+        kept = {
+            key: record
+            for key, record in records.items()
+            if not (key[0] < end and key[1] > start and key[2] in columns)
+        }
+        return kept | {(start, end, column): (frozenset(statistics), samples[column], expected) for column in columns}
 
-        return [period for period in job.periods() if not (resume and is_held(period))]
+    def days_to_run(self, job, choice):
+        """The days of a job that --resume or --incomplete leave."""
 
-    def run_in_the_model(self, job, resume):
-        """Run a job in the model; gives the exit code and the sum of the reports."""
-        reports, code = [Report(0, 0, 0)], 0
-        for period in self.days_to_run(job, resume):
-            if (result := self.carried(self.alvo, period, job.columns, job.statistics)) is None:
+        def loaded(period, column):
+            names, samples, _ = self.records.get((*period, column), (frozenset(), 0, 0))
+            return names >= {*job.statistics} and (samples == 0 or bool(inside(self.alvo, period, [column])))
+
+        def incomplete(period, column):
+            _, samples, expected = self.records.get((*period, column), ((), 0, 0))
+            return samples < expected
+
+        if choice == "--resume":
+            return [each for each in job.periods() if not all(loaded(each, column) for column in job.columns)]
+        if choice == "--incomplete":
+            return [each for each in job.periods() if any(incomplete(each, column) for column in job.columns)]
+        return list(job.periods())
+
+    def after(self, state, job, periods):
+        """The values and records after these days of a job, the exit code, and the sum of the reports."""
+        (held, records), reports, code = state, [Report(0, 0, 0)], 0
+        for period in periods:
+            if (result := self.carried(held, period, job.columns, job.statistics)) is None:
                 code = EMPTY
             else:
-                self.alvo = result[0]
+                held, records = result[0], self.recorded(records, period, job.columns, job.statistics)
                 reports.append(result[1])
-        return code, Report(*map(sum, zip(*reports, strict=True)))
+        return (held, records), code, Report(*map(sum, zip(*reports, strict=True)))
+
+    def run_in_the_model(self, job, choice=None):
+        """Run a job in the model; gives the exit code and the sum of the reports."""
+        state, code, report = self.after((self.alvo, self.records), job, self.days_to_run(job, choice))
+        self.alvo, self.records = state
+        return code, report
 
     def run(self, job, *options):
         """Run the command; gives its exit code and the changes that it tells."""
@@ -239,43 +284,55 @@ class Machine(RuleBasedStateMachine):
 
     # What is run.
 
-    @rule(job=jobs(), days_at_once=st.integers(1, 3), resume=st.booleans())
-    def days_are_run(self, job, days_at_once, resume):
-        options = ["--days-at-once", str(days_at_once)] + ["--resume"] * resume
-        assert self.run(job, *options) == self.run_in_the_model(job, resume)
+    @rule(job=jobs(), days_at_once=st.integers(1, 3), choice=choices)
+    def days_are_run(self, job, days_at_once, choice):
+        options = ["--days-at-once", str(days_at_once), *filter(None, [choice])]
+        assert self.run(job, *options) == self.run_in_the_model(job, choice)
 
     @rule(job=jobs(one_day=True))
     def a_day_is_run_twice(self, job):
         code, first = self.run(job)
-        assert (code, first) == self.run_in_the_model(job, False)
+        assert (code, first) == self.run_in_the_model(job)
         assert self.run(job) == (code, Report(0, first.written + first.unchanged, 0))
 
-    @rule(job=jobs(), days_at_once=st.integers(1, 3), resume=st.booleans(), operation=st.integers(0, 15))
-    def a_run_loses_its_connection(self, job, days_at_once, resume, operation):
-        """Every day is the old one or the new one, whole, while it is replaced and after its connection was lost."""
-        before, periods = self.alvo, self.days_to_run(job, resume)
-        parts = {}
-        for period in periods:
-            result = self.carried(before, period, job.columns, job.statistics)
-            parts[period] = [inside(held, period) for held in [before] + ([result[0]] if result else [])]
+    @rule(job=jobs(), days_at_once=st.integers(1, 3), choice=choices, operation=st.integers(0, 20))
+    def a_run_loses_its_connection(self, job, days_at_once, choice, operation):
+        """Every day is the old one or the new one, whole and with its record, whenever the connection is lost."""
+        before, periods = (self.alvo, self.records), self.days_to_run(job, choice)
+        done = [
+            [each for each in periods if each in some]
+            for n in range(len(periods) + 1)
+            for some in combinations(periods, n)
+        ]
+        states = [self.after(before, job, some)[0] for some in done]
 
         def whole():
             held = self.world.held()
-            for period in periods:
-                assert inside(held, period) in parts[period]
-            expected = dict(before)
-            for period in periods:
-                expected = {key: value for key, value in expected.items() if not period[0] <= key[0] < period[1]}
-                expected |= inside(held, period)
-            assert held == expected
+            assert any(held == values for values, _ in states)
             return held
 
+        options = ["--days-at-once", str(days_at_once), *filter(None, [choice])]
         with self._losing_the_connection_at(operation, whole) as lost:
-            code, _ = self.run(job, "--days-at-once", str(days_at_once), *["--resume"] * resume)
-        self.alvo = whole()
+            code, _ = self.run(job, *options)
+        held = self.world.held(), self.world.records()
+        assert held in states
         if code == 0 or not lost:
-            assert all(inside(self.alvo, period) == parts[period][-1] for period in periods)
+            assert held == states[-1]
+        self.alvo, self.records = held
         assert code in ((0, EMPTY, LOST) if lost else (0, EMPTY))
+
+    @rule(bounds=st.lists(moments, min_size=2, max_size=2, unique=True).map(sorted))
+    def a_period_of_alvo_is_deleted(self, bounds):
+        """As the route DELETE /data does it."""
+        start, end = bounds
+        with self.world.writer.begin() as connection:
+            if connection.scalar(text("SELECT to_regclass('data')")) is None:
+                return
+            query = text("DELETE FROM data WHERE timestamp >= :start AND timestamp < :end")
+            connection.execute(query, {"start": start, "end": end})
+            load.forget(connection, start, end)
+        self.alvo = {key: value for key, value in self.alvo.items() if not start <= key[0] < end}
+        self.records = {key: record for key, record in self.records.items() if not (key[0] < end and key[1] > start)}
 
     @contextmanager
     def _losing_the_connection_at(self, operation, look):
@@ -299,8 +356,9 @@ class Machine(RuleBasedStateMachine):
 
         def copy_in_watched(connection, *arguments):
             perhaps_lose(connection)
-            copy_in(connection, *arguments)
+            taken = copy_in(connection, *arguments)
             perhaps_lose(connection)
+            return taken
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "create", create_watched)
@@ -314,7 +372,7 @@ class Machine(RuleBasedStateMachine):
         told=st.booleans(),
     )
     def an_answer_is_cut(self, job, cut, times, told):
-        """A cut that HTTP tells of is tried again, five times in all; any other one is refused."""
+        """A cut that HTTP tells of is retried; any other one is refused."""
         (period,) = job.periods()
         bounds = {"start_timestamp": period[0].isoformat(), "end_timestamp": period[1].isoformat()}
         body = httpx.get(
@@ -333,6 +391,7 @@ class Machine(RuleBasedStateMachine):
             patch.setattr(client, "sleep", lambda pause_s: None)
             if told and result:
                 self.alvo, report = result
+                self.records = self.recorded(self.records, period, job.columns, job.statistics)
                 assert self._carry(job, server.url).report == report
             else:
                 with pytest.raises((FonteError, EmptyPeriod)):
@@ -350,17 +409,16 @@ class Machine(RuleBasedStateMachine):
         outcomes, seen = self._at_once(pair)
         futures = []
         for order in permutations(range(2)):
-            states, reports = [self.alvo], {}
+            states, reports = [(self.alvo, self.records)], {}
             for number in order:
-                (period,) = pair[number].periods()
-                result = self.carried(states[-1], period, pair[number].columns, pair[number].statistics)
-                states.append(result[0] if result else states[-1])
-                reports[number] = result and result[1]
+                state, code, report = self.after(states[-1], pair[number], pair[number].periods())
+                states.append(state)
+                reports[number] = None if code == EMPTY else report
             futures.append((states, [reports[0], reports[1]]))
-        held = self.world.held()
+        held = self.world.held(), self.world.records()
         assert any(held == states[-1] and outcomes == reports for states, reports in futures)
-        assert all(any(snapshot in states for states, _ in futures) for snapshot in seen)
-        self.alvo = held
+        assert all(any(snapshot == values for states, _ in futures for values, _ in states) for snapshot in seen)
+        self.alvo, self.records = held
 
     def _at_once(self, pair):
         """Run two jobs, and read all the while; gives their reports, None for an empty day, and what was read."""

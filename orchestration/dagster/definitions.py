@@ -64,7 +64,7 @@ def ten_minute_statistics(
     """Mean, minimum, maximum and standard deviation of 10 minutes, in Alvo; a partition is a UTC day."""
     keys = context.partition_key_range
     with connected(context.op_execution_context, fonte, alvo, config.days_at_once + 1) as (http, engine):
-        known = client.units(http)
+        known = {name: each.unit for name, each in client.variables(http).items()}
         for each, done in _carried(_between(keys.start, keys.end), config, http, engine):
             if isinstance(done, EmptyPeriod):
                 reason = f"{each.date} skipped: {done}; Alvo stays as it was"

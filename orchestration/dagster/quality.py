@@ -12,7 +12,7 @@ from alvo import plot, screen
 from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
 from fonte_alvo import engine
 from orchestration import day as one
-from orchestration.day import SAMPLE_INTERVAL, Day, Outcome
+from orchestration.day import Day, Outcome
 
 ASSET = dg.AssetKey("ten_minute_statistics")
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-05-20", timezone="UTC")
@@ -51,7 +51,7 @@ def events(day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]) -> I
 
 
 def _figures(day: Day, done: Outcome) -> dict[str, int | float]:
-    samples, expected = sum(done.samples.values()), (day.end - day.start) // SAMPLE_INTERVAL * len(done.samples)
+    samples, expected = sum(done.samples.values()), done.expected * len(done.samples)
     return {
         "samples": samples,
         "coverage_percent": 100 * samples / expected,

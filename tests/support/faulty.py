@@ -1,6 +1,7 @@
 """A server of real sockets that answers what a broken one would."""
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -22,14 +23,15 @@ def http(status=200, body=b"[]", content_type="application/json", length=None, h
 class Faulty:
     """Answers connection after connection with the given answers, the last one again and again.
 
-    An answer is bytes, or a function that yields pieces, perhaps without end.
+    An answer is bytes, or a function that yields pieces, perhaps without end. Other routes than /data have no answer:
+    they are not found, unless every route is asked for.
     """
 
-    def __init__(self, listener, answers):
+    def __init__(self, listener, answers, every_route):
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.requests = []
         self.headers = {}
-        self._listener, self._answers = listener, answers
+        self._listener, self._answers, self._every_route = listener, answers, every_route
         self._open = []
         self.pause_s = 0
         self._closed = threading.Event()
@@ -41,9 +43,13 @@ class Faulty:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            request, *headers = connection.recv(65536).decode(errors="replace").split("\r\n")
+            if re.match("GET [^? ]*/(columns|period)[? ]", request) and not self._every_route:
+                connection.sendall(http(404))
+                connection.close()
+                continue
             answer = self._answers[min(number, len(self._answers) - 1)]
             number += 1
-            request, *headers = connection.recv(65536).decode(errors="replace").split("\r\n")
             self.requests.append(request)
             self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in headers)}
             if answer is HANG:
@@ -73,9 +79,9 @@ class Faulty:
 
 
 @contextmanager
-def answering(*answers) -> Iterator[Faulty]:
+def answering(*answers, every_route=False) -> Iterator[Faulty]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Faulty(listener, answers)
+        server = Faulty(listener, answers, every_route)
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:

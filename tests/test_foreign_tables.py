@@ -1,0 +1,269 @@
+"""Tables of Fonte that are not ours: any numeric types, any time zone, any settings of their database."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+from support import reference
+from support.project import alvo_values, connector_over
+
+from fonte import client
+from fonte.client import FonteError
+from fonte_alvo import engine
+from orchestration import day, days
+
+DAY = date(2024, 5, 20)
+MIDNIGHT = datetime(2024, 5, 20, tzinfo=UTC)
+NAMES = ["wind_speed", "power", "ambient_temperature"]
+FLOATS = {
+    "real": st.floats(width=32, allow_subnormal=False),
+    "double precision": st.floats(allow_subnormal=False),
+    "numeric": st.decimals(-1000, 1000, places=5),
+    "numeric(12,3)": st.decimals(-1000, 1000, places=3),
+}
+INTEGERS = {
+    "smallint": st.integers(-(2**15), 2**15 - 1),
+    "integer": st.integers(-(2**31), 2**31 - 1),
+    "bigint": st.integers(-(2**63), 2**63 - 1),
+}
+NUMBERS = {**FLOATS, **INTEGERS}
+TIMES = [f"timestamp{precision} {zone} time zone" for precision in ("", "(0)", "(3)") for zone in ("with", "without")]
+DATABASES = {
+    "ours": ("UTF8", {}),
+    "German dates": ("UTF8", {"timezone": "America/Sao_Paulo", "datestyle": "German"}),
+    "LATIN1": ("LATIN1", {"timezone": "Asia/Kathmandu", "datestyle": "SQL, MDY", "extra_float_digits": "-15"}),
+    "SQL_ASCII": ("SQL_ASCII", {"timezone": "Pacific/Chatham", "intervalstyle": "iso_8601"}),
+}
+
+
+@st.composite
+def tables(draw):
+    """The type of the timestamp, those of the variables, and rows: seconds since midnight to values."""
+    kinds = {name: draw(st.sampled_from(sorted(NUMBERS))) for name in NAMES}
+    values = {name: st.none() | NUMBERS[kind] for name, kind in kinds.items()}
+    offsets = st.sampled_from([0, 60, 120, 599, 600, 3600, 43_200, 86_399]) | st.integers(-7200, 93_600)
+    return (
+        draw(st.sampled_from(TIMES)),
+        kinds,
+        draw(st.dictionaries(offsets, st.fixed_dictionaries(values), max_size=12)),
+    )
+
+
+@pytest.fixture(scope="module", params=DATABASES, ids=DATABASES)
+def foreign(request, administrator, server):
+    """A database as a stranger may have set it up, and a connector over it."""
+    encoding, session = DATABASES[request.param]
+    name = f"foreign_{encoding.lower()}_{abs(hash(request.param))}"
+    with administrator.connect() as connection:
+        connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+        locale = "LOCALE 'C' LOCALE_PROVIDER libc" if encoding != "UTF8" else ""
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING '{encoding}' {locale} TEMPLATE template0"))
+        for setting, value in session.items():
+            connection.execute(text(f"ALTER DATABASE {name} SET {setting} = '{value}'"))
+    url = server.set(database=name)
+    owner = create_engine(url, connect_args={"client_encoding": "utf8"})
+    with connector_over(url) as base_url:
+        yield owner, base_url
+    owner.dispose()
+
+
+def create(owner, time, kinds, rows):
+    columns = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+    table = f"CREATE TABLE data (id serial, timestamp {time}, {columns}, note text DEFAULT 'é')"
+    with owner.begin() as connection:
+        connection.execute(text("SET LOCAL timezone = 'UTC'"))
+        connection.execute(text(f"DROP TABLE IF EXISTS data; {table}"))
+        for offset, values in rows.items():
+            names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
+            query = f"INSERT INTO data (timestamp, {names}) VALUES (:moment, {marks})"
+            connection.execute(text(query), {"moment": MIDNIGHT + timedelta(seconds=offset), **values})
+
+
+def doubles(rows):
+    """The rows of the day as Python has them: moment to floats, NaN for NULL."""
+    inside = {MIDNIGHT + timedelta(seconds=offset): rows[offset] for offset in sorted(rows) if 0 <= offset < 86_400}
+    return {moment: [float("nan" if row[n] is None else row[n]) for n in NAMES] for moment, row in inside.items()}
+
+
+def in_arrow(timestamps, columns):
+    moments = (moment.replace(tzinfo=UTC) for moment in timestamps.tolist())
+    rows = zip(*(columns[name].tolist() for name in NAMES), strict=True)
+    return {moment: list(row) for moment, row in zip(moments, rows, strict=True)}
+
+
+def in_csv(answer):
+    rows = csv.DictReader(io.StringIO(answer.text))
+    return {datetime.fromisoformat(row["timestamp"]): [float(row[name] or "nan") for name in NAMES] for row in rows}
+
+
+def finite(rows):
+    return {moment: [value if math.isfinite(value) else None for value in values] for moment, values in rows.items()}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(table=tables())
+def test_alvo_holds_the_exact_statistics_of_any_table(table, foreign, alvo_pool):
+    time, kinds, rows = table
+    owner, base_url = foreign
+    create(owner, time, kinds, rows)
+    truth = doubles(rows)
+    bounds = {"start_timestamp": "2024-05-20", "end_timestamp": "2024-05-21"}
+    with client.connect(base_url) as fonte:
+        arrow = in_arrow(*client.fetch(base_url, MIDNIGHT, MIDNIGHT + timedelta(days=1), NAMES, fonte))
+        read_csv = in_csv(fonte.get("data", params={**bounds, "format": "csv"}))
+        records = fonte.get("data", params={**bounds, "format": "json"}).json()
+        json = {datetime.fromisoformat(record["timestamp"]): [record[name] for name in NAMES] for record in records}
+        assert all(record["timestamp"].endswith("Z") for record in records)
+        assert list(arrow) == list(read_csv) == list(json) == list(truth)
+        for moment, row in truth.items():
+            np.testing.assert_array_equal((arrow[moment], read_csv[moment]), (row, row))
+        assert json == finite(truth)
+
+        with alvo_pool.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS data, signal, load"))
+        (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
+        if not any(value is not None for values in json.values() for value in values):
+            with pytest.raises(day.EmptyPeriod):
+                day.run(fonte, alvo_pool, asked, NAMES)
+            assert alvo_values(alvo_pool) is None
+            return
+        outcome = day.run(fonte, alvo_pool, asked, NAMES)
+    assert alvo_values(alvo_pool) == statistics_of(truth)
+    assert all(samples <= outcome.expected for samples in outcome.samples.values())
+
+
+def statistics_of(rows):
+    windows = defaultdict(list)
+    for moment, values in rows.items():
+        for name, value in zip(NAMES, values, strict=True):
+            if math.isfinite(value):
+                windows[moment.replace(minute=moment.minute // 10 * 10, second=0), name].append(value)
+    held = {}
+    for (window, name), samples in windows.items():
+        exact = {"mean": reference.mean(samples), "min": min(samples), "max": max(samples)}
+        exact |= {"std": reference.std(samples)} if len(samples) > 1 else {}
+        doubles_ = {f"{name}_{statistic}": reference.as_double(value) for statistic, value in exact.items()}
+        held |= {(window, signal): value for signal, value in doubles_.items() if math.isfinite(value)}
+    return held
+
+
+BROKEN = {
+    "text": ("ALTER TABLE data ALTER power TYPE text USING 'calm'", "its column power (text) cannot be read as float8"),
+    "numeric": ("ALTER TABLE data ALTER power TYPE numeric USING '1e400'", "its column power (numeric) cannot be read"),
+    "boolean": ("ALTER TABLE data ALTER power TYPE boolean USING true", "its column power (boolean) cannot be read"),
+    "timestamp": (
+        "ALTER TABLE data DROP CONSTRAINT data_timestamp_has_four_digit_year, ALTER timestamp TYPE text",
+        "its column timestamp (text) cannot be read",
+    ),
+    "absent column": (
+        "ALTER TABLE data DROP power",
+        "no column power; as its owner: ALTER TABLE data ADD COLUMN power",
+    ),
+    "the brief's spelling": (
+        "ALTER TABLE data RENAME ambient_temperature TO ambient_temprature",
+        "as its owner: ALTER TABLE data RENAME COLUMN ambient_temprature TO ambient_temperature",
+    ),
+    "absent table": ("DROP TABLE data", "it has no table data, which `python seed.py` makes"),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_a_table_that_cannot_be_read_is_an_error_that_says_what_stands_in_the_way(fonte, make_pool, alvo, damage):
+    statement, said = BROKEN[damage]
+    with make_pool(fonte).begin() as connection:
+        connection.execute(text(statement))
+    with connector_over(fonte) as base_url, client.connect(base_url) as http:
+        for form in ("json", "csv", "arrow"):
+            answer = httpx.get(f"{base_url}/data?end_timestamp=2024-05-21&format={form}")
+            assert (answer.status_code, answer.headers.get("retry-after")) == (503, None)
+            assert answer.json()["detail"].startswith("Fonte's database is not set up: ")
+            assert said in answer.json()["detail"]
+        pool = make_pool(alvo)
+        (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
+        with pytest.raises(FonteError) as failure:
+            day.run(http, pool, asked, NAMES)
+        assert said in str(failure.value)
+        assert alvo_values(pool) is None
+        if "absent" in damage:
+            assert httpx.get(f"{base_url}/health").json()["detail"].startswith("Fonte's database is not set up")
+
+
+@pytest.mark.parametrize(
+    ("steps_s", "expected_s"),
+    [
+        ([], 60),
+        ([60] * 9, 60),
+        ([1] * 100, 1),
+        ([600] * 5, 600),
+        ([60] * 5 + [1] * 3, 60),
+        ([59.4, 60.4, 60.2, 59.9], 60),
+        ([0.1] * 20, 0.1),
+        ([60, 120], 60),
+        ([3600], 3600),
+    ],
+)
+def test_the_sampling_interval_is_the_most_frequent_step(steps_s, expected_s):
+    moments = np.cumsum([0, *steps_s]) * 1_000_000
+    timestamps = np.datetime64("2024-05-20", "us") + moments.astype("int64").astype("timedelta64[us]")
+    assert day.sampling_interval(timestamps[: len(steps_s) + 1]) == timedelta(seconds=expected_s)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ("1 second", ["86,400 of 86,400 samples (100.0%), 144 windows", "one sample every 1 s"]),
+        ("10 minutes", ["144 of 144 samples (100.0%), 144 windows", "one sample every 600 s"]),
+        ("1 minute", ["1,440 of 1,440 samples (100.0%), 144 windows"]),
+    ],
+)
+def test_coverage_counts_samples_against_the_interval_of_the_day(make_database, make_pool, alvo, interval, said):
+    url = make_database()
+    series = f"generate_series('2024-05-20Z'::timestamptz, '2024-05-20 23:59:59Z', '{interval}') AS moment"
+    with make_pool(url).begin() as connection:
+        columns = "moment AS timestamp, 7 AS wind_speed, 100 AS power, 3 AS ambient_temperature"
+        connection.execute(text(f"CREATE TABLE data AS SELECT {columns} FROM {series}"))
+    with connector_over(url) as base_url, client.connect(base_url) as fonte:
+        (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
+        outcome = day.run(fonte, make_pool(alvo), asked, ["power"])
+    summary = day.summary(asked, outcome)
+    assert all(words in summary for words in said)
+    assert ("one sample every" in summary) == (len(said) > 1)
+
+
+def test_implausible_values_are_counted_and_kept(connector, fonte_pool, alvo, make_pool):
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET wind_speed = -999 WHERE timestamp < '2024-05-20 01:00Z'"))
+        connection.execute(text("UPDATE data SET power = 9999 WHERE timestamp = '2024-05-20 12:00Z'"))
+    pool = make_pool(alvo)
+    with client.connect(connector) as fonte:
+        (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
+        outcome = day.run(fonte, pool, asked, ["wind_speed", "power"])
+    assert outcome.implausible == {"wind_speed": 60, "power": 1}
+    for told in (day.summary(asked, outcome), day.line(asked, outcome)):
+        assert "wind_speed: 60 implausible values" in told
+        assert "power: 1 implausible value" in told
+    assert alvo_values(pool)[MIDNIGHT, "wind_speed_min"] == -999
+
+
+def test_settings_that_a_pooler_drops_are_set_in_each_transaction(alvo):
+    """As PgBouncer does it in transaction mode: what a session had set is gone in the next transaction."""
+    pool, asked = engine.create(alvo, "test"), ("TimeZone", "lock_timeout", "statement_timeout")
+    for _ in range(2):
+        with pool.begin() as connection:
+            shown = {name: connection.scalar(text(f"SHOW {name}")) for name in asked}
+        assert shown == {"TimeZone": "UTC", "lock_timeout": "15s", "statement_timeout": "2min"}
+        with pool.connect() as connection:
+            connection.connection.driver_connection.autocommit = True
+            cursor = connection.connection.cursor()
+            cursor.execute("DISCARD ALL")
+            connection.connection.driver_connection.autocommit = False
+    pool.dispose()
