@@ -7,7 +7,7 @@ exit codes:
   3  Fonte failed
   4  Alvo failed
   5  no finite sample in the whole day; Alvo stays as it was
-  6  Alvo is loaded, but the picture of --plot cannot be written
+  6  Alvo is loaded, but the picture of --plot or standard output cannot be written
 
 environment (a file .env in the folder FONTE_ALVO_HOME serves too; unset, that is {home}):
   FONTE_API_URL      the connector; unset, this process serves it on a free loopback port
@@ -29,6 +29,15 @@ from itertools import compress
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
+
+if __name__ == "__main__":
+    # Before the imports that may fail, or be interrupted.
+    try:
+        from fonte_alvo.command import begin
+    except ImportError:
+        print("etl.py: the project is not installed: run python -m pip install . in its folder", file=sys.stderr)
+        sys.exit(2)
+    begin("etl.py")
 
 from sqlalchemy import Engine
 
@@ -148,13 +157,13 @@ def _run_range(
         # From here on Ctrl-C ends the process at once: the database rolls back what was in hand.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         rest = _again(options, asked[len(outcomes) + len(codes) :])
-        print(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}", file=sys.stderr, flush=True)
+        command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
         return 130  # 128 + SIGINT, as a shell reports it
     failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
     print(days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note)
     if failed and options.keep_going:
         again = _again(options, failed)
-        print(f"etl.py: {days.count(len(failed))} failed. Run them again with:\n  {again}", file=sys.stderr)
+        command.complain(f"etl.py: {days.count(len(failed))} failed. Run them again with:\n  {again}")
     return next(iter(codes.values()), 0)
 
 

@@ -1,7 +1,8 @@
 """Create Fonte, fill it, and print the period that it holds. Rows that are there already keep their values.
 
 FONTE_DATABASE_URL names the database; unset, it is the embedded PostgreSQL's (see etl.py --help).
-Exit codes: 0 done, 2 bad input, 3 Fonte's database failed. Nothing is written unless all is.
+Exit codes: 0 done, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot be written. Nothing is
+written unless all is.
 """
 
 import argparse
@@ -9,6 +10,15 @@ import sys
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
+
+if __name__ == "__main__":
+    # Before the imports that may fail, or be interrupted.
+    try:
+        from fonte_alvo.command import begin
+    except ImportError:
+        print("seed.py: the project is not installed: run python -m pip install . in its folder", file=sys.stderr)
+        sys.exit(2)
+    begin("seed.py")
 
 from fonte import schema, seeding
 from fonte.client import FonteError

@@ -6,6 +6,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+if __name__ == "__main__":
+    from fonte_alvo.command import begin
+
+    begin("python -m alvo")
+
 import uvicorn
 
 from alvo import api, schema

@@ -2,6 +2,11 @@
 
 import sys
 
+if __name__ == "__main__":
+    from fonte_alvo.command import begin
+
+    begin("alvo.schema")
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fonte import arrow
 from fonte.arrow import BadAnswer, Timestamps, Values
 from fonte_alvo import command
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, clean, shown_url
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
@@ -32,7 +32,6 @@ MAX_DECODED_BYTES = 512 * 2**20
 # Python's objects take up to thirty times the room of their JSON. A year of minutes is smaller.
 MAX_JSON_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
-MAX_MESSAGE_CHARACTERS = 2000
 # Servers that know nothing of Arrow answer JSON.
 ACCEPT = f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
 # A few compressed bytes may decode to gigabytes, all at once: none are asked for, and none taken.
@@ -75,7 +74,7 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
         client = Client(base_url=url, timeout=timeout, trust_env=not loopback, verify=url.scheme == "https")
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
-        raise FonteError(f"no HTTP client can be made: {_one_line(str(error))}; {remedy}") from error
+        raise FonteError(f"no HTTP client can be made: {clean(str(error))}; {remedy}") from error
     client.patience_s = PATIENCE_S if patience_s is None else patience_s
     return client
 
@@ -99,8 +98,8 @@ def fetch(
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, BadAnswer) as error:
-        fonte = f"Fonte at {httpx.URL(base_url).copy_with(userinfo=b'', query=None, fragment=None)}"
-        said = _one_line(str(error)) or type(error).__name__
+        fonte = f"Fonte at {shown_url(base_url)}"
+        said = clean(str(error)) or type(error).__name__
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
             raise RequestRefused(f"{fonte} refused the request: {said}") from error
         raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
@@ -142,12 +141,6 @@ def _ask(http: Client, route: str) -> bytearray:
         return _read(response, MAX_ERROR_BYTES, monotonic())
 
 
-def _one_line(text: str) -> str:
-    """Return the beginning of what a foreign server may have said, as one line that no terminal obeys."""
-    shown = (character if character.isprintable() else " " for character in text[:MAX_MESSAGE_CHARACTERS])
-    return " ".join("".join(shown).split())
-
-
 def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
@@ -164,7 +157,7 @@ def _get(client: Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
             rest_s = _rest_s(client)
             if not _is_transient(error) or rest_s <= 0:
                 raise
-            said = _one_line(str(error)) or type(error).__name__
+            said = clean(str(error)) or type(error).__name__
             command.notice(f"Fonte does not answer: {said}; it is asked again for {rest_s:.0f} s")
             pause_s = uniform(0.5, 1) * min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
             sleep(min(max(pause_s, _retry_after_s(error)), rest_s))

@@ -3,14 +3,20 @@
 import argparse
 import os
 import re
+import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+# What a command returns whose work is done, but not reported.
+OUTPUT_LOST = 6
+# What pip installs for a package that only some commands need.
+EXTRAS = {"dagster": "[dagster]", "distributed": "[dask]", "matplotlib": "[plot]"}
 
 
 class Failure(Exception):
@@ -33,37 +39,107 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {clean(message)}; see {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit, also where a standard stream cannot be written."""
+        if message:
+            complain(message)
+        sys.exit(finished(self.prog, status))
+
+
+def clean(text: str, most: int = 500) -> str:
+    """Return the beginning of what is foreign as one line that no terminal obeys, without the passwords of its URLs."""
+    shown = (character if character.isprintable() else " " for character in text[: 10 * most])
+    line = re.sub(r"://[^/?#\s]*@", "://", " ".join("".join(shown).split()))
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def shown_url(url: object) -> str:
+    """Return a URL without what may be secret in it: user and password, query and fragment."""
+    return clean(re.split("[?#]", str(url), maxsplit=1)[0])
+
+
+def begin(program: str) -> None:
+    """Let a process fail on one line before its imports are done, and end silently on Ctrl-C.
+
+    To be called first. No other file takes the number of a standard stream that is closed.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The lowest free number. That standard output cannot be written is reported; errors are lost.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    encoding = sys.stdout.encoding if sys.stdout else None
+    # With a buffer, whatever the environment says: what it holds in the end could not be written.
+    sys.stdout = open(1, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.excepthook = lambda kind, error, where: os._exit(failed(program, error, debug=False))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    os._exit(128 + number)  # as a shell reports it
+
+
+def complain(line: str) -> None:
+    """Write a line to standard error, where that is possible."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def finished(program: str, code: int) -> int:
+    """Return the exit code, or what stands for 0 where standard output cannot be written."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return 141  # 128 + SIGPIPE, as a shell reports it
+        complain(f"{program}: standard output cannot be written: {error.strerror}; what was done stays done")
+        return code or OUTPUT_LOST
+    return code
 
 
 def run(program: str, action: Callable[[], int], *, debug: bool = False) -> int:
     """Return the action's exit code, or that of its failure, which is reported on one line."""
-    hook = sys.excepthook
+    hook, interrupt = sys.excepthook, signal.getsignal(signal.SIGINT)
     # psycopg2 prints by it an error that it raises as well.
     sys.excepthook = lambda kind, error, where: None
+    if interrupt is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return action()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141  # 128 + SIGPIPE, as a shell reports it
+        return finished(program, action())
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; each day is done wholly or not at all", file=sys.stderr)
+        complain(f"{program}: interrupted; each day is done wholly or not at all")
         return 130  # 128 + SIGINT, as a shell reports it
     except Exception as error:
-        return failed(program, error, debug=debug)
+        lost = finished(program, 0) if isinstance(error, OSError) else 0
+        return lost or failed(program, error, debug=debug)
     finally:
         sys.excepthook = hook
+        if interrupt is _end:
+            signal.signal(signal.SIGINT, _end)
 
 
-def failed(program: str, error: Exception, *, debug: bool) -> int:
+def failed(program: str, error: BaseException, *, debug: bool) -> int:
     """Report a failure on one line, and return its exit code: 1 for one that nobody foresaw."""
     if debug:
-        traceback.print_exception(error)
+        import traceback
+
+        complain("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, Failure):
-        print(f"{program}: {error}", file=sys.stderr)
+        complain(f"{program}: {clean(str(error), 2000)}")
         return error.exit_code
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"{program}: unexpected {said:.500}; run with --debug for the traceback, and report it", file=sys.stderr)
+    if isinstance(error, ImportError):
+        extra = next((extra for name, extra in EXTRAS.items() if name in str(error.name)), "")
+        complain(f"{program}: {clean(str(error))}; install what is missing: python -m pip install '.{extra}'")
+        return 2
+    said = clean(f"{type(error).__name__}: {error}")
+    complain(f"{program}: unexpected {said}; run with --debug for the traceback, and report it")
     return 1
 
 

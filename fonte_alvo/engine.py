@@ -9,12 +9,13 @@ from threading import Timer
 from typing import Any
 
 from psycopg2 import Error as PostgresError
-from psycopg2 import extensions
+from psycopg2 import OperationalError, extensions
 from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from fonte_alvo.command import Failure
+from fonte_alvo import embedded
+from fonte_alvo.command import Failure, clean
 from fonte_alvo.embedded import EmbeddedServerError
 
 # What a pool logs of a lost connection, the failure that it causes tells on its one line.
@@ -120,7 +121,13 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
     def connect(
         dialect: Dialect, record: ConnectionPoolEntry, arguments: tuple[Any, ...], parameters: dict[str, Any]
     ) -> extensions.connection:
-        connection = dialect.connect(*arguments, **parameters)
+        try:
+            connection = _connected(dialect, arguments, parameters)
+        except PostgresError:
+            # The embedded server may have been started anew.
+            if not embedded.find_again(parameters):
+                raise
+            connection = _connected(dialect, arguments, parameters)
         # SQLAlchemy asks the server some questions before it hands the connection out.
         start(connection, record)
         return connection
@@ -128,6 +135,14 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkout", start)
     event.listen(engine, "checkin", stop)
+
+
+def _connected(dialect: Dialect, arguments: tuple[Any, ...], parameters: dict[str, Any]) -> extensions.connection:
+    try:
+        return dialect.connect(*arguments, **parameters)
+    except UnicodeDecodeError as error:
+        # A server speaks its own language before it knows the client's encoding.
+        raise OperationalError(error.object.decode("latin-1")) from None
 
 
 def cut(connection: extensions.connection) -> None:
@@ -149,4 +164,4 @@ def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) ->
 def reason(error: BaseException) -> str:
     """Return what the database said, on one line: no SQL, no parameters, no password."""
     said = str(getattr(error, "orig", None) or error)
-    return " ".join(said.split()) or type(error).__name__
+    return clean(said, 1000) or type(error).__name__

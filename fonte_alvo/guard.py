@@ -1,11 +1,13 @@
 """Runs the embedded PostgreSQL for as long as anybody uses it. Started by fonte_alvo.embedded, never by hand.
 
-Three lock files in the server's folder carry the whole protocol. The kernel releases a lock when its holder ends,
+Four lock files in the server's folder carry the whole protocol. The kernel releases a lock when its holder ends,
 however it ends, so nothing here depends on a clean exit:
 
 - users.lock: every user holds it shared; the guard is granted it exclusively when the last user has ended.
 - guard.lock: the guard holds it exclusively while the server may be joined.
 - start.lock: a user holds it exclusively while it looks for a guard and starts one.
+- server.lock: the server and all its processes inherit it: whoever is granted it knows that none of them lives, which
+  the number in postmaster.pid does not tell.
 """
 
 import fcntl
@@ -19,13 +21,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 DATABASES = ("fonte", "alvo")
 NOBODY = "65534"
 FAST_SHUTDOWN_S = 1.5
-START_ATTEMPTS = 10
-START_PAUSE_S = 0.2
+START_ATTEMPTS = 3
+# How long a server whose guard was killed may take to stop.
+STOP_LIMIT_S = 10.0
+PAUSE_S = 0.01
 
 
 def main() -> None:
@@ -34,12 +38,19 @@ def main() -> None:
     if os.fork():
         # The starter waits until the other one serves, not for its end.
         os._exit(0)
+    try:
+        serve(binaries, folder)
+    except OSError as error:
+        sys.exit(str(error))
+
+
+def serve(binaries: Path, folder: Path) -> None:
+    """Start the server, tell its port, and stop it when its last user has ended."""
     guard_lock = locked(folder / "guard.lock")
     log = (folder / "server.log").open("wb")
     if not (folder / "data").exists():
         initialise(binaries, folder, log)
-    server, port = start(binaries, folder, log)
-    (folder / "port").write_text(f"{port}\n")
+    server = start(binaries, folder, log, unused(folder / "server.lock"))
     # The starter reads until nobody can write any more.
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
@@ -63,6 +74,18 @@ def locked(path: Path) -> BinaryIO:
     file = path.open("ab")
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
+
+
+def unused(path: Path) -> BinaryIO:
+    """Return the exclusive lock of a file, once the last process of an earlier server has ended."""
+    file, began = path.open("ab"), time.monotonic()
+    while time.monotonic() - began < STOP_LIMIT_S:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            time.sleep(PAUSE_S)
+    sys.exit("a server whose guard was killed does not answer the signal to stop: kill it")
 
 
 def run_as_owner() -> list[str]:
@@ -94,35 +117,40 @@ def initialise(binaries: Path, folder: Path, log: BinaryIO) -> None:
     single_user: list[str | Path] = [*run_as_owner(), binaries / "postgres", "--single", "-D", unfinished, "postgres"]
     statements = "".join(f"CREATE DATABASE {name};\n" for name in DATABASES).encode()
     for command, given in ((initdb, b""), (single_user, statements)):
-        if subprocess.run(command, input=given, stdout=log, stderr=log).returncode != 0:
+        # Nothing of the shell's: PGDATESTYLE, PGPORT and PGCLIENTENCODING are settings of a server too.
+        if subprocess.run(command, input=given, stdout=log, stderr=log, env={}).returncode != 0:
             sys.exit(last_words(log))
     unfinished.rename(folder / "data")
 
 
-def start(binaries: Path, folder: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the server on a port of 127.0.0.1 that was free a moment ago.
+def start(binaries: Path, folder: Path, log: BinaryIO, lock: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start the server, which inherits the lock, on a port that was free a moment ago, and tell that.
 
-    Tried again where another process was faster to take the port, or an orphaned server is still stopping.
+    Tried again where another process was faster to take the port.
     """
+    pid_file = folder / "data" / "postmaster.pid"
     for _ in range(START_ATTEMPTS):
+        # The lock proves it stale, also where its number is that of a living process by now.
+        pid_file.unlink(missing_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "unix_socket_directories="]
         command: list[str | Path] = [*run_as_owner(), binaries / "postgres", "-D", folder / "data", *settings]
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        if became_ready(server, folder / "data" / "postmaster.pid"):
-            return server, port
-        time.sleep(START_PAUSE_S)
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        server = subprocess.Popen(command, **streams, env={}, pass_fds=[lock.fileno()])
+        if became_ready(server, pid_file):
+            (folder / "port").write_text(f"{port}\n")
+            return server
     sys.exit(last_words(log))
 
 
 def became_ready(server: subprocess.Popen[bytes], pid_file: Path) -> bool:
-    """Wait until the server reports in its own pid file that it is ready (True), or has ended (False)."""
+    """Wait until the server reports in its pid file that it is ready (True), or has ended (False)."""
     while server.poll() is None:
         lines = pid_file.read_text().split("\n") if pid_file.exists() else []
-        if len(lines) > 7 and lines[0] == str(server.pid) and lines[7].strip() == "ready":
+        if len(lines) > 7 and lines[7].strip() == "ready":
             return True
-        time.sleep(0.01)
+        time.sleep(PAUSE_S)
     return False
 
 

@@ -118,6 +118,9 @@ def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
 
 def _database_url(name: str, embedded_database: str) -> URL:
     url = _read(name)
+    # libpq would send them to any server, which refuses nonsense; each transaction sets what they could.
+    for variable in ("PGTZ", "PGDATESTYLE", "PGGEQO"):
+        os.environ.pop(variable, None)
     return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(name, url)
 
 

@@ -1,10 +1,157 @@
 """What the commands share, where no command shows it by itself."""
 
+import os
+import subprocess
 import sys
 
 import pytest
+from support.project import ROOT, SCRIPTS, bare, external
 
 from fonte_alvo import command
+
+COMMANDS = {
+    "etl.py": [str(SCRIPTS / "etl.py"), "2024-05-20"],
+    "seed.py": [str(SCRIPTS / "seed.py")],
+    "python -m alvo": ["-m", "alvo"],
+    "alvo.schema": ["-m", "alvo.schema"],
+    "python -m orchestration.dagster": ["-m", "orchestration.dagster"],
+}
+
+
+def shell(folder, command, environment=None, **streams):
+    """Run a command as a shell does, with its redirections."""
+    line = ["sh", "-c", command, "sh", *streams.pop("words", [])]
+    environment = environment or bare(folder)
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("etl.py", "numpy", ""),
+        ("etl.py", "httpx", ""),
+        ("seed.py", "sqlalchemy", ""),
+        ("python -m alvo", "uvicorn", ""),
+        ("alvo.schema", "psycopg2", ""),
+        ("python -m orchestration.dagster", "dagster", "[dagster]"),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line_with_the_command_that_installs_it(run_command, name, package, extra):
+    how = "run_module(sys.argv[2]" if COMMANDS[name][0] == "-m" else "run_path(sys.argv[1]"
+    code = f"import runpy, sys; sys.modules['{package}'] = None; runpy.{how}, run_name='__main__')"
+    run = run_command("-c", code, *COMMANDS[name])
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"{name}: import of {package} halted")
+    assert run.stderr.endswith(f"install what is missing: python -m pip install '.{extra}'\n")
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", [ROOT, SCRIPTS], ids=["in the checkout", "alone"])
+@pytest.mark.parametrize("script", ["etl.py", "seed.py"])
+def test_before_the_install_a_script_says_how_to_install(run_command, folder, script):
+    run = run_command("-S", str(folder / script), "--help")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"{script}: ")
+    assert "python -m pip install" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_before_the_imports_are_done_is_silent(run_command, tmp_path, name):
+    for module in ("numpy", "sqlalchemy", "uvicorn", "dagster"):
+        (tmp_path / f"{module}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    run = run_command(*COMMANDS[name], PYTHONPATH=str(tmp_path))
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_the_shell_ignores_stays_ignored(run_command):
+    code = "import signal; signal.signal(2, signal.SIG_IGN); from fonte_alvo import command; command.begin('x'); "
+    run = run_command("-c", code + "command.run('x', lambda: print(signal.getsignal(2) is signal.SIG_IGN) or 0)")
+    assert (run.returncode, run.stdout) == (0, "True\n")
+
+
+def test_ctrl_c_after_the_imports_is_one_line_and_the_handlers_are_as_they_were(run_command):
+    code = "from fonte_alvo import command; import signal; command.begin('x'); before = signal.getsignal(2); "
+    code += "print(command.run('x', lambda: signal.raise_signal(2)), signal.getsignal(2) is before)"
+    run = run_command("-c", code)
+    assert (run.returncode, run.stdout) == (0, "130 True\n")
+    assert run.stderr == "x: interrupted; each day is done wholly or not at all\n"
+
+
+DAY = f"{sys.executable} etl.py 2024-05-20"
+NOT_WRITTEN = "etl.py: standard output cannot be written: {}; what was done stays done\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (f"{DAY} >/dev/full", 6, NOT_WRITTEN.format("No space left on device")),
+        (f"{DAY} 2024-05-21 >/dev/full", 6, NOT_WRITTEN.format("No space left on device")),
+        (f"{DAY} >&-", 6, NOT_WRITTEN.format("Bad file descriptor")),
+        (f"{DAY} >&- 2>&-", 6, ""),
+        (f"{DAY} <&- >/dev/null 2>&-", 0, ""),
+        (f"{DAY} >/dev/full 2>/dev/full", 6, ""),
+        (f"{DAY} --help >/dev/full", 6, NOT_WRITTEN.format("No space left on device")),
+        (f"{DAY} --speed 2>/dev/full", 2, ""),
+        (f"{DAY} --speed 2>&-", 2, ""),
+        (f"{sys.executable} etl.py 2001-01-01 2>/dev/full", 5, ""),
+        (f"{sys.executable} etl.py 2001-01-01 --debug 2>&-", 5, ""),
+        (f"{sys.executable} etl.py 2001-01-01 2001-01-02 >/dev/full 2>/dev/full", 5, ""),
+        (f"{DAY} | true", 0, ""),
+    ],
+)
+def test_standard_streams_that_are_full_or_closed_change_only_the_exit_code(folder, fonte_api, alvo, line, code, said):
+    run = shell(folder, line, external(fonte_api, alvo))
+    assert (run.returncode, run.stdout, run.stderr) == (code, "", said)
+    if "2001" not in line and "--" not in line:
+        # The day stays loaded.
+        again = shell(folder, DAY, external(fonte_api, alvo))
+        assert "0 values written, 1,152 unchanged" in again.stdout
+
+
+def test_a_name_that_standard_output_cannot_spell_is_written_all_the_same(folder, fonte_api, alvo):
+    environment = external(fonte_api, alvo) | {"PYTHONIOENCODING": "ascii", "FONTE_ALVO_HOME": str(folder / "größe")}
+    assert shell(folder, f"{DAY} --help", environment).stdout.count(r"gr\xf6\xdfe") == 2
+
+
+def test_seed_reports_that_its_summary_is_lost(folder, fonte):
+    environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
+    assert shell(folder, f"{sys.executable} seed.py --days 1 >/dev/full", environment).returncode == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("two\n  lines\tof\x1b[31m red\x07", "two lines of [31m red"),
+        ("A" * 5000, "A" * 500 + "..."),
+        ("at http://user:s3cret@host/path, and x://t@h", "at http://host/path, and x://h"),
+        ("\u202eright to left\u2028", "right to left"),
+        ("", ""),
+    ],
+)
+def test_what_is_foreign_is_cut_and_cleaned(text, said):
+    assert command.clean(text) == said
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://user:pass@host:8000/api/?token=secret#more", "http://host:8000/api/"),
+        ("http://host/", "http://host/"),
+        ("user:pass@host", "user:pass@host"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url, said):
+    assert command.shown_url(url) == said
+
+
+def test_an_argument_is_repeated_cut_and_cleaned(capsys):
+    with pytest.raises(SystemExit):
+        command.Parser(prog="etl.py").parse_args(["\x1b[31m" + "A" * 5000])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said[:-1].isprintable()
+    assert len(said) < 600
 
 
 def test_a_failure_that_nobody_foresaw_is_one_line_too(capsys):

@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.project import ROOT
+from support.project import ROOT, SCRIPTS, bare
 
 from fonte_alvo import embedded, guard
 
@@ -127,14 +128,9 @@ def test_many_first_users_at_once_share_one_server(folder):
 def test_a_normal_user_can_start_it(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    owner, become = os.geteuid(), []
-    if owner == 0:
-        owner = pwd.getpwnam("daemon").pw_uid
-        os.chown(home, owner, owner)
-        # The capability only lets the other user reach this Python, which may lie below root's home.
-        capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--securebits=+no_setuid_fixup"]
-        become = ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups", *capability]
-    with user(home / "embedded", become=become) as (_, _, answer):
+    owner = os.geteuid() or pwd.getpwnam("daemon").pw_uid
+    os.chown(home, owner, owner)
+    with user(home / "embedded", become=become(owner) if os.geteuid() == 0 else ()) as (_, _, answer):
         assert answer == "alvo"
         assert (home / "embedded" / "data").stat().st_uid == owner
     wait_for_end(home / "embedded")
@@ -227,13 +223,11 @@ def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
 def test_a_user_waits_while_a_guard_still_initialises(tmp_path, monkeypatch):
     (tmp_path / "password").write_text("secret")
 
-    def serve(pause_s):
-        (tmp_path / "port").write_text("5432\n")
-
-    monkeypatch.setattr(embedded.time, "sleep", serve)
-    with (tmp_path / "guard.lock").open("ab") as guard_lock:
+    with (tmp_path / "guard.lock").open("ab") as guard_lock, socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(embedded.time, "sleep", lambda pause_s: (tmp_path / "port").write_text(f"{port}\n"))
         fcntl.flock(guard_lock, fcntl.LOCK_EX)
-        assert embedded.url("alvo", tmp_path).port == 5432
+        assert embedded.url("alvo", tmp_path).port == port
 
 
 def test_a_backend_that_hangs_does_not_keep_the_server(folder):
@@ -281,18 +275,181 @@ def test_a_folder_without_its_password_is_a_clear_error(initialised, tmp_path):
     folder = tmp_path / "embedded"
     subprocess.run(["cp", "-a", initialised, folder], check=True)
     (folder / "password").unlink()
-    with pytest.raises(embedded.EmbeddedServerError, match="cannot use its folder.*password"):
+    with pytest.raises(embedded.EmbeddedServerError, match="password: No such file.*copy that file back"):
         embedded.url("alvo", folder)
 
 
-def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):
+def become(owner):
+    """The prefix that runs a command as another user, who may still read this Python below root's home."""
+    capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--securebits=+no_setuid_fixup"]
+    return ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups", *capability]
+
+
+@contextmanager
+def mounted(folder, options):
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def failure(folder, prefix=()):
+    """What a process says that cannot use the server: one line, and its exit code."""
+    code = "import sys; from pathlib import Path; from fonte_alvo import command, embedded; sys.exit(command.run('x', "
+    code += "lambda: print(embedded.url('alvo', Path(sys.argv[1])))))"
+    run = subprocess.run([*prefix, sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 4, run.stderr
+    assert run.stderr.count("\n") == 1
+    assert "set FONTE_ALVO_HOME to another folder" in run.stderr
+    assert "delete" not in run.stderr
+    return run.stderr
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(embedded.EmbeddedServerError, match="cannot use its folder.*delete it"):
-        embedded.url("alvo", tmp_path / "file")
+    assert "File exists" in failure(tmp_path / "file")
+
+
+def test_a_folder_of_root_tells_another_user_that_it_is_roots(folder):
+    said = failure(folder, become(pwd.getpwnam("daemon").pw_uid))
+    assert "Operation not permitted; it belongs to root: run as that user" in said
+
+
+def test_a_folder_of_another_user_tells_root_whose_it_is(folder):
+    owner = pwd.getpwnam("daemon")
+    subprocess.run(["chown", "-R", f"{owner.pw_uid}:{owner.pw_gid}", folder], check=True)
+    assert "wrong ownership" in (said := failure(folder))
+    assert "it belongs to daemon: run as that user" in said
+    with user(folder, become=become(owner.pw_uid)) as (_, _, answer):
+        assert answer == "alvo"
+
+
+def test_a_folder_of_a_user_without_a_name_is_told_by_its_number(folder):
+    subprocess.run(["chown", "-R", "12345", folder], check=True)
+    assert "it belongs to user 12345: run as that user" in failure(folder)
+
+
+def test_a_file_system_that_ignores_chmod_is_told(tmp_path, monkeypatch):
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
+    with pytest.raises(embedded.EmbeddedServerError, match="ignores chmod; choose a file system of Linux or macOS"):
+        embedded.url("alvo", tmp_path)
+
+
+def test_a_full_disk_is_told_and_free_space_helps(tmp_path):
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        assert "No space left on device" in (said := failure(disk / "embedded"))
+        assert "free some space" in said
+
+
+def test_a_file_system_that_is_read_only_is_told(tmp_path):
+    with mounted(tmp_path / "disk", "ro") as disk:
+        assert "Read-only file system; make it writable" in failure(disk / "embedded")
+
+
+def test_a_server_of_another_container_is_told(folder):
+    with user(folder) as (_, port, _):
+        said = failure(folder, ["unshare", "--net"])
+    assert f"its server does not answer at port '{port}' of this machine; end the commands that use it" in said
+
+
+@pytest.mark.parametrize("content", ["", "damaged", "70000", "-1", "\xff", "5" * 5000])
+def test_a_damaged_port_file_is_one_line_while_the_server_runs_and_nothing_later(folder, content, monkeypatch):
+    with user(folder):
+        (folder / "port").write_text(content, encoding="latin-1")
+        monkeypatch.setattr(embedded, "ANSWER_LIMIT_S", 0.1)
+        monkeypatch.setattr(embedded, "START_LIMIT_S", 0.1)
+        with pytest.raises(OSError, match="does not answer at port"):
+            embedded._port(folder)
+    wait_for_end(folder)
+    (folder / "port").write_text(content, encoding="latin-1")
+    with user(folder) as (_, _, answer):
+        assert answer == "alvo"
+
+
+@pytest.mark.parametrize("number", ["1", "999999"], ids=["a living process", "none"])
+def test_a_stale_pid_file_does_not_stop_it(folder, number):
+    with user(folder):
+        [guard] = [pid for pid in servers(folder) if "guard.py" in " ".join(psutil.Process(pid).cmdline())]
+        lines = (folder / "data" / "postmaster.pid").read_text().split("\n")
+        for pid in (guard, int(lines[0])):
+            os.kill(pid, signal.SIGKILL)
+    left(folder)
+    (folder / "data" / "postmaster.pid").write_text("\n".join([number, *lines[1:]]))
+    with user(folder) as (_, _, answer):
+        assert answer == "alvo"
+
+
+def test_an_orphaned_server_that_does_not_stop_is_told(folder):
+    with (folder / "server.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "a server whose guard was killed does not answer" in failure(folder)
+
+
+def test_a_process_finds_a_server_that_was_started_anew(folder):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import text
+from fonte_alvo import embedded, engine
+folder = Path(sys.argv[1])
+pool = engine.create(embedded.url("alvo", folder), "test", check_pooled=True)
+for _ in range(3):
+    with pool.connect() as connection:
+        print(connection.scalar(text("SELECT current_database()")))
+    os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+"""
+    run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("alvo\n" * 3, "")
+
+
+# Of the PostgreSQL documentation, "Environment Variables"; PGSERVICE must name a service that is there.
+LIBPQ = """PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE PGREQUIREAUTH PGCHANNELBINDING PGSERVICEFILE
+PGOPTIONS PGAPPNAME PGSSLMODE PGREQUIRESSL PGSSLNEGOTIATION PGSSLCOMPRESSION PGSSLCERT PGSSLKEY PGSSLCERTMODE
+PGSSLROOTCERT PGSSLCRL PGSSLCRLDIR PGSSLSNI PGREQUIREPEER PGSSLMINPROTOCOLVERSION PGSSLMAXPROTOCOLVERSION PGGSSENCMODE
+PGKRBSRVNAME PGGSSLIB PGGSSDELEGATION PGCONNECT_TIMEOUT PGCLIENTENCODING PGTARGETSESSIONATTRS PGLOADBALANCEHOSTS
+PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR PGLOCALEDIR PGDATA"""
+
+
+@pytest.mark.parametrize(
+    ("value", "names"), [("nonsense", LIBPQ), ("require", "PGSSLMODE PGCHANNELBINDING PGGSSENCMODE")]
+)
+def test_no_variable_of_the_shell_reaches_it(folder, value, names):
+    home = folder.rename(folder.with_name(".embedded")).parent
+    code = "from fonte_alvo import engine, settings; engine.create(settings.alvo_database_url(), 'x').connect().close()"
+    try:
+        for name in names.split():
+            environment = {**os.environ, "FONTE_ALVO_HOME": str(home), name: value}
+            run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+            assert (name, run.stderr[-500:]) == (name, "")
+    finally:
+        wait_for_end(home / ".embedded")
+        (home / ".embedded").rename(folder)
+
+
+@pytest.mark.faults
+def test_a_container_in_which_process_ids_repeat_starts_it_after_every_kill(tmp_path):
+    (tmp_path / "home").mkdir()
+    environment = bare(tmp_path / "home")
+    container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    command = [*container, sys.executable, SCRIPTS / "etl.py", "2024-05-20"]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    for number in range(10):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as killed:
+            file = tmp_path / "home" / ".embedded" / "data" / "postmaster.pid"
+            before = file.stat().st_mtime_ns if file.exists() else 0
+            while killed.poll() is None and not (file.exists() and file.stat().st_mtime_ns != before):
+                pass
+            killed.kill()
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (number, run.returncode, run.stderr) == (number, 0, "")
 
 
 def test_a_server_that_does_not_start_is_a_clear_error(tmp_path):
     folder = tmp_path / "embedded"
     (folder / "data").mkdir(parents=True)
+    os.chown(folder / "data", os.geteuid() or int(guard.NOBODY), -1)
     with pytest.raises(embedded.EmbeddedServerError, match="could not access.*see .*server.log"):
         embedded.url("alvo", folder)

@@ -10,6 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    from fonte_alvo.command import begin
+
+    begin("python -m orchestration.dagster")
+
 from fonte_alvo import command, settings
 from orchestration.dagster.resources import AlvoDatabase, FonteApi
 
@@ -32,10 +37,9 @@ def _serve(port: str) -> int:
     # What is away is reported here in one line, and not by runs that fail.
     with FonteApi().connect() as http:
         with AlvoDatabase().connect(connections=1):
-            alvo = settings.alvo_database_url()
+            pass
         environment = settings.child_environment(
             FONTE_API_URL=str(http.base_url),
-            ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False),
             DAGSTER_HOME=str(_dagster_home()),
             # `dg dev`, which it recommends instead, needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from fonte import client, local
 from fonte.client import Client, FonteError, RequestRefused
 from fonte_alvo import engine, settings
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, shown_url
 from fonte_alvo.engine import DatabaseError
 from orchestration.days import ClusterError
 
@@ -31,7 +31,8 @@ class FonteApi(dg.ConfigurableResource[None]):
             health = _get(http, "health")
             # A server that has no such route is a connector all the same.
             if health.is_server_error:
-                raise FonteError(f"Fonte at {http.base_url} is not ready: it answers {health.status_code}; {REMEDY}")
+                fonte = shown_url(http.base_url)
+                raise FonteError(f"Fonte at {fonte} is not ready: it answers {health.status_code}; {REMEDY}")
             yield http
 
 
@@ -56,7 +57,7 @@ def _get(http: Client, route: str) -> httpx.Response:
     try:
         return http.get(route)
     except httpx.HTTPError as error:
-        raise FonteError(f"Fonte at {http.base_url} failed: {error}; {REMEDY}") from error
+        raise FonteError(f"Fonte at {shown_url(http.base_url)} failed: {error}; {REMEDY}") from error
 
 
 @contextmanager
