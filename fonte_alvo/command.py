@@ -67,8 +67,8 @@ def begin(program: str) -> None:
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # The lowest free number. That standard output cannot be written is reported; errors are lost.
-            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            # It gets the lowest free number.
+            os.open(os.devnull, os.O_RDWR)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     encoding = sys.stdout.encoding if sys.stdout else None
     # With a buffer, whatever the environment says: what it holds in the end could not be written.

@@ -83,6 +83,7 @@ def create(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
+        pool_use_lifo=True,
         pool_pre_ping=check_pooled,
         isolation_level="READ COMMITTED",
         connect_args={"application_name": application_name},

@@ -87,8 +87,8 @@ NOT_WRITTEN = "etl.py: standard output cannot be written: {}; what was done stay
     [
         (f"{DAY} >/dev/full", 6, NOT_WRITTEN.format("No space left on device")),
         (f"{DAY} 2024-05-21 >/dev/full", 6, NOT_WRITTEN.format("No space left on device")),
-        (f"{DAY} >&-", 6, NOT_WRITTEN.format("Bad file descriptor")),
-        (f"{DAY} >&- 2>&-", 6, ""),
+        (f"{DAY} >&-", 0, ""),
+        (f"{DAY} >&- 2>&-", 0, ""),
         (f"{DAY} <&- >/dev/null 2>&-", 0, ""),
         (f"{DAY} >/dev/full 2>/dev/full", 6, ""),
         (f"{DAY} --help >/dev/full", 6, NOT_WRITTEN.format("No space left on device")),

@@ -4,6 +4,7 @@ import fcntl
 import importlib.metadata
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -413,17 +414,14 @@ PGKRBSRVNAME PGGSSLIB PGGSSDELEGATION PGCONNECT_TIMEOUT PGCLIENTENCODING PGTARGE
 PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR PGLOCALEDIR PGDATA"""
 
 
-@pytest.mark.parametrize(
-    ("value", "names"), [("nonsense", LIBPQ), ("require", "PGSSLMODE PGCHANNELBINDING PGGSSENCMODE")]
-)
-def test_no_variable_of_the_shell_reaches_it(folder, value, names):
+@pytest.mark.parametrize("value", ["nonsense", "require"])
+def test_no_variable_of_the_shell_reaches_it(folder, value):
     home = folder.rename(folder.with_name(".embedded")).parent
     code = "from fonte_alvo import engine, settings; engine.create(settings.alvo_database_url(), 'x').connect().close()"
+    environment = {**os.environ, "FONTE_ALVO_HOME": str(home), **dict.fromkeys(LIBPQ.split(), value)}
     try:
-        for name in names.split():
-            environment = {**os.environ, "FONTE_ALVO_HOME": str(home), name: value}
-            run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-            assert (name, run.stderr[-500:]) == (name, "")
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert run.stderr == ""
     finally:
         wait_for_end(home / ".embedded")
         (home / ".embedded").rename(folder)
@@ -436,12 +434,11 @@ def test_a_container_in_which_process_ids_repeat_starts_it_after_every_kill(tmp_
     container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [*container, sys.executable, SCRIPTS / "etl.py", "2024-05-20"]
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    moments = random.Random(19)
     for number in range(10):
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as killed:
-            file = tmp_path / "home" / ".embedded" / "data" / "postmaster.pid"
-            before = file.stat().st_mtime_ns if file.exists() else 0
-            while killed.poll() is None and not (file.exists() and file.stat().st_mtime_ns != before):
-                pass
+            with suppress(subprocess.TimeoutExpired):
+                killed.wait(moments.uniform(0, 2))
             killed.kill()
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert (number, run.returncode, run.stderr) == (number, 0, "")
