@@ -56,6 +56,8 @@ PAGE_HEADERS = {
 MOST_SAMPLES = timedelta(days=2)
 # How many views, and how many downloads of samples, are in hand at once; the others wait.
 VIEWS, FETCHES = 8, 4
+# Of all signals together, in the buckets of one view: more signals, fewer buckets.
+MOST_VALUES = 100_000
 FONTE_PATIENCE_S = 2.0
 
 
@@ -198,7 +200,8 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
         signal_ids = _signal_ids(request.state.streams)
         names, bounds = screen.variables(signal_ids), (query.start_timestamp, query.end_timestamp)
         with request.state.streams.connect() as connection:
-            origin, length, shown = screen.buckets(connection, signal_ids, names, *bounds, query.points)
+            points = max(1, min(query.points, MOST_VALUES // (len(signal_ids) or 1)))
+            origin, length, shown = screen.buckets(connection, signal_ids, names, *bounds, points)
             previous, following = screen.neighbours(connection, signal_ids.values(), *bounds)
         content = {
             "start_timestamp": origin,

@@ -9,6 +9,7 @@ from itertools import count
 from random import uniform
 from time import monotonic, sleep
 from typing import Any, NamedTuple
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import numpy as np
@@ -68,10 +69,8 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
     try:
         url = httpx.URL(base_url)
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        # A proxy from the environment could not reach this machine's own loopback.
-        loopback = url.host in ("127.0.0.1", "::1", "localhost")
         # Without TLS the certificates, which take long to load, verify nobody.
-        client = Client(base_url=url, timeout=timeout, trust_env=not loopback, verify=url.scheme == "https")
+        client = Client(base_url=url, timeout=timeout, trust_env=not _is_loopback(url), verify=url.scheme == "https")
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
         raise FonteError(f"no HTTP client can be made: {clean(str(error))}; {remedy}") from error
@@ -97,9 +96,9 @@ def fetch(
             media_type, body = _get(client, {**bounds, "columns": list(columns)})
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
-    except (httpx.HTTPError, BadAnswer) as error:
+    except (httpx.HTTPError, BadAnswer, UnicodeError, OverflowError) as error:
         fonte = f"Fonte at {shown_url(base_url)}"
-        said = clean(str(error)) or type(error).__name__
+        said = (clean(str(error)) or type(error).__name__) + _through_proxy(httpx.URL(base_url), error)
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
             raise RequestRefused(f"{fonte} refused the request: {said}") from error
         raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
@@ -141,6 +140,25 @@ def _ask(http: Client, route: str) -> bytearray:
         return _read(response, MAX_ERROR_BYTES, monotonic())
 
 
+def _through_proxy(url: httpx.URL, error: Exception) -> str:
+    """Name the proxy of the environment by which a request did not get through, for it may be what refuses."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if (
+        not proxy
+        or _is_loopback(url)
+        or proxy_bypass(url.host)
+        or not isinstance(error, (httpx.ConnectError, httpx.ProxyError))
+    ):
+        return ""
+    return f" (through the proxy {shown_url(proxy)} of the environment)"
+
+
+def _is_loopback(url: httpx.URL) -> bool:
+    """Tell whether a proxy could not reach the connector, for it is on this machine."""
+    return url.host in ("127.0.0.1", "::1", "localhost")
+
+
 def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
@@ -172,7 +190,8 @@ def _rest_s(client: Client) -> float:
 def _is_transient(error: httpx.HTTPError) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in (429, 502, 503, 504)
-    return isinstance(error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError))
+    transient = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+    return isinstance(error, transient) and "CERTIFICATE_VERIFY_FAILED" not in str(error)
 
 
 def _retry_after_s(error: httpx.HTTPError) -> float:
@@ -188,6 +207,8 @@ def _download(client: Client, parameters: dict[str, Any], read_timeout_s: float)
     with client.stream("GET", "data", params=parameters, headers=HEADERS, timeout=timeout) as response:
         if response.status_code != 200:
             said, detailed = _detail(_read(response, MAX_ERROR_BYTES, began))
+            if to := response.headers.get("Location"):
+                said = f"it is at {shown_url(to)} now"
             message = f"HTTP {response.status_code} {response.reason_phrase}: {said}"
             if response.status_code == 503 and detailed and "Retry-After" not in response.headers:
                 # A connector that is not set up: only a transient failure names when to ask again.

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from fonte import schema, synthetic
 from fonte_alvo import copy
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, clean
 
 START = date(2024, 5, 20)
 DAYS = 10
@@ -122,7 +122,7 @@ def _csv_columns(file: Path) -> list[str]:
     known = [column.name for column in schema.data.columns]
     if "timestamp" not in names or len(set(names)) < len(names) or not set(names) <= set(known):
         raise CsvError(
-            f"{file}: the header is {', '.join(names) or 'empty'}; "
+            f"{file}: the header is {clean(', '.join(names)) or 'empty'}; "
             f"expected timestamp and some of {', '.join(known[1:])}, each once"
         )
     return names
@@ -134,4 +134,4 @@ def _copy_csv(connection: Connection, file: Path, stream: BinaryIO, names: list[
         connection.connection.cursor().copy_expert(command, stream)
     except (DataError, IntegrityError) as error:
         where = (error.diag.context or "").removeprefix("COPY incoming, ")
-        raise CsvError(f"{file}: {error.diag.message_primary} ({' '.join(where.split())})") from error
+        raise CsvError(f"{file}: {clean(f'{error.diag.message_primary} ({where})')}") from error

@@ -26,6 +26,8 @@ TIME_LIMIT_S = 120
 # The server's own word on a statement that takes too long comes first.
 GRACE_S = 10
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")
+# What a URL could otherwise hand to psycopg2 and SQLAlchemy themselves.
+NOT_OF_LIBPQ = ("async", "async_", "connection_factory", "cursor_factory", "dsn", "plugin")
 # Shorter than a client of the connector waits, so that it hears of the lock.
 LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 60
@@ -60,6 +62,9 @@ def parse(url: str) -> URL:
             "is not a URL of PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
             "with special characters percent-encoded"
         ) from None
+    for name, value in parsed.query.items():
+        if name in NOT_OF_LIBPQ or (not isinstance(value, str) and name != "host"):
+            raise ValueError(f"has a parameter that cannot be used, {clean(name)}: expected those of libpq, once each")
     return parsed.set(drivername=DRIVERS[-1])
 
 
@@ -158,7 +163,7 @@ def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) ->
     """Raise what fails inside as an exception of this kind that names the database, the cause and the remedy."""
     try:
         yield
-    except (SQLAlchemyError, PostgresError, EmbeddedServerError) as error:
+    except (SQLAlchemyError, PostgresError, EmbeddedServerError, UnicodeDecodeError, OverflowError) as error:
         raise kind(f"{database} failed: {reason(error)}; {remedy}") from error
 
 

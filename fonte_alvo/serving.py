@@ -23,7 +23,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from fonte_alvo import engine
+from fonte_alvo.command import clean
 from fonte_alvo.copy import CopyOut
+from fonte_alvo.embedded import EmbeddedServerError
 
 # Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
 POOL_SIZE = 40
@@ -261,7 +263,8 @@ def make_app(
     app.add_exception_handler(OSError, _overloaded)
     app.add_exception_handler(RuntimeError, _overloaded)
     app.add_exception_handler(SQLAlchemyError, unavailable)
-    app.add_exception_handler(PostgresError, unavailable)
+    for kind in (PostgresError, EmbeddedServerError, UnicodeDecodeError):
+        app.add_exception_handler(kind, unavailable)
     app.include_router(router)
     return app
 
@@ -355,8 +358,12 @@ class Stream(StreamingResponse):
             # A database that is away is a 503 here, and a broken stream later.
             first = await _in_own_thread(next, pieces)
             self.body_iterator = _drawn(first, pieces)
-            with move_on_after(STREAM_TIMEOUT_S) as limit:
-                await super().__call__(scope, receive, send)
+            try:
+                with move_on_after(STREAM_TIMEOUT_S) as limit:
+                    await super().__call__(scope, receive, send)
+            except Exception as error:
+                # Its reader notices, for the body does not end as it should.
+                _log.error("an answer was broken off: %s", engine.reason(error))
             if limit.cancelled_caught:
                 client = scope["client"][0]
                 _log.warning("%s took longer than %s s to read an answer: broken off", client, STREAM_TIMEOUT_S)
@@ -387,4 +394,4 @@ def _described(error: dict[str, Any]) -> str:
         return f"{name:.80}: no such parameter"
     message = str(error["msg"]).removeprefix("Input should be ")
     expected = message if message.startswith("expected") else f"expected {message}"
-    return f"{name}={error['input']!r:.200}: {expected}"
+    return clean(f"{name}={error['input']!r:.200}: {expected}", 1000)

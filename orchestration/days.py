@@ -1,13 +1,15 @@
 """Many days, each carried separately: in order, several at once, over any executor, and stoppable at any moment."""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from time import monotonic, sleep
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import URL, Engine
@@ -15,8 +17,8 @@ from sqlalchemy import URL, Engine
 from alvo.aggregation import WINDOW_S
 from alvo.load import Report
 from fonte.client import Client, connect
-from fonte_alvo import engine, settings
-from fonte_alvo.command import Failure
+from fonte_alvo import command, engine, settings
+from fonte_alvo.command import Failure, clean
 from fonte_alvo.settings import SettingsError
 from orchestration import day as one
 from orchestration.day import Day, Outcome
@@ -26,6 +28,8 @@ AT_ONCE = 2
 CHECK_EVERY_S = 1
 DASK_RETRIES = 2
 DASK_TIMEOUT_S = 10
+WORKER_LIMIT_S = 45
+PROJECT, INSTALL = "fonte-alvo", "python -m pip install '.[dask]'"
 LOST_SCHEDULER = "the Dask cluster lost its scheduler: start it again and add --resume"
 
 Result = TypeVar("Result")
@@ -132,7 +136,7 @@ def _result(future: Future[Outcome]) -> Outcome | Exception:
         return ClusterError(LOST_SCHEDULER)
     except Exception as error:
         if type(error).__module__.startswith("distributed"):
-            return ClusterError(f"the Dask cluster failed: {' '.join(str(error).split())}; mend it and add --resume")
+            return ClusterError(f"the Dask cluster failed: {clean(str(error))}; mend it and add --resume")
         return error
 
 
@@ -148,21 +152,52 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
     try:
         from distributed import Client
     except ImportError as error:
-        raise SettingsError("Dask needs the package distributed: python -m pip install '.[dask]'") from error
+        raise SettingsError(f"Dask needs the package distributed: {INSTALL}") from error
+    address = clean(dask)
     try:
-        client = Client(dask, timeout=DASK_TIMEOUT_S)
+        # Of versions that differ it warns in a table.
+        warnings.filterwarnings("ignore", module="distributed.client")
+        client: Any = Client(dask, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no Dask scheduler answers at {dask}: {error}; start it, or correct its address") from error
+        said = clean(str(error))
+        raise ClusterError(
+            f"no Dask scheduler answers at {address}: {said}; start it, or correct its address"
+        ) from error
+    seen_at = monotonic()
 
     def check() -> None:
+        nonlocal seen_at
         if client.status in ("closing", "closed"):
             raise ClusterError(LOST_SCHEDULER)
+        with suppress(OSError):
+            if client.sync(client.scheduler.ncores, callback_timeout=DASK_TIMEOUT_S):
+                seen_at = monotonic()
+        if monotonic() - seen_at > WORKER_LIMIT_S:
+            lack = f"no worker of the Dask cluster at {address} answers for {WORKER_LIMIT_S} s"
+            raise ClusterError(f"{lack}: start one by python -m distributed.cli.dask_worker {address}")
 
     with client:
+        _check_versions(client, check)
         cluster = client.get_executor(retries=DASK_RETRIES)
         yield cluster, check
         if client.status == "running":
             cluster.shutdown()
+
+
+def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: ANN401
+    """Wait for a worker; raise ClusterError where the scheduler or a worker has other versions than this process."""
+    command.notice("waiting for the Dask cluster to have a worker")
+    while not (found := client.get_versions(packages=[PROJECT]))["workers"]:
+        check()
+        sleep(CHECK_EVERY_S)
+    for where, there in {"its scheduler": found["scheduler"], **found["workers"]}.items():
+        for name in ("python", "dask", "distributed", PROJECT):
+            here, has = (str(each["packages"][name]) for each in (found["client"], there))
+            # Python's third number does not matter, nor what follows it.
+            parts = 2 if name == "python" else None
+            if has.split(".")[:parts] != here.split(".")[:parts]:
+                differ = f"{where} has {name} {has}, and this process {here}"
+                raise ClusterError(f"the Dask cluster cannot run a day: {differ}; install the same on both: {INSTALL}")
 
 
 def ranges(days: Iterable[Day]) -> list[tuple[date, date]]:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import pytest
 from sqlalchemy import text
 from support.faulty import answering, http
-from support.project import RANGE, SCRIPTS, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone
+from support.project import RANGE, SCRIPTS, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone, wait_until
 
 import etl
 from orchestration import day as one
@@ -23,7 +23,7 @@ distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' h
 @pytest.fixture(scope="module")
 def cluster():
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
     ) as cluster:
         yield cluster
 
@@ -56,6 +56,60 @@ def test_a_lost_cluster_is_named(cluster, fonte_api, alvo):
         executor._client.close()
         with pytest.raises(days.ClusterError, match="lost its scheduler"):
             check()
+
+
+@pytest.mark.parametrize("command", [RANGE, [*RANGE, "--keep-going"]], ids=["range", "keep going"])
+def test_a_cluster_without_a_worker_ends_the_run_and_names_what_it_needs(fonte_api, alvo, monkeypatch, capsys, command):
+    monkeypatch.setattr(days, "WORKER_LIMIT_S", 2)
+    told = []
+    monkeypatch.setattr(days.command, "notice", told.append)
+    with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as empty:
+        assert etl.main([*command, "--dask", empty.scheduler_address]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"etl.py: no worker of the Dask cluster at {empty.scheduler_address} answers for 2 s: start"
+        )
+    assert said.count("\n") == 1
+    assert "waiting for the Dask cluster" in told[0]
+
+
+def test_a_cluster_that_loses_its_last_worker_ends_the_run(fonte_api, alvo, monkeypatch, capsys):
+    monkeypatch.setattr(days, "WORKER_LIMIT_S", 1)
+    with distributed.LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as small:
+        with days._executor(small.scheduler_address, 2) as (_, check):
+            check()
+            small.scale(0)
+            with pytest.raises(days.ClusterError, match="no worker of the Dask cluster"):
+                wait_until(check)
+
+
+@pytest.mark.parametrize("where", ["scheduler", "workers"])
+@pytest.mark.parametrize(
+    ("name", "version", "said"),
+    [
+        ("fonte-alvo", None, "has fonte-alvo None, and this process 0.1.0"),
+        ("fonte-alvo", "9.9", "has fonte-alvo 9.9, and this process 0.1.0"),
+        ("distributed", "2020.1", "has distributed 2020.1, and this process"),
+        ("python", "3.9.1.final.0", "has python 3.9.1.final.0, and this process"),
+    ],
+)
+def test_versions_that_differ_are_one_line_with_what_to_install(
+    asked, fonte_api, alvo, monkeypatch, capsys, where, name, version, said
+):
+    get_versions = distributed.Client.get_versions
+
+    def changed(client, **asked):
+        found = get_versions(client, **asked)
+        (found[where] if where == "scheduler" else next(iter(found[where].values())))["packages"][name] = version
+        return found
+
+    monkeypatch.setattr(distributed.Client, "get_versions", changed)
+    assert etl.main(asked) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("etl.py: the Dask cluster cannot run a day: ")
+    assert said in error
+    assert "python -m pip install '.[dask]'" in error
+    assert error.count("\n") == 1
 
 
 def test_what_dask_says_of_a_lost_day_is_a_failure_of_the_cluster():

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import httpx
 import psutil
@@ -117,8 +116,10 @@ def test_clients_that_leave_a_full_machine_leave_nothing_behind(
             with administrator.connect() as connection:
                 wait_until(lambda: running(connection, database.database) == 0)
             # Pools and the few threads of the other routes keep what they have.
-            back = partial(is_back, process, files, threads)
             # Threads that are idle end while others are asked for.
-            settle(lambda: served(day) and back(), lambda: f"{process.num_fds()} {process.num_threads()}")
+            settle(
+                lambda: served(day) and is_back(process, files, threads),
+                lambda: f"{process.num_fds()} {process.num_threads()}",
+            )
         assert httpx.get(f"{base_url}/health").status_code == 200
     assert "Traceback" not in (said := log.read_text()), said[-3000:]

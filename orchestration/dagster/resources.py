@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from fonte import client, local
 from fonte.client import Client, FonteError, RequestRefused
 from fonte_alvo import engine, settings
-from fonte_alvo.command import Failure, shown_url
+from fonte_alvo.command import Failure, clean, shown_url
 from fonte_alvo.engine import DatabaseError
 from orchestration.days import ClusterError
 
@@ -28,11 +28,10 @@ class FonteApi(dg.ConfigurableResource[None]):
     def connect(self) -> Iterator[Client]:
         """Give a client of a connector that answers. Raises SettingsError and FonteError."""
         with local.base_url(self.url) as base_url, client.connect(base_url) as http:
-            health = _get(http, "health")
+            status = _status(http, "health")
             # A server that has no such route is a connector all the same.
-            if health.is_server_error:
-                fonte = shown_url(http.base_url)
-                raise FonteError(f"Fonte at {fonte} is not ready: it answers {health.status_code}; {REMEDY}")
+            if status >= 500:
+                raise FonteError(f"Fonte at {shown_url(http.base_url)} is not ready: it answers {status}; {REMEDY}")
             yield http
 
 
@@ -53,11 +52,13 @@ class AlvoDatabase(dg.ConfigurableResource[None]):
             alvo.dispose()
 
 
-def _get(http: Client, route: str) -> httpx.Response:
+def _status(http: Client, route: str) -> int:
+    """Return the status of an answer, whose body, perhaps without end, is not read."""
     try:
-        return http.get(route)
-    except httpx.HTTPError as error:
-        raise FonteError(f"Fonte at {shown_url(http.base_url)} failed: {error}; {REMEDY}") from error
+        with http.stream("GET", route) as response:
+            return response.status_code
+    except (httpx.HTTPError, UnicodeError, OverflowError) as error:
+        raise FonteError(f"Fonte at {shown_url(http.base_url)} failed: {clean(str(error))}; {REMEDY}") from error
 
 
 @contextmanager
