@@ -16,7 +16,7 @@ def main() -> int:
         "start": (_start, "PostgreSQL, the API's stand-in, Prefect and both flows; returns when all answer"),
         "stop": (_stop, "all of them"),
         "capture": (lambda: print(pipeline.capture_once()), "one capture now"),
-        "load": (pipeline.load_new, "what was captured since"),
+        "load": (lambda: pipeline.refuse_faulty(pipeline.load_new()), "what was captured since"),
         "dbt": (pipeline.model, "build and test the models, describe them, check that the source is fresh"),
         "map": (lambda: print(pipeline.draw()), "draw the last positions"),
         "stand-in": (lambda: stand_in.serve(settings.stand_in_port()), "the API's stand-in alone, until it is ended"),

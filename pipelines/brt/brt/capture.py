@@ -1,23 +1,24 @@
 """What the API answers now, appended to a CSV file: ten captures to a file, each with its time.
 
-A record is one line, and a file is only ever replaced as a whole: no kill leaves half a line.
+A record is one line, and a file is only ever replaced as a whole: no kill leaves half a line. The last column is a JSON
+object with all that the other columns cannot hold, so nothing that the API says is lost.
 """
 
 import csv
 import io
 import json
+import math
 import os
 import re
-import reprlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from time import monotonic
+from random import uniform
+from time import monotonic, sleep
+from typing import TypeGuard
 
 import httpx
-import tenacity
 
 from fonte_alvo.command import Failure
 
@@ -37,13 +38,20 @@ FIELDS = (
     "hodometro",
     "direcao",
 )
-HEADER = (CAPTURED_AT, *FIELDS)
+# A JSON object: fields that are not known, and those whose value is no text or number.
+EXTRA = "extra"
+HEADER = (CAPTURED_AT, *FIELDS, EXTRA)
+# The names in EXTRA of an item that is no object, and of what an answer holds beside its vehicles.
+ITEM, ANSWER = "item", "answer"
 WRAPPER = "veiculos"
 CAPTURES_PER_FILE = 10
 _FILE_NAME = "brt_%Y%m%dT%H%M%SZ.csv"
 _FILE_PATTERN = f"brt_{'[0-9]' * 8}T{'[0-9]' * 6}Z.csv"
 # A record stays one line, whatever a field holds; half a surrogate pair has no bytes.
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# PostgreSQL's jsonb holds neither these characters nor numbers of any length.
+_NOT_IN_JSONB = re.compile("[\x00\ud800-\udfff]")
+_NUMBER_IN_JSONB = re.compile(r"-?(0|[1-9]\d{0,299})(\.\d{1,300})?([eE][+-]?\d{1,3})?", re.ASCII)
 # Together they end before the next minute begins: an answer that drips takes up to 25 s.
 ATTEMPTS = 3
 LAST_ATTEMPT_AFTER_S = 30.0
@@ -60,36 +68,38 @@ class CaptureError(Failure):
     exit_code = 3
 
 
+class Number(str):
+    """A number of a JSON document, as it was written."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Capture:
-    """One answer: its time (UTC), a record of FIELDS per vehicle, and what was left out.
-
-    unknown: how often each other field came; strangers: the number of items that are no vehicles at all.
-    """
+    """One answer: its time (UTC), the values of FIELDS and EXTRA per item, and how its format differs from FIELDS."""
 
     captured_at: datetime
     records: Sequence[Sequence[str]]
-    unknown: Counter[str]
-    strangers: int
+    differences: Sequence[str]
 
 
 def fetch(url: str) -> Capture:
-    """Ask the API; what passes by itself is tried again: no connection, a timeout, half an answer, 429 and 5xx.
+    """Ask the API; transient failures are retried: no connection, a timeout, half an answer, 429 and 5xx.
 
     Raises CaptureError.
     """
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_transient),
-        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(LAST_ATTEMPT_AFTER_S),
-        wait=tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=4),
-        reraise=True,
-    )
-    try:
-        return retrying(_ask, url)
-    except (httpx.HTTPError, ValueError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        shown = httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None)
-        raise CaptureError(f"the API at {shown} failed: {said}; the next capture tries again") from error
+    began = monotonic()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return _ask(url)
+        except (httpx.HTTPError, ValueError) as error:
+            if attempt == ATTEMPTS or monotonic() - began > LAST_ATTEMPT_AFTER_S or not _is_transient(error):
+                said = clean(str(error)) or type(error).__name__
+                shown = httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None)
+                raise CaptureError(f"the API at {shown} failed: {said}; the next capture tries again") from error
+        sleep(uniform(0, BACKOFF_S * 2**attempt))
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -120,28 +130,79 @@ def read(body: bytes, captured_at: datetime) -> Capture:
     """Read an answer, with or without its wrapper; values stay as the API wrote them. Raises ValueError."""
     try:
         # Numbers as their text: a capture changes nothing.
-        document = json.loads(body, parse_float=str, parse_int=str, parse_constant=str)
+        document = json.loads(body, parse_float=Number, parse_int=Number, parse_constant=str)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it answered no JSON, but {len(body):,} bytes that end in {body[-40:]!r}") from error
+        end = clean(body[-40:].decode(errors="replace"))
+        raise ValueError(f"it answered no JSON, but {len(body):,} bytes that end in {end!r}") from error
     vehicles = document.get(WRAPPER) if isinstance(document, dict) else document
     if not isinstance(vehicles, list):
-        raise ValueError(f"it answered {reprlib.repr(document)} instead of a list of vehicles")
+        start = clean(body[:100].decode(errors="replace"))
+        raise ValueError(f"it answered no list of vehicles, but {start!r}")
     found = [vehicle for vehicle in vehicles if isinstance(vehicle, dict)]
     if not found:
         raise ValueError("it answered no vehicle at all")
-    unknown = Counter(name for vehicle in found for name in vehicle if name not in FIELDS)
-    records = [[_text(vehicle.get(name)) for name in FIELDS] for vehicle in found]
-    return Capture(captured_at, records, unknown, len(vehicles) - len(found))
+    beside = {name: value for name, value in document.items() if name != WRAPPER} if document is not vehicles else {}
+    extras = [_extra(vehicle) for vehicle in vehicles]
+    if beside:
+        # Once per answer: its first item has it.
+        extras[0][ANSWER] = beside
+    records = [
+        [*_texts(vehicle), encode(extra) if extra else ""] for vehicle, extra in zip(vehicles, extras, strict=True)
+    ]
+    return Capture(captured_at, records, _differences(found, beside, len(vehicles) - len(found)))
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
+def _texts(vehicle: object) -> list[str]:
+    values = [vehicle.get(name) if isinstance(vehicle, dict) else None for name in FIELDS]
+    return [_UNWRITABLE.sub(" ", value) if _is_text(value) else "" for value in values]
+
+
+def _extra(vehicle: object) -> dict[str, object]:
+    """Return the part of an item that the columns of FIELDS cannot hold."""
+    if not isinstance(vehicle, dict):
+        return {ITEM: vehicle}
+    return {
+        name: value for name, value in vehicle.items() if name not in FIELDS or not (value is None or _is_text(value))
+    }
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a value is a text, or a number that a column can hold."""
+    return isinstance(value, str) and not (isinstance(value, Number) and math.isinf(float(value)))
+
+
+def _differences(found: Iterable[Mapping[str, object]], beside: Iterable[str], strangers: int) -> list[str]:
+    """Return how an answer's format differs from FIELDS, one sentence per difference."""
+    names = {name for vehicle in found for name in vehicle}
+    said = [f"the vehicles have the unknown field {clean(name)!r}" for name in sorted(names.difference(FIELDS))]
+    said += [f"no vehicle has the field {name!r}" for name in FIELDS if name not in names]
+    said += [f"the answer has the unknown field {clean(name)!r}" for name in sorted(beside)]
+    return said + ["some items are no vehicles"] * (strangers > 0)
+
+
+def clean(text: str) -> str:
+    """Return foreign text on one line, cut to a readable length, without control characters."""
+    return " ".join(_UNWRITABLE.sub(" ", text).split())[:200]
+
+
+def encode(value: object) -> str:
+    """Return JSON that PostgreSQL's jsonb takes, on one line; numbers stay as they were written."""
     try:
-        text = value if isinstance(value, str) else json.dumps(value)
-    except RecursionError as error:
-        raise ValueError("it answered a field that is nested too deep") from error
-    return _UNWRITABLE.sub(" ", text)
+        return _encoded(value)
+    except RecursionError:
+        return json.dumps("nested too deep")
+
+
+def _encoded(value: object) -> str:
+    if isinstance(value, Number) and _NUMBER_IN_JSONB.fullmatch(value):
+        return str(value)
+    if isinstance(value, str):
+        return json.dumps(_NOT_IN_JSONB.sub(" ", value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_encoded(name)}: {encode(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_encoded, value)) + "]"
+    return json.dumps(value)
 
 
 def append(folder: Path, capture: Capture, every_s: int) -> Path:

@@ -41,8 +41,11 @@ def capture() -> State | str:
 def load() -> State | None:
     """Load the files that are new, then run dbt; a run that comes while another one runs is left out."""
     try:
-        load_files()
-        run_dbt()
+        report = load_files()
+        try:
+            run_dbt()
+        finally:
+            pipeline.refuse_faulty(report)
     except pipeline.Busy as busy:
         return _left_out(str(busy))
     return None
@@ -54,7 +57,6 @@ def _left_out(why: str) -> State:
 
 def serve_both() -> None:
     """Run both flows at their times, until SIGTERM."""
-    settings.refuse_late_sqlalchemy()
     # Held to the end, so that the embedded server does not stop after each load.
     settings.database_url()
     now = datetime.now(UTC)

@@ -1,49 +1,64 @@
 """The captured files to the table brt_raw, through COPY: a transaction per file, and no line lost.
 
 A row is a signal of a vehicle, (codigo, dataHora); where captures differ, the latest one counts, in whatever order
-the files are loaded. What is no signal goes into brt_reject with the reason.
+the files are loaded. A line without vehicle, time or position is no signal: it goes into brt_reject with the reason.
+Any other field that cannot be read is NULL, and stays as it came in the column `extra`.
 """
 
 import csv
+import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from brt.capture import FIELDS, HEADER, files
+from brt.capture import CAPTURED_AT, EXTRA, FIELDS, HEADER, MAX_BYTES, Number, clean, encode, files
 from fonte_alvo import copy, engine
+from fonte_alvo.command import Failure
 
 # Where PostgreSQL and its clients still know the date: the end of the year 9999.
 LAST_MOMENT_MS = 253_402_300_799_999
 # Far beyond any real one; a key of some kilobytes is refused by PostgreSQL, and the whole file with it.
 CODIGO_CHARACTERS = 100
-REQUIRED = {"latitude": 90.0, "longitude": 180.0}
+DEGREES = {"latitude": 90.0, "longitude": 180.0}
+# Without these a line is no signal.
+REQUIRED = (CAPTURED_AT, "codigo", "dataHora", *DEGREES)
 OPTIONAL_NUMBERS = ("velocidade", "hodometro", "direcao")
+# A larger share of a file is no dirt, but a fault.
+REJECTED_AT_MOST = 0.05
+# A field of any length is kept; the answer that it came from has no more bytes.
+csv.field_size_limit(MAX_BYTES)
+_BOM = b"\xef\xbb\xbf"
+_UNREADABLE = re.compile("[\x00\udc80-\udcff]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _TABLES = """
 CREATE TABLE IF NOT EXISTS brt_raw (
     codigo text NOT NULL,
-    placa text NOT NULL,
-    linha text NOT NULL,
+    placa text,
+    linha text,
     latitude double precision NOT NULL,
     longitude double precision NOT NULL,
     dataHora bigint NOT NULL,
     velocidade double precision,
-    id_migracao_trajeto text NOT NULL,
-    sentido text NOT NULL,
-    trajeto text NOT NULL,
+    id_migracao_trajeto text,
+    sentido text,
+    trajeto text,
     hodometro double precision,
     direcao double precision,
+    extra jsonb NOT NULL DEFAULT '{}',
     captured_at timestamptz NOT NULL,
     first_captured_at timestamptz NOT NULL,
     PRIMARY KEY (codigo, dataHora)
 );
+COMMENT ON COLUMN brt_raw.extra IS 'what the other columns cannot hold: unknown fields, and values of the wrong type';
 COMMENT ON COLUMN brt_raw.captured_at IS 'the latest capture that holds this signal';
 COMMENT ON COLUMN brt_raw.first_captured_at IS 'the first capture that holds this signal';
 CREATE TABLE IF NOT EXISTS brt_file (
@@ -52,8 +67,15 @@ CREATE TABLE IF NOT EXISTS brt_file (
     modified timestamptz NOT NULL,
     signals integer NOT NULL,
     rejected integer NOT NULL,
+    unread integer NOT NULL,
+    captures integer NOT NULL,
+    captured_until timestamptz,
+    new_signals_until timestamptz,
     loaded_at timestamptz NOT NULL DEFAULT now()
 );
+COMMENT ON COLUMN brt_file.unread IS 'values that are NULL in brt_raw, because they could not be read';
+COMMENT ON COLUMN brt_file.captured_until IS 'the latest capture of the file';
+COMMENT ON COLUMN brt_file.new_signals_until IS 'the latest capture whose signals no earlier one held';
 CREATE TABLE IF NOT EXISTS brt_reject (
     file text NOT NULL,
     line integer NOT NULL,
@@ -62,13 +84,14 @@ CREATE TABLE IF NOT EXISTS brt_reject (
     PRIMARY KEY (file, line)
 );
 """
-_COLUMNS = ", ".join((*FIELDS, "captured_at"))
+_VALUES = (*FIELDS[1:], EXTRA)
+_COLUMNS = ", ".join((FIELDS[0], *_VALUES, CAPTURED_AT))
 _UPSERT = f"""
 INSERT INTO brt_raw ({_COLUMNS}, first_captured_at)
 SELECT DISTINCT ON (codigo, dataHora) {_COLUMNS}, min(captured_at) OVER (PARTITION BY codigo, dataHora)
 FROM incoming ORDER BY codigo, dataHora, captured_at DESC, line DESC
 ON CONFLICT (codigo, dataHora) DO UPDATE SET
-    ({", ".join(FIELDS[1:])}, captured_at) = ROW ({", ".join(f"excluded.{name}" for name in FIELDS[1:])},
+    ({", ".join(_VALUES)}, captured_at) = ROW ({", ".join(f"excluded.{name}" for name in _VALUES)},
     excluded.captured_at)
 WHERE excluded.captured_at >= brt_raw.captured_at
 """
@@ -81,19 +104,60 @@ WHERE (brt_raw.codigo, brt_raw.dataHora) = (earlier.codigo, earlier.dataHora)
 """
 
 
+# Of a signal that earlier files held, the first capture is older.
+_NEWEST = "SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USING (codigo, dataHora)"
+_NOTE = """
+INSERT INTO brt_file (file, bytes, modified, signals, rejected, unread, captures, captured_until, new_signals_until)
+VALUES (:file, :bytes, :modified, :signals, :rejected, :unread, :captures, :captured_until, :new_signals_until)
+ON CONFLICT (file) DO UPDATE SET
+    (bytes, modified, signals, rejected, unread, captures, captured_until, new_signals_until, loaded_at) =
+    ROW (excluded.bytes, excluded.modified, excluded.signals, excluded.rejected, excluded.unread, excluded.captures,
+    excluded.captured_until, excluded.new_signals_until, excluded.loaded_at)
+"""
+
+
+class RejectedError(Failure):
+    """A file has too many lines that are no signals; the others are loaded."""
+
+    exit_code = 8
+
+
 @dataclass(frozen=True)
 class Report:
-    """What a load did: files loaded and skipped, their records, and the lines among them that were rejected."""
+    """The outcome of a load.
 
-    loaded: int
-    skipped: int
-    signals: int
-    rejected: int
+    Its files and those that were known already, its signals; the lines rejected and the values unread that no earlier
+    load told of; and the files with too many rejected lines.
+    """
+
+    loaded: int = 0
+    skipped: int = 0
+    signals: int = 0
+    rejected: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
+    faulty: tuple[str, ...] = ()
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def __str__(self) -> str:
+        files_ = f"{self.loaded:,} files loaded, {self.skipped:,} known already"
+        return f"{files_}: {self.signals:,} signals, {self.rejected:,} lines newly rejected"
+
+
+@dataclass
+class Content:
+    """A file's content: rows of a line's number and the values of HEADER, rejects, unread values and captures."""
+
+    rows: list[list[object]] = field(default_factory=list)
+    rejects: list[tuple[int, str, str]] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    captures: set[datetime] = field(default_factory=set)
 
 
 def load(pool: Engine, folder: Path) -> Report:
-    """Load the files of a folder that are new or have changed; returns what it did. Raises DatabaseError, OSError."""
-    loaded = skipped = signals = rejected = 0
+    """Load the files of a folder that are new or have changed; returns the outcome. Raises DatabaseError, OSError."""
+    report = Report()
     with engine.failures("BRT's database", "each file is in it wholly or not at all: run the load again"):
         with pool.begin() as connection:
             # IF NOT EXISTS does not keep two loads from creating the same table.
@@ -105,74 +169,74 @@ def load(pool: Engine, folder: Path) -> Report:
                     done = _load_file(connection, file)
             except FileNotFoundError:
                 # Deleted since the folder was read, as loaded files may be.
-                done = None
-            if done is None:
-                skipped += 1
-                continue
-            loaded, signals, rejected = loaded + 1, signals + done[0], rejected + done[1]
-    return Report(loaded, skipped, signals, rejected)
+                done = Report(skipped=1)
+            report += done
+    return report
 
 
-def _load_file(connection: Connection, file: Path) -> tuple[int, int] | None:
-    """Load a file, once at a time; returns its numbers of signals and of rejected lines, None where it is known."""
+def _load_file(connection: Connection, file: Path) -> Report:
+    """Load a file that is new or has changed, once at a time."""
     connection.execute(text("LOCK TABLE brt_file IN SHARE ROW EXCLUSIVE MODE"))
+    known = {"file": file.name}
+    query = "SELECT bytes, modified, rejected, unread FROM brt_file WHERE file = :file"
+    before = connection.execute(text(query), known).one_or_none()
     with file.open("rb") as opened:
         state = os.fstat(opened.fileno())
         modified = datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, UTC)
-        known = {"file": file.name, "bytes": state.st_size, "modified": modified}
-        query = "SELECT 1 FROM brt_file WHERE file = :file AND bytes = :bytes AND modified = :modified"
-        if connection.scalar(text(query), known):
-            return None
-        content = opened.read()
-    rows, rejects = parse(content)
+        if before and (before.bytes, before.modified) == (state.st_size, modified):
+            return Report(skipped=1)
+        content = parse(opened.read())
     connection.exec_driver_sql(
         "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT 0 AS line, * FROM brt_raw WITH NO DATA"
     )
-    copy.send(connection, f"COPY incoming (line, captured_at, {', '.join(FIELDS)}) FROM STDIN", _copied(rows))
+    copy.send(connection, f"COPY incoming (line, {', '.join(HEADER)}) FROM STDIN", _copied(content.rows))
     connection.exec_driver_sql(_UPSERT)
     connection.exec_driver_sql(_FIRST)
     connection.execute(text("DELETE FROM brt_reject WHERE file = :file"), known)
-    lines = _copied([file.name, line, reason, raw] for line, reason, raw in rejects)
+    lines = _copied([file.name, *each] for each in content.rejects)
     copy.send(connection, "COPY brt_reject (file, line, reason, content) FROM STDIN", lines)
-    upsert = (
-        "INSERT INTO brt_file (file, bytes, modified, signals, rejected) "
-        "VALUES (:file, :bytes, :modified, :signals, :rejected) ON CONFLICT (file) DO UPDATE SET "
-        "(bytes, modified, signals, rejected, loaded_at) = "
-        "ROW (excluded.bytes, excluded.modified, excluded.signals, excluded.rejected, excluded.loaded_at)"
-    )
-    connection.execute(text(upsert), known | {"signals": len(rows), "rejected": len(rejects)})
-    return len(rows), len(rejects)
+    signals, rejected, unread = len(content.rows), len(content.rejects), content.unread.total()
+    noted = {"bytes": state.st_size, "modified": modified, "signals": signals, "rejected": rejected, "unread": unread}
+    noted |= {"captures": len(content.captures), "captured_until": max(content.captures, default=None)}
+    noted["new_signals_until"] = connection.scalar(text(_NEWEST))
+    connection.execute(text(_NOTE), known | noted)
+    # A file that has grown is read again: its earlier lines were reported then.
+    new_rejects = max(0, rejected - (before.rejected if before else 0))
+    is_faulty = new_rejects and rejected > REJECTED_AT_MOST * (rejected + signals)
+    faulty = (f"{rejected:,} of {rejected + signals:,} lines of {file.name}",) if is_faulty else ()
+    is_new = not before or unread > before.unread
+    return Report(1, 0, signals, new_rejects, content.unread if is_new else Counter(), faulty)
 
 
-def parse(content: bytes) -> tuple[list[list[object]], list[tuple[int, str, str]]]:
-    """Read a file's lines.
-
-    Returns the rows of those that are signals, each its line's number and the values of HEADER, None where there is
-    none; and for each other line but the header its number, what is wrong, and the line itself.
-    """
-    rows: list[list[object]] = []
-    rejects: list[tuple[int, str, str]] = []
-    header, *lines = content.split(b"\n")
-    wrong = (
-        ""
-        if header.removesuffix(b"\r") == ",".join(HEADER).encode()
-        else "the file does not begin with the header of a capture"
-    )
+def parse(content: bytes) -> Content:
+    """Read a file's lines: each is a row or a reject."""
+    found = Content()
+    header, *lines = content.removeprefix(_BOM).split(b"\n")
+    # Files of an older version end with the last of FIELDS.
+    is_header = header.removesuffix(b"\r") in (",".join(HEADER).encode(), ",".join(HEADER[:-1]).encode())
+    wrong = "" if is_header else "the file does not begin with the header of a capture"
     if wrong:
         lines.insert(0, header)
-    # What stands behind the last line break is a line that was cut off, or nothing.
+    # After the last line break comes a line that was cut off, or nothing.
     cut_off = lines.pop() if lines else b""
     first = 1 if wrong else 2
     for number, line in enumerate(lines, first):
         try:
             if wrong:
                 raise ValueError(wrong)
-            rows.append([number, *_values(line.removesuffix(b"\r"))])
+            values, unread = _values(line.removesuffix(b"\r"))
         except (ValueError, csv.Error) as error:
-            rejects.append((number, str(error), _shown(line)))
+            found.rejects.append((number, str(error), _shown(line)))
+        else:
+            found.rows.append([number, *values])
+            found.unread.update(unread)
     if cut_off:
-        rejects.append((first + len(lines), wrong or "the line is cut off", _shown(cut_off)))
-    return rows, rejects
+        found.rejects.append((first + len(lines), wrong or "the line is cut off", _shown(cut_off)))
+    for given in {line.partition(b",")[0] for line in lines}:
+        # Of rejected lines too: the API was asked then, whatever it said.
+        with suppress(ValueError):
+            found.captures.add(_moment(given.decode()))
+    return found
 
 
 def _shown(line: bytes) -> str:
@@ -180,29 +244,54 @@ def _shown(line: bytes) -> str:
     return line.decode(errors="backslashreplace").replace("\0", r"\x00")
 
 
-def _values(line: bytes) -> list[object]:
-    """Return the values of HEADER. Raises ValueError and csv.Error with what is wrong."""
-    fields = next(csv.reader([line.decode()], strict=True), [])
-    if len(fields) != len(HEADER):
-        raise ValueError(f"{len(fields)} fields instead of {len(HEADER)}")
-    if "\0" in "".join(fields):
-        raise ValueError("a field holds the character NUL")
-    return [_value(name, given) for name, given in zip(HEADER, fields, strict=True)]
+def _values(line: bytes) -> tuple[list[object], list[str]]:
+    """Return the values of HEADER, and the names of those that cannot be read. Raises ValueError and csv.Error."""
+    given = next(csv.reader([line.decode(errors="surrogateescape")], strict=True), [])
+    if len(given) == len(HEADER) - 1:
+        given.append("")
+    if len(given) != len(HEADER):
+        raise ValueError(f"{len(given)} fields instead of {len(HEADER)}")
+    texts = dict(zip(HEADER, given, strict=True))
+    extra, unread = _extra(texts.pop(EXTRA))
+    values: dict[str, object] = {}
+    for name, text_ in texts.items():
+        try:
+            values[name] = _value(name, text_)
+        except ValueError:
+            if name in REQUIRED:
+                raise
+            values[name] = None
+            extra.setdefault(name, _shown(text_.encode(errors="surrogateescape")))
+        if name in FIELDS and name in extra:
+            unread.append(name)
+            # An empty text is one that the API sent.
+            values[name] = values[name] or None
+    return [*values.values(), encode(extra)], unread
+
+
+def _extra(given: str) -> tuple[dict[str, object], list[str]]:
+    try:
+        extra = json.loads(given or "{}", parse_int=Number, parse_float=Number, parse_constant=str)
+    except (ValueError, RecursionError):
+        extra = None
+    return (extra, []) if isinstance(extra, dict) else ({EXTRA: given}, [EXTRA])
 
 
 def _value(name: str, given: str) -> object:
-    if name == "captured_at":
+    if _UNREADABLE.search(given):
+        raise ValueError(f"{name} is {clean(_shown(given.encode(errors='surrogateescape')))}: no UTF-8, or with NUL")
+    if name == CAPTURED_AT:
         return _moment(given)
     if name == "codigo":
         return _code(given.strip())
     if name == "dataHora":
         if not re.fullmatch(r"\d{1,15}", given, re.ASCII) or int(given) > LAST_MOMENT_MS:
-            raise ValueError(f"dataHora is {given!r}: expected milliseconds since 1970, up to the year 9999")
+            raise ValueError(f"dataHora is {clean(given)!r}: expected milliseconds since 1970, up to the year 9999")
         return int(given)
-    if name in REQUIRED:
+    if name in DEGREES:
         number = _number(name, given)
-        if abs(number) > REQUIRED[name]:
-            raise ValueError(f"{name} is {given!r}: no place on Earth")
+        if abs(number) > DEGREES[name]:
+            raise ValueError(f"{name} is {clean(given)!r}: no place on Earth")
         return number
     if name in OPTIONAL_NUMBERS:
         return _number(name, given) if given.strip() else None
@@ -219,7 +308,7 @@ def _code(given: str) -> str:
 
 def _number(name: str, given: str) -> float:
     if not _NUMBER.fullmatch(given) or not math.isfinite(float(given)):
-        raise ValueError(f"{name} is {given!r}: expected a number")
+        raise ValueError(f"{name} is {clean(given)!r}: expected a number")
     return float(given)
 
 
@@ -231,11 +320,11 @@ def _moment(given: str) -> datetime:
     except (ValueError, OverflowError):
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise ValueError(f"captured_at is {given!r}: expected a time with its zone")
+        raise ValueError(f"captured_at is {clean(given)!r}: expected a time with its zone")
     return in_utc
 
 
 def _copied(rows: Iterable[Sequence[object]]) -> bytes:
     """Write rows in the text format of COPY."""
-    fields = ("\t".join(r"\N" if value is None else str(value).translate(_ESCAPES) for value in row) for row in rows)
-    return "".join(f"{row}\n" for row in fields).encode()
+    lines = ("\t".join(r"\N" if value is None else str(value).translate(_ESCAPES) for value in row) for row in rows)
+    return "".join(f"{row}\n" for row in lines).encode()

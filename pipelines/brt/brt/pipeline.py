@@ -3,7 +3,7 @@
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,14 +38,23 @@ def capture_once() -> Path:
     """Capture what the API answers now; returns the file that holds it. Raises SettingsError, CaptureError and Busy."""
     with alone("capture"):
         captured = capture.fetch(settings.api_url())
-        if captured.unknown or captured.strangers:
-            left_out = dict(captured.unknown)
-            log.warning(
-                "left out: %s unknown fields %s, %s items", captured.unknown.total(), left_out, captured.strangers
-            )
         file = capture.append(captures_folder(), captured, settings.capture_every_s())
+        _report_changes(captured.differences)
     log.info("%s vehicles at %s to %s", len(captured.records), captured.captured_at.isoformat(), file)
     return file
+
+
+def _report_changes(differences: Sequence[str]) -> None:
+    """Warn of differences of the API's format that no earlier capture had."""
+    reported = settings.folder() / "format.txt"
+    with settings.file_failures(), reported.open("a+", encoding="utf-8", errors="replace") as file:
+        file.seek(0)
+        known = set(file.read().splitlines())
+        new = [each for each in differences if each not in known]
+        file.writelines(f"{each}\n" for each in new)
+    if new:
+        more = f"; and {len(new) - 10} more" if len(new) > 10 else ""
+        log.warning("the API's format has changed: %s%s; all of it is kept", "; ".join(new[:10]), more)
 
 
 def captured_just_now() -> bool:
@@ -59,10 +68,25 @@ def load_new() -> load.Report:
     """Load what was captured since. Raises SettingsError, DatabaseError and Busy."""
     with alone("load"), database() as pool, settings.file_failures():
         report = load.load(pool, captures_folder())
+    if not report.loaded + report.skipped:
+        log.info("no capture is in %s: `make capture` makes one, `make start` one a minute", captures_folder())
+        return report
     log.info("%s", report)
-    if report.rejected:
-        log.warning("%s lines rejected; table brt_reject tells why", report.rejected)
+    if report.unread:
+        which = ", ".join(f"{count:,} of {name}" for name, count in sorted(report.unread.items()))
+        log.warning("values that cannot be read are NULL: %s; the column brt_raw.extra has them as they came", which)
+    if report.rejected and not report.faulty:
+        log.warning("%s lines rejected; the table brt_reject has the reasons", f"{report.rejected:,}")
     return report
+
+
+def refuse_faulty(report: load.Report) -> None:
+    """Raise RejectedError where a file had too many lines that are no signals."""
+    if report.faulty:
+        which = "; ".join(report.faulty[:5]) + (f"; and {len(report.faulty) - 5} more" if report.faulty[5:] else "")
+        raise load.RejectedError(
+            f"too many lines are no signals: {which}; the others are loaded, and the table brt_reject has the reasons"
+        )
 
 
 def run_dbt(*arguments: str) -> None:

@@ -32,7 +32,6 @@ class ServiceError(Failure):
 
 def start() -> None:
     """Start what does not run yet; returns when all answer. Raises SettingsError, DatabaseError, ServiceError."""
-    settings.refuse_late_sqlalchemy()
     python = [sys.executable, "-m"]
     with pipeline.alone("services"), pipeline.database() as pool:
         with engine.failures("BRT's database", "check BRT_DATABASE_URL, and that a server runs there"):

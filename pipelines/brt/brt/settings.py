@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -19,14 +18,6 @@ LAST_PORT = 65_535
 REAL_API_URL = "https://dados.mobilidade.rio/gps/brt"
 # By what name Prefect's server knows when each flow runs.
 DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
-
-
-def refuse_late_sqlalchemy() -> None:
-    """Raise SettingsError with SQLAlchemy 2.1 or later, on which Prefect 3.8 schedules no run, without a word."""
-    installed = version("sqlalchemy")
-    if tuple(map(int, installed.split(".")[:2])) >= (2, 1):
-        wanted = "install one below 2.1, such as by `make install`"
-        raise SettingsError(f"SQLAlchemy {installed} is installed, with which Prefect schedules no run: {wanted}")
 
 
 def folder() -> Path:

@@ -68,6 +68,11 @@ def captured(*vehicles, after_minutes=0.0):
     return capture.read(json.dumps(vehicles).encode(), FIRST_MINUTE + timedelta(minutes=after_minutes))
 
 
+def counts(report):
+    """What a load's report counts: files loaded and skipped, signals, rejected lines."""
+    return (report.loaded, report.skipped, report.signals, report.rejected)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> URL:
     """A superuser's URL on TEST_POSTGRES_URL, or else on an embedded server of the tests' own."""

@@ -4,11 +4,9 @@ import ast
 import os
 import re
 import subprocess
-from importlib.metadata import requires, version
 from urllib.request import proxy_bypass_environment
 
 import pytest
-from packaging.requirements import Requirement
 
 from brt import __main__, pipeline, services, settings
 from fonte_alvo.engine import DatabaseError
@@ -16,17 +14,6 @@ from fonte_alvo.settings import SettingsError
 from tests.conftest import PROJECT
 
 SOURCES = sorted((PROJECT / "brt").glob("*.py"))
-
-
-def test_sqlalchemy_with_which_prefect_schedules_nothing_is_refused(monkeypatch):
-    (bound,) = [each for each in map(Requirement, requires("brt")) if each.name == "sqlalchemy"]
-    assert not bound.specifier.contains("2.1.0")
-    assert bound.specifier.contains(version("sqlalchemy"))
-    settings.refuse_late_sqlalchemy()
-    for late in ("2.1.0", "2.1.9", "3.0"):
-        monkeypatch.setattr(settings, "version", lambda _, late=late: late)
-        with pytest.raises(SettingsError, match=f"SQLAlchemy {late} is installed, with which Prefect schedules no run"):
-            settings.refuse_late_sqlalchemy()
 
 
 def test_only_the_settings_read_the_environment():

@@ -8,9 +8,9 @@ from datetime import datetime
 import pytest
 from sqlalchemy import text
 
-from brt import capture, load, pipeline
+from brt import __main__, capture, load, pipeline
 from fonte_alvo.engine import DatabaseError
-from tests.conftest import FIRST_MINUTE, PROJECT, captured, real_captures, vehicle
+from tests.conftest import FIRST_MINUTE, PROJECT, captured, counts, real_captures, vehicle
 
 
 def table(pool, name="brt_raw"):
@@ -20,7 +20,7 @@ def table(pool, name="brt_raw"):
 
 def line(**changed):
     """A line of a file, with some fields as given."""
-    fields = dict(zip(capture.FIELDS, captured(vehicle()).records[0], strict=True))
+    fields = dict(zip(capture.HEADER[1:], captured(vehicle()).records[0], strict=True))
     return ",".join((({"captured_at": "2023-07-26T01:53:30.250Z"} | fields) | changed).values())
 
 
@@ -130,9 +130,9 @@ def test_a_text_arrives_as_it_is(folder, pool, given):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("", "0 fields instead of 13"),
-        ("half,a,line", "3 fields instead of 13"),
-        (line() + ",more", "14 fields instead of 13"),
+        ("", "0 fields instead of 14"),
+        ("half,a,line", "3 fields instead of 14"),
+        (line() + ",more", "15 fields instead of 14"),
         ('"' + line(), "unexpected end of data"),
         (line(latitude="north"), "latitude is 'north': expected a number"),
         (line(latitude=""), "latitude is '': expected a number"),
@@ -140,8 +140,6 @@ def test_a_text_arrives_as_it_is(folder, pool, given):
         (line(latitude="1_0"), "expected a number"),
         (line(latitude="90.1"), "no place on Earth"),
         (line(longitude="-180.1"), "no place on Earth"),
-        (line(hodometro="1e400"), "hodometro is '1e400': expected a number"),
-        (line(direcao="N"), "direcao is 'N': expected a number"),
         (line(dataHora="1690333107.5"), "expected milliseconds since 1970"),
         (line(dataHora="-1"), "expected milliseconds since 1970"),
         (line(dataHora="253402300800000"), "expected milliseconds since 1970"),
@@ -150,13 +148,13 @@ def test_a_text_arrives_as_it_is(folder, pool, given):
         (line(captured_at="soon"), "captured_at is 'soon'"),
         (line(captured_at="9999-12-31T23:59:59-14:00"), "expected a time with its zone"),
         (line(codigo="á" * 101), "codigo has 101 characters"),
-        (line(placa="\udcff"), "can't decode byte 0xff"),
-        (line(placa="\0"), "NUL"),
+        (line(codigo="9\udcff"), r"codigo is 9\xff: no UTF-8"),
+        (line(codigo="9\0"), r"codigo is 9\x00: no UTF-8, or with NUL"),
     ],
 )
 def test_a_bad_line_is_kept_with_its_reason_and_stops_no_other(folder, pool, bad, reason):
     file = write(folder, line(), bad, line(codigo="2"))
-    assert load.load(pool, folder) == load.Report(1, 0, 2, 1)
+    assert counts(load.load(pool, folder)) == (1, 0, 2, 1)
     assert [row["codigo"] for row in table(pool)] == ["2", "901008"]
     with pool.connect() as connection:
         ((name, number, why, content),) = connection.execute(text("SELECT * FROM brt_reject"))
@@ -165,9 +163,96 @@ def test_a_bad_line_is_kept_with_its_reason_and_stops_no_other(folder, pool, bad
     assert content == bad.replace("\0", r"\x00").replace("\udcff", r"\xff")
 
 
+@pytest.mark.parametrize(
+    ("name", "bad", "kept"),
+    [
+        ("direcao", "NE", "NE"),
+        ("hodometro", "1e400", "1e400"),
+        ("velocidade", "1_0", "1_0"),
+        ("placa", "\udcff", r"\xff"),
+        ("trajeto", "a\0b", r"a\x00b"),
+        ("extra", "no json", "no json"),
+        ("extra", "[1]", "[1]"),
+        ("extra", "[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_side_field_rejects_no_signal(folder, pool, name, bad, kept):
+    write(folder, line(**{name: bad}), line(codigo="2"))
+    report = load.load(pool, folder)
+    assert (counts(report), report.unread) == ((1, 0, 2, 0), {name: 1})
+    (_, row) = table(pool)
+    assert (row["extra"], row.get(name) in (None, row["extra"])) == ({name: kept}, True)
+    with pool.connect() as connection:
+        assert connection.scalar(text("SELECT unread FROM brt_file")) == 1
+
+
+def test_a_side_field_of_any_length_is_kept(folder, pool):
+    capture.append(folder, captured(vehicle(trajeto="a" * 200_000)), 60)
+    load.load(pool, folder)
+    assert [len(row["trajeto"]) for row in table(pool)] == [200_000]
+
+
+def test_a_file_with_a_byte_order_mark_or_without_the_extra_column_is_loaded(folder, pool):
+    file = write(folder, line().removesuffix(","))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b",extra\n", b"\n"))
+    capture.append(folder, captured(vehicle(codigo="2", novo=1), after_minutes=1), 60)
+    assert counts(load.load(pool, folder)) == (1, 0, 2, 0)
+    assert [row["extra"] for row in table(pool)] == [{"novo": 1}, {}]
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "said"),
+    [
+        (400, 8, "brt: too many lines are no signals: 400 of 400 lines of brt_20230726T015300Z.csv; the others are"),
+        (40, 8, "40 of 400 lines"),
+        (20, 0, ""),
+        (0, 0, ""),
+    ],
+)
+def test_a_file_with_too_many_rejects_fails_the_load_once_the_rest_is_kept(
+    pool, monkeypatch, capsys, caplog, bad, code, said
+):
+    monkeypatch.setattr("sys.argv", ["brt", "load"])
+    caplog.set_level("INFO", "brt")
+    other = pipeline.captures_folder() / "brt_20230726T020300Z.csv"
+    write(pipeline.captures_folder(), line(codigo="later")).rename(other)
+    lines = [line(latitude="north")] * bad + [line(codigo=str(number)) for number in range(400 - bad)]
+    write(pipeline.captures_folder(), *lines)
+    assert __main__.main() == code
+    assert len(table(pool)) == 401 - bad
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == (code == 8)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"{bad} lines rejected; the table brt_reject has the reasons"] * (0 < bad <= 20)
+    # Once: the file is known now.
+    caplog.clear()
+    assert __main__.main() == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "0 files loaded, 2 known already: 0 signals, 0 lines newly rejected"
+    ]
+
+
+def test_what_an_earlier_load_reported_of_a_file_is_not_reported_again(folder, pool):
+    write(folder, *[line(codigo=str(number)) for number in range(40)], line(latitude="north"), line(direcao="NE"))
+    first = load.load(pool, folder)
+    assert (first.rejected, first.unread.total()) == (1, 1)
+    write(folder, *[line(codigo=str(number)) for number in range(50)], line(latitude="north"), line(direcao="NE"))
+    assert load.load(pool, folder) == load.Report(1, 0, 51)
+
+
+def test_a_load_before_the_first_capture_says_so(pool, caplog, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["brt", "load"])
+    caplog.set_level("INFO", "brt")
+    assert __main__.main() == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no capture is in {pipeline.captures_folder()}: `make capture` makes one, `make start` one a minute"
+    ]
+
+
 def test_a_line_that_is_cut_off_is_rejected_until_the_file_has_grown(folder, pool):
     write(folder, line(), line(codigo="2")[:-3], end="")
-    assert load.load(pool, folder) == load.Report(1, 0, 1, 1)
+    assert counts(load.load(pool, folder)) == (1, 0, 1, 1)
     write(folder, line(), line(codigo="2"))
     assert load.load(pool, folder) == load.Report(1, 0, 2, 0)
     assert len(table(pool)) == 2
@@ -178,7 +263,7 @@ def test_a_line_that_is_cut_off_is_rejected_until_the_file_has_grown(folder, poo
 def test_of_a_file_without_the_header_every_line_is_kept(folder, pool):
     file = write(folder, line())
     file.write_bytes(b"a,b\n" + line().encode() + b"\nrest")
-    assert load.load(pool, folder) == load.Report(1, 0, 0, 3)
+    assert counts(load.load(pool, folder)) == (1, 0, 0, 3)
     with pool.connect() as connection:
         kept = connection.execute(text("SELECT line, content FROM brt_reject ORDER BY line")).all()
     assert kept == [(1, "a,b"), (2, line()), (3, "rest")]
@@ -200,8 +285,8 @@ def test_no_line_is_lost_whatever_became_of_the_file(seed):
     for _ in range(30):
         place = chance.randrange(header, len(content))
         content[place : place + chance.randrange(3)] = bytes(chance.choices(b'",\n\\\0\xff0a', k=chance.randrange(3)))
-    rows, rejects = load.parse(bytes(content))
-    numbers = sorted([row[0] for row in rows] + [number for number, _, _ in rejects])
+    found = load.parse(bytes(content))
+    numbers = sorted([row[0] for row in found.rows] + [number for number, _, _ in found.rejects])
     lines = bytes(content).split(b"\n")[1:]
     assert numbers == list(range(2, 2 + len(lines) - (lines[-1] == b"")))
 

@@ -134,6 +134,55 @@ def test_a_source_that_is_stale_fails(pool):
     assert positions(pool)
 
 
+def failed_tests():
+    return [each["unique_id"].split(".")[-1] for each in results("run_results.json")["results"] if each["failures"]]
+
+
+@pytest.mark.parametrize(("minutes", "failed"), [(59, []), (61, ["new_signals_arrive"])])
+def test_signals_that_stop_fail_the_build_by_the_clock_of_the_captures(pool, minutes, failed):
+    """The API goes on to repeat the last signals; the captures are of 2023."""
+    last = vehicle(dataHora=milliseconds(FIRST_MINUTE))
+    for minute in (0, minutes):
+        capture.append(pipeline.captures_folder(), captured(last, after_minutes=minute), 60)
+        pipeline.load_new()
+    if failed:
+        with pytest.raises(pipeline.ModelError, match="dbt build failed"):
+            pipeline.run_dbt("build")
+    else:
+        pipeline.run_dbt("build")
+    assert positions(pool).keys() == {"901008"}
+    assert [name for name in failed_tests() if "signals" in name] == failed
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "fails"),
+    [(20, 0, False), (10, 10, False), (9, 0, True), (9, 11, True), (0, 20, True), (1, 0, True)],
+)
+def test_a_file_with_too_few_signals_per_capture_fails_the_build(pool, good, bad, fails):
+    usual = [vehicle(codigo=str(number), dataHora=milliseconds(FIRST_MINUTE)) for number in range(20)]
+    for minute in range(20):
+        capture.append(pipeline.captures_folder(), captured(*usual, after_minutes=minute), 60)
+    now = [*usual[:good], *[vehicle(latitude="north")] * bad]
+    for minute in (20, 21):
+        capture.append(pipeline.captures_folder(), captured(*now, after_minutes=minute), 60)
+    pipeline.load_new()
+    if fails:
+        with pytest.raises(pipeline.ModelError, match="dbt build failed"):
+            pipeline.run_dbt("build")
+    else:
+        pipeline.run_dbt("build")
+    assert len(positions(pool)) == 20
+    assert [name for name in failed_tests() if "signals" in name] == ["signals_are_as_many_as_usual"] * fails
+
+
+def test_a_capture_without_any_signal_fails_the_build(pool):
+    capture.append(pipeline.captures_folder(), captured(vehicle(latitude="north")), 60)
+    pipeline.load_new()
+    with pytest.raises(pipeline.ModelError, match="dbt build failed"):
+        pipeline.run_dbt("build")
+    assert sorted(failed_tests()) == ["new_signals_arrive", "signals_are_as_many_as_usual"]
+
+
 def test_what_dbt_writes_holds_no_password(ten_captures):
     password = ten_captures.url.password
     pipeline.load_new()

@@ -22,7 +22,8 @@ select
     last.route,
     last.captured_at,
     last.outside_city,
-    last.clock_ahead
+    last.clock_ahead,
+    last.ignition
 from buses
 cross join lateral (
     (

@@ -1,0 +1,21 @@
+-- depends_on: {{ ref('posicao_onibus') }}, so that the views are there whatever the outcome.
+-- Fails where the latest file has too few signals per capture, compared with the day of files before it. A file of
+-- rejected lines alone has none.
+with latest as (
+    select file, signals::float8 / greatest(captures, 1) as per_capture
+    from {{ source('brt', 'brt_file') }}
+    order by file desc
+    limit 145
+),
+
+usual as (
+    select percentile_cont(0.5) within group (order by per_capture) as per_capture
+    from latest
+    where file < (select max(file) from latest)
+)
+
+select latest.file, latest.per_capture, usual.per_capture as usual
+from latest
+cross join usual
+where latest.file = (select max(file) from latest)
+    and (latest.per_capture = 0 or latest.per_capture < {{ var("signals_at_least") }} * usual.per_capture)
