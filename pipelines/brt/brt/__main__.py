@@ -19,8 +19,10 @@ def main() -> int:
         "load": (lambda: pipeline.refuse_faulty(pipeline.load_new()), "what was captured since"),
         "dbt": (pipeline.model, "build and test the models, describe them, check that the source is fresh"),
         "map": (lambda: print(pipeline.draw()), "draw the last positions"),
+        "keeper": (services.keep, "all services, each started again when it ends: `start` runs this"),
+        "postgres": (services.hold_postgres, "the embedded PostgreSQL alone, until it is ended"),
         "stand-in": (lambda: stand_in.serve(settings.stand_in_port()), "the API's stand-in alone, until it is ended"),
-        "flows": (_serve_flows, "both flows at their times, until they are ended: `start` runs this"),
+        "flows": (_serve_flows, "both flows at their times, until they are ended"),
     }
     parser = command.Parser(
         prog="python -m brt",
@@ -47,7 +49,7 @@ def _start() -> None:
     print(f"API         {settings.api_url()}" + (" (the stand-in)" if settings.api_is_stand_in() else ""))
     print(f"captures    {pipeline.captures_folder()}")
     url = settings.database_url()
-    password = f"; the password stands in {settings.postgres_folder()}{os.sep}password"
+    password = f"; the password is in {settings.postgres_folder()}{os.sep}password"
     print(f"PostgreSQL  {url}" + (password if settings.database_is_embedded() else ""))
     print(f"logs        {settings.folder()}{os.sep}*.log")
     print("`make stop` stops all of it, `make map` draws where the buses are, once they are loaded")

@@ -25,18 +25,8 @@ from fonte_alvo.command import Failure
 CAPTURED_AT = "captured_at"
 # As the API spells them.
 FIELDS = (
-    "codigo",
-    "placa",
-    "linha",
-    "latitude",
-    "longitude",
-    "dataHora",
-    "velocidade",
-    "id_migracao_trajeto",
-    "sentido",
-    "trajeto",
-    "hodometro",
-    "direcao",
+    *("codigo", "placa", "linha", "latitude", "longitude", "dataHora"),
+    *("velocidade", "id_migracao_trajeto", "sentido", "trajeto", "hodometro", "direcao"),
 )
 # A JSON object: fields that are not known, and those whose value is no text or number.
 EXTRA = "extra"
@@ -70,8 +60,6 @@ class CaptureError(Failure):
 
 class Number(str):
     """A number of a JSON document, as it was written."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -128,16 +116,15 @@ def _ask(url: str) -> Capture:
 
 def read(body: bytes, captured_at: datetime) -> Capture:
     """Read an answer, with or without its wrapper; values stay as the API wrote them. Raises ValueError."""
+    shown = clean(body[-60:].decode(errors="replace"))
     try:
         # Numbers as their text: a capture changes nothing.
         document = json.loads(body, parse_float=Number, parse_int=Number, parse_constant=str)
     except (ValueError, RecursionError) as error:
-        end = clean(body[-40:].decode(errors="replace"))
-        raise ValueError(f"it answered no JSON, but {len(body):,} bytes that end in {end!r}") from error
+        raise ValueError(f"it answered no JSON, but {len(body):,} bytes that end in {shown!r}") from error
     vehicles = document.get(WRAPPER) if isinstance(document, dict) else document
     if not isinstance(vehicles, list):
-        start = clean(body[:100].decode(errors="replace"))
-        raise ValueError(f"it answered no list of vehicles, but {start!r}")
+        raise ValueError(f"it answered no list of vehicles, but JSON that ends in {shown!r}")
     found = [vehicle for vehicle in vehicles if isinstance(vehicle, dict)]
     if not found:
         raise ValueError("it answered no vehicle at all")

@@ -2,15 +2,16 @@
 
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from prefect import flow, serve, task
+from prefect import Flow, flow, serve, task
 from prefect.client.schemas.objects import State
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Interval
 from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
-from brt import pipeline, settings
+from brt import pipeline, services, settings
 from brt.capture import CAPTURES_PER_FILE
 
 # A step that hangs ends before it holds up the next but one.
@@ -57,24 +58,22 @@ def _left_out(why: str) -> State:
 
 def serve_both() -> None:
     """Run both flows at their times, until SIGTERM."""
-    # Held to the end, so that the embedded server does not stop after each load.
-    settings.database_url()
+    services.wait_for_prefect()
     now = datetime.now(UTC)
     capture_s, load_s = settings.capture_every_s(), settings.load_every_s()
     # A capture stands on a whole minute, the first load just behind the first ten of them.
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     ten_captures = now + timedelta(seconds=(CAPTURES_PER_FILE + 0.5) * capture_s)
-    deployments = [
-        RunnerDeployment.from_flow(
-            each,
-            settings.DEPLOYMENTS[name],
-            schedule=Interval(timedelta(seconds=every_s), anchor_date=first),
-            # As a script it would find brt's settings in place of the main project's.
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for name, each, every_s, first in (
-            ("capture", capture, capture_s, midnight),
-            ("load", load, load_s, ten_captures),
-        )
-    ]
-    serve(*deployments, limit=PROCESSES, print_starting_message=False)
+    serve(
+        _deployment(capture, "capture", capture_s, midnight),
+        _deployment(load, "load", load_s, ten_captures),
+        limit=PROCESSES,
+        print_starting_message=False,
+    )
+
+
+def _deployment(of: Flow[..., Any], name: str, every_s: int, first: datetime) -> RunnerDeployment:
+    schedule = Interval(timedelta(seconds=every_s), anchor_date=first)
+    # As a script it would find brt's settings in place of the main project's.
+    by = EntrypointType.MODULE_PATH
+    return RunnerDeployment.from_flow(of, settings.DEPLOYMENTS[name], schedule=schedule, entrypoint_type=by)

@@ -39,81 +39,10 @@ _BOM = b"\xef\xbb\xbf"
 _UNREADABLE = re.compile("[\x00\udc80-\udcff]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
-_TABLES = """
-CREATE TABLE IF NOT EXISTS brt_raw (
-    codigo text NOT NULL,
-    placa text,
-    linha text,
-    latitude double precision NOT NULL,
-    longitude double precision NOT NULL,
-    dataHora bigint NOT NULL,
-    velocidade double precision,
-    id_migracao_trajeto text,
-    sentido text,
-    trajeto text,
-    hodometro double precision,
-    direcao double precision,
-    extra jsonb NOT NULL DEFAULT '{}',
-    captured_at timestamptz NOT NULL,
-    first_captured_at timestamptz NOT NULL,
-    PRIMARY KEY (codigo, dataHora)
-);
-COMMENT ON COLUMN brt_raw.extra IS 'what the other columns cannot hold: unknown fields, and values of the wrong type';
-COMMENT ON COLUMN brt_raw.captured_at IS 'the latest capture that holds this signal';
-COMMENT ON COLUMN brt_raw.first_captured_at IS 'the first capture that holds this signal';
-CREATE TABLE IF NOT EXISTS brt_file (
-    file text PRIMARY KEY,
-    bytes bigint NOT NULL,
-    modified timestamptz NOT NULL,
-    signals integer NOT NULL,
-    rejected integer NOT NULL,
-    unread integer NOT NULL,
-    captures integer NOT NULL,
-    captured_until timestamptz,
-    new_signals_until timestamptz,
-    loaded_at timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON COLUMN brt_file.unread IS 'values that are NULL in brt_raw, because they could not be read';
-COMMENT ON COLUMN brt_file.captured_until IS 'the latest capture of the file';
-COMMENT ON COLUMN brt_file.new_signals_until IS 'the latest capture whose signals no earlier one held';
-CREATE TABLE IF NOT EXISTS brt_reject (
-    file text NOT NULL,
-    line integer NOT NULL,
-    reason text NOT NULL,
-    content text NOT NULL,
-    PRIMARY KEY (file, line)
-);
-"""
-_VALUES = (*FIELDS[1:], EXTRA)
-_COLUMNS = ", ".join((FIELDS[0], *_VALUES, CAPTURED_AT))
-_UPSERT = f"""
-INSERT INTO brt_raw ({_COLUMNS}, first_captured_at)
-SELECT DISTINCT ON (codigo, dataHora) {_COLUMNS}, min(captured_at) OVER (PARTITION BY codigo, dataHora)
-FROM incoming ORDER BY codigo, dataHora, captured_at DESC, line DESC
-ON CONFLICT (codigo, dataHora) DO UPDATE SET
-    ({", ".join(_VALUES)}, captured_at) = ROW ({", ".join(f"excluded.{name}" for name in _VALUES)},
-    excluded.captured_at)
-WHERE excluded.captured_at >= brt_raw.captured_at
-"""
-# Apart from the values, which the latest capture decides: a file may be loaded after those that follow it.
-_FIRST = """
-UPDATE brt_raw SET first_captured_at = earlier.captured_at
-FROM (SELECT codigo, dataHora, min(captured_at) AS captured_at FROM incoming GROUP BY codigo, dataHora) AS earlier
-WHERE (brt_raw.codigo, brt_raw.dataHora) = (earlier.codigo, earlier.dataHora)
-    AND earlier.captured_at < brt_raw.first_captured_at
-"""
-
-
+_TABLES = Path(__file__).with_name("tables.sql")
+_MERGE = Path(__file__).with_name("merge.sql")
 # Of a signal that earlier files held, the first capture is older.
 _NEWEST = "SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USING (codigo, dataHora)"
-_NOTE = """
-INSERT INTO brt_file (file, bytes, modified, signals, rejected, unread, captures, captured_until, new_signals_until)
-VALUES (:file, :bytes, :modified, :signals, :rejected, :unread, :captures, :captured_until, :new_signals_until)
-ON CONFLICT (file) DO UPDATE SET
-    (bytes, modified, signals, rejected, unread, captures, captured_until, new_signals_until, loaded_at) =
-    ROW (excluded.bytes, excluded.modified, excluded.signals, excluded.rejected, excluded.unread, excluded.captures,
-    excluded.captured_until, excluded.new_signals_until, excluded.loaded_at)
-"""
 
 
 class RejectedError(Failure):
@@ -141,8 +70,8 @@ class Report:
         return Report(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def __str__(self) -> str:
-        files_ = f"{self.loaded:,} files loaded, {self.skipped:,} known already"
-        return f"{files_}: {self.signals:,} signals, {self.rejected:,} lines newly rejected"
+        counts = f"{self.signals:,} signals, {self.rejected:,} lines newly rejected"
+        return f"{self.loaded:,} files loaded, {self.skipped:,} known already: {counts}"
 
 
 @dataclass
@@ -162,7 +91,7 @@ def load(pool: Engine, folder: Path) -> Report:
         with pool.begin() as connection:
             # IF NOT EXISTS does not keep two loads from creating the same table.
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('brt_raw'))"))
-            connection.exec_driver_sql(_TABLES)
+            connection.exec_driver_sql(_TABLES.read_text())
         for file in files(folder):
             try:
                 with pool.begin() as connection:
@@ -177,7 +106,7 @@ def load(pool: Engine, folder: Path) -> Report:
 def _load_file(connection: Connection, file: Path) -> Report:
     """Load a file that is new or has changed, once at a time."""
     connection.execute(text("LOCK TABLE brt_file IN SHARE ROW EXCLUSIVE MODE"))
-    known = {"file": file.name}
+    known: dict[str, object] = {"file": file.name}
     query = "SELECT bytes, modified, rejected, unread FROM brt_file WHERE file = :file"
     before = connection.execute(text(query), known).one_or_none()
     with file.open("rb") as opened:
@@ -190,16 +119,20 @@ def _load_file(connection: Connection, file: Path) -> Report:
         "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT 0 AS line, * FROM brt_raw WITH NO DATA"
     )
     copy.send(connection, f"COPY incoming (line, {', '.join(HEADER)}) FROM STDIN", _copied(content.rows))
-    connection.exec_driver_sql(_UPSERT)
-    connection.exec_driver_sql(_FIRST)
-    connection.execute(text("DELETE FROM brt_reject WHERE file = :file"), known)
+    connection.exec_driver_sql(_MERGE.read_text())
+    for table in ("brt_file", "brt_reject"):
+        connection.execute(text(f"DELETE FROM {table} WHERE file = :file"), known)
     lines = _copied([file.name, *each] for each in content.rejects)
     copy.send(connection, "COPY brt_reject (file, line, reason, content) FROM STDIN", lines)
     signals, rejected, unread = len(content.rows), len(content.rejects), content.unread.total()
-    noted = {"bytes": state.st_size, "modified": modified, "signals": signals, "rejected": rejected, "unread": unread}
-    noted |= {"captures": len(content.captures), "captured_until": max(content.captures, default=None)}
-    noted["new_signals_until"] = connection.scalar(text(_NEWEST))
-    connection.execute(text(_NOTE), known | noted)
+    noted = known | {"bytes": state.st_size, "modified": modified, "signals": signals, "rejected": rejected}
+    noted |= {"unread": unread, "captures": len(content.captures)}
+    noted |= {
+        "captured_until": max(content.captures, default=None),
+        "new_signals_until": connection.scalar(text(_NEWEST)),
+    }
+    values = ", ".join(f":{name}" for name in noted)
+    connection.execute(text(f"INSERT INTO brt_file ({', '.join(noted)}) VALUES ({values})"), noted)
     # A file that has grown is read again: its earlier lines were reported then.
     new_rejects = max(0, rejected - (before.rejected if before else 0))
     is_faulty = new_rejects and rejected > REJECTED_AT_MOST * (rejected + signals)
@@ -247,8 +180,8 @@ def _shown(line: bytes) -> str:
 def _values(line: bytes) -> tuple[list[object], list[str]]:
     """Return the values of HEADER, and the names of those that cannot be read. Raises ValueError and csv.Error."""
     given = next(csv.reader([line.decode(errors="surrogateescape")], strict=True), [])
-    if len(given) == len(HEADER) - 1:
-        given.append("")
+    # Lines of an older version have no extra.
+    given += [""] * (len(given) == len(HEADER) - 1)
     if len(given) != len(HEADER):
         raise ValueError(f"{len(given)} fields instead of {len(HEADER)}")
     texts = dict(zip(HEADER, given, strict=True))
@@ -283,7 +216,9 @@ def _value(name: str, given: str) -> object:
     if name == CAPTURED_AT:
         return _moment(given)
     if name == "codigo":
-        return _code(given.strip())
+        if not 0 < len(given.strip()) <= CODIGO_CHARACTERS:
+            raise ValueError(f"codigo has {len(given.strip()):,} characters: expected 1 to {CODIGO_CHARACTERS}")
+        return given.strip()
     if name == "dataHora":
         if not re.fullmatch(r"\d{1,15}", given, re.ASCII) or int(given) > LAST_MOMENT_MS:
             raise ValueError(f"dataHora is {clean(given)!r}: expected milliseconds since 1970, up to the year 9999")
@@ -295,14 +230,6 @@ def _value(name: str, given: str) -> object:
         return number
     if name in OPTIONAL_NUMBERS:
         return _number(name, given) if given.strip() else None
-    return given
-
-
-def _code(given: str) -> str:
-    if not given:
-        raise ValueError("codigo is empty")
-    if len(given) > CODIGO_CHARACTERS:
-        raise ValueError(f"codigo has {len(given):,} characters: expected {CODIGO_CHARACTERS} at most")
     return given
 
 

@@ -53,8 +53,7 @@ def _report_changes(differences: Sequence[str]) -> None:
         new = [each for each in differences if each not in known]
         file.writelines(f"{each}\n" for each in new)
     if new:
-        more = f"; and {len(new) - 10} more" if len(new) > 10 else ""
-        log.warning("the API's format has changed: %s%s; all of it is kept", "; ".join(new[:10]), more)
+        log.warning("the API's format has changed: %.1000s; all of it is kept", "; ".join(new))
 
 
 def captured_just_now() -> bool:
@@ -83,10 +82,8 @@ def load_new() -> load.Report:
 def refuse_faulty(report: load.Report) -> None:
     """Raise RejectedError where a file had too many lines that are no signals."""
     if report.faulty:
-        which = "; ".join(report.faulty[:5]) + (f"; and {len(report.faulty) - 5} more" if report.faulty[5:] else "")
-        raise load.RejectedError(
-            f"too many lines are no signals: {which}; the others are loaded, and the table brt_reject has the reasons"
-        )
+        remedy = "the others are loaded, and the table brt_reject has the reasons"
+        raise load.RejectedError(f"too many lines are no signals: {'; '.join(report.faulty):.500}; {remedy}")
 
 
 def run_dbt(*arguments: str) -> None:
@@ -101,8 +98,8 @@ def run_dbt(*arguments: str) -> None:
         result = dbtRunner().invoke([*arguments, *map(str, [*folders, "--target-path", written / "target"])])
     if not result.success:
         # What failed dbt has told already, in the same log.
-        said = result.exception or "see what it printed above"
-        raise ModelError(f"dbt {' '.join(arguments)} failed: {said}; mend it and run `make dbt`")
+        said = capture.clean(str(result.exception or "see what it printed above"))
+        raise ModelError(f"dbt {' '.join(arguments)} failed: {said}; mend it and run `make run_dbt`")
 
 
 def model() -> None:
@@ -116,9 +113,9 @@ def draw() -> Path:
     """Draw the last positions; returns the picture's file. Raises SettingsError and DatabaseError."""
     from brt.map import picture
 
-    remedy = "the first load after the start makes the view, and so does `make capture load dbt`"
+    remedy = "the first load after the start makes the view, and so does `make capture load run_dbt`"
     with database() as pool, engine.failures("BRT's database", remedy), pool.connect() as connection:
-        query = "SELECT latitude, longitude, extract(epoch FROM age)::float8, outside_city FROM posicao_onibus"
+        query = "SELECT latitude, longitude, time, outside_city, clock_ahead FROM posicao_onibus"
         buses = connection.execute(text(query)).all()
     file = settings.folder() / "map.png"
     with settings.file_failures():
@@ -129,7 +126,7 @@ def draw() -> Path:
 @contextmanager
 def database() -> Iterator[Engine]:
     """Give the pipeline's database. Raises SettingsError and DatabaseError."""
-    with engine.failures("BRT's database", "set BRT_DATABASE_URL, or mend what the message says"):
+    with engine.failures("BRT's database", "set BRT_DATABASE_URL or BRT_POSTGRES_PORT, or mend what the message says"):
         url = settings.database_url()
     pool = engine.create(url, "brt")
     try:

@@ -61,7 +61,7 @@ def database_url() -> URL:
     if not given:
         with file_failures():
             folder().mkdir(parents=True, exist_ok=True)
-        return _created(embedded.url("postgres", postgres_folder()))
+        return _created(embedded.url("postgres", postgres_folder(), postgres_port()))
     try:
         url = engine.parse(given)
     except ValueError as error:
@@ -80,6 +80,11 @@ def database_is_embedded() -> bool:
 def postgres_folder() -> Path:
     """Return the folder of the embedded server."""
     return folder() / "postgres"
+
+
+def postgres_port() -> int:
+    """Return the port of the embedded server; 0, the default, is any free one. Raises SettingsError."""
+    return _number("BRT_POSTGRES_PORT", 0, LAST_PORT, lowest=0)
 
 
 def capture_every_s() -> int:
@@ -102,8 +107,13 @@ def stand_in_port() -> int:
     return _number("BRT_STAND_IN_PORT", 4201, LAST_PORT)
 
 
+def log_file(service: str) -> Path:
+    """Return where a service's output goes."""
+    return folder() / f"{service}.log"
+
+
 def services_environment() -> dict[str, str]:
-    """Return the environment of the services: Prefect's is kept here alone, and tells nobody."""
+    """Return the environment of the services; prefect.toml has those settings of Prefect that are always the same."""
     port = str(prefect_port())
     # Where both are set, the one in small letters counts.
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
@@ -113,19 +123,11 @@ def services_environment() -> dict[str, str]:
         "BRT_FOLDER": str(folder()),
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
         "PREFECT_HOME": str(folder() / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": port,
-        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # Nothing here reacts to events; runs are kept as long as events are, not for ever.
-        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_CLI_PROMPT": "false",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "brt",
         # Prefect looks for what is due as often as a tenth of the way to the next capture, at most every 10 s.
         "PREFECT_RUNNER_POLL_FREQUENCY": str(min(10, max(1, capture_every_s() // 3))),
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": str(min(60, max(5, capture_every_s() // 2))),
@@ -143,10 +145,10 @@ def give_dbt(url: URL) -> None:
     os.environ["DO_NOT_TRACK"] = "1"
 
 
-def _number(name: str, otherwise: int, highest: int) -> int:
+def _number(name: str, otherwise: int, highest: int, lowest: int = 1) -> int:
     text_ = os.environ.get(name) or str(otherwise)
-    if not text_.isdecimal() or not 1 <= int(text_) <= highest:
-        raise SettingsError(f"{name} is {text_!r}: expected a number from 1 to {highest}")
+    if not text_.isdecimal() or not lowest <= int(text_) <= highest:
+        raise SettingsError(f"{name} is {text_!r}: expected a number from {lowest} to {highest}")
     return int(text_)
 
 

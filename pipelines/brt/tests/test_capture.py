@@ -107,7 +107,7 @@ def test_a_record_is_one_line_whatever_a_field_holds(folder, text):
         (b"", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b"\xff\xfe", "no JSON"),
-        (b'{"error": "x"}', 'it answered no list of vehicles, but \'{"error": "x"}\''),
+        (b'{"error": "x"}', 'it answered no list of vehicles, but JSON that ends in \'{"error": "x"}\''),
         (b'"text"', "it answered no list of vehicles"),
         (b"[]", "no vehicle at all"),
         (b'{"veiculos": []}', "no vehicle at all"),

@@ -143,7 +143,7 @@ def test_a_text_arrives_as_it_is(folder, pool, given):
         (line(dataHora="1690333107.5"), "expected milliseconds since 1970"),
         (line(dataHora="-1"), "expected milliseconds since 1970"),
         (line(dataHora="253402300800000"), "expected milliseconds since 1970"),
-        (line(codigo=" "), "codigo is empty"),
+        (line(codigo=" "), "codigo has 0 characters: expected 1 to 100"),
         (line(captured_at="2023-07-26T01:53:30"), "expected a time with its zone"),
         (line(captured_at="soon"), "captured_at is 'soon'"),
         (line(captured_at="9999-12-31T23:59:59-14:00"), "expected a time with its zone"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from types import SimpleNamespace
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 from brt import capture, services
 from tests.conftest import PROJECT, expected_positions
 
+SERVICES = ("stand-in", "prefect", "flows", "postgres")
 CAPTURE_EVERY_S, LOAD_EVERY_S = 12, 30
 # A machine that does other things too may take a while.
 PATIENCE_S = 600
@@ -91,13 +93,14 @@ def left(world):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("brt") / "state"
-    ports = free_ports(2)
+    ports = free_ports(3)
     given = {
         "BRT_FOLDER": str(folder),
         "BRT_CAPTURE_EVERY_S": str(CAPTURE_EVERY_S),
         "BRT_LOAD_EVERY_S": str(LOAD_EVERY_S),
         "BRT_PREFECT_PORT": str(ports[0]),
         "BRT_STAND_IN_PORT": str(ports[1]),
+        "BRT_POSTGRES_PORT": str(ports[2]),
     }
     unset = ("BRT_API_URL", "BRT_DATABASE_URL", "PREFECT_API_URL")
     environment = {name: value for name, value in os.environ.items() if name not in unset} | given
@@ -152,15 +155,15 @@ def test_the_replayed_captures_arrive_in_the_view(started):
 
 
 def test_starting_again_starts_nothing_twice(started):
-    before = {name: [process.pid for process in services_of(started, name)] for name in ("prefect", "stand-in")}
+    before = {name: services_of(started, name)[0].pid for name in SERVICES}
     step(started, "start")
-    assert before == {name: [process.pid for process in services_of(started, name)] for name in before}
+    assert before == {name: services_of(started, name)[0].pid for name in SERVICES}
 
 
 def services_of(world, name):
-    """The first process of a service, in a list."""
-    pid = int((world.folder / f"{name}.pid").read_text())
-    return [process for process in left(world) if process.pid == pid]
+    """The processes of a service, its first one first."""
+    found = [each for each in left(world) if each.environ().get(services.MARK) == f"{world.folder} {name}"]
+    return sorted(found, key=lambda process: process.create_time())
 
 
 def postgres_of(world):
@@ -168,15 +171,21 @@ def postgres_of(world):
     return [process for process in left(world) if process.pid == int(pid)]
 
 
-def test_what_was_captured_outlives_a_kill_of_any_part(started):
-    """Nothing captured is lost and nothing doubled; `start` brings the part back."""
+def is_new(processes, killed):
+    return [each for each in processes if each.create_time() > killed.create_time()]
+
+
+def test_a_service_that_is_killed_comes_back_and_nothing_captured_is_lost_or_doubled(started):
+    """Every part in its turn; nobody starts it again. PostgreSQL keeps its port."""
     eventually(lambda: captures(started))
     before = captures(started)
-    for part in ("stand-in", "prefect", "flows", "postgres"):
-        (victim,) = postgres_of(started) if part == "postgres" else services_of(started, part)
+    for part in (*SERVICES, "server"):
+        find = postgres_of if part == "server" else lambda world, part=part: services_of(world, part)
+        victim = find(started)[0]
+        victim.create_time()
         victim.kill()
         victim.wait()
-        step(started, "start")
+        eventually(lambda find=find, victim=victim: is_new(find(started), victim))
         so_far = len(captures(started))
         eventually(lambda so_far=so_far: len(captures(started)) > so_far)
     after = captures(started)
@@ -188,16 +197,51 @@ def test_what_was_captured_outlives_a_kill_of_any_part(started):
     captured = {(record["codigo"], int(record["dataHora"])) for records in after.values() for record in records}
     assert len(held) == len(set(held))
     assert set(held) <= captured <= set(query(started, "SELECT codigo, dataHora FROM brt_raw"))
+    assert query(started, "SHOW port") == [(started.environment["BRT_POSTGRES_PORT"],)]
+    log = (started.folder / "keeper.log").read_text()
+    assert re.findall("^(.*) ended with code -9; .*log has the reason$", log, re.MULTILINE) == list(SERVICES)
 
 
-def test_a_port_that_is_taken_is_told(started):
+def test_after_a_kill_of_the_keeper_or_of_everything_start_brings_all_back(started):
+    for find in (lambda world: services_of(world, "keeper"), left):
+        victims = find(started)
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+        psutil.wait_procs(victims)
+        step(started, "start")
+        assert all(services_of(started, name) for name in ("keeper", *SERVICES))
+        so_far = len(captures(started))
+        eventually(lambda so_far=so_far: len(captures(started)) > so_far)
+
+
+def test_other_settings_start_the_services_anew(started):
+    (before,) = services_of(started, "keeper")
+    port = started.environment["BRT_POSTGRES_PORT"]
+    other = SimpleNamespace(**vars(started))
+    other.environment = started.environment | {"BRT_POSTGRES_PORT": str(free_ports(1)[0])}
+    step(other, "start")
+    assert not before.is_running()
+    assert query(other, "SHOW port") == [(other.environment["BRT_POSTGRES_PORT"],)] != [(port,)]
+
+
+@pytest.mark.parametrize("variable", ["BRT_STAND_IN_PORT", "BRT_PREFECT_PORT", "BRT_POSTGRES_PORT"])
+def test_a_port_that_is_taken_is_reported(started, variable):
     step(started, "stop")
-    with socket.create_server(("127.0.0.1", int(started.environment["BRT_STAND_IN_PORT"]))):
+    with socket.create_server(("127.0.0.1", int(started.environment[variable]))):
         done = run(started, "-m", "brt", "start")
     assert (done.returncode, done.stdout) == (7, "")
-    assert re.fullmatch(
-        r"brt: port \d+, meant for stand-in, is in use: set BRT_STAND_IN_PORT to another one\n", done.stderr
-    )
+    assert re.fullmatch(rf"brt: port \d+ is in use: set {variable} to another one\n", done.stderr)
+    assert left(started) == []
+
+
+def test_a_service_that_ends_at_the_start_is_reported(started):
+    step(started, "stop")
+    broken = SimpleNamespace(environment=started.environment | {"PREFECT_SERVER_LOGGING_LEVEL": "LOUD"})
+    done = run(broken, "-m", "brt", "start")
+    assert (done.returncode, done.stdout) == (7, "")
+    assert re.fullmatch(r"brt: prefect ended with code \d+; .*/prefect.log has the reason\n", done.stderr)
+    eventually(lambda: left(started) == [])
 
 
 def test_a_database_that_is_away_is_told_before_anything_starts(world):
@@ -211,6 +255,6 @@ def test_a_database_that_is_away_is_told_before_anything_starts(world):
 
 
 def test_stop_leaves_no_process_behind(started):
-    assert step(started, "stop") == "stopped: flows, prefect, stand-in\n"
+    assert step(started, "stop") == "stopped: keeper, flows, prefect, stand-in, postgres\n"
     assert left(started) == []
     assert step(started, "stop") == "stopped: nothing ran\n"

@@ -1,0 +1,30 @@
+-- The signals of a file, in the table incoming, into brt_raw. The latest capture decides the values, and of one capture the
+-- last line.
+INSERT INTO brt_raw (
+    codigo, placa, linha, latitude, longitude, dataHora, velocidade, id_migracao_trajeto, sentido, trajeto, hodometro,
+    direcao, extra, captured_at, first_captured_at
+)
+SELECT DISTINCT ON (codigo, dataHora)
+    codigo, placa, linha, latitude, longitude, dataHora, velocidade, id_migracao_trajeto, sentido, trajeto, hodometro,
+    direcao, extra, captured_at, min(captured_at) OVER (PARTITION BY codigo, dataHora)
+FROM incoming
+ORDER BY codigo, dataHora, captured_at DESC, line DESC
+ON CONFLICT (codigo, dataHora) DO UPDATE SET
+    placa = excluded.placa,
+    linha = excluded.linha,
+    latitude = excluded.latitude,
+    longitude = excluded.longitude,
+    velocidade = excluded.velocidade,
+    id_migracao_trajeto = excluded.id_migracao_trajeto,
+    sentido = excluded.sentido,
+    trajeto = excluded.trajeto,
+    hodometro = excluded.hodometro,
+    direcao = excluded.direcao,
+    extra = excluded.extra,
+    captured_at = excluded.captured_at
+WHERE excluded.captured_at >= brt_raw.captured_at;
+-- Apart from the values: a file may be loaded after those that follow it.
+UPDATE brt_raw SET first_captured_at = earlier.captured_at
+FROM (SELECT codigo, dataHora, min(captured_at) AS captured_at FROM incoming GROUP BY codigo, dataHora) AS earlier
+WHERE (brt_raw.codigo, brt_raw.dataHora) = (earlier.codigo, earlier.dataHora)
+    AND earlier.captured_at < brt_raw.first_captured_at;
