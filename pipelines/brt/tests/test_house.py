@@ -1,14 +1,14 @@
 """What holds for the project as a whole: its dependencies, its settings, its size."""
 
 import ast
-import os
 import re
 import subprocess
+import sys
 from urllib.request import proxy_bypass_environment
 
 import pytest
 
-from brt import __main__, pipeline, services, settings
+from brt import __main__, pipeline, settings
 from fonte_alvo.engine import DatabaseError
 from fonte_alvo.settings import SettingsError
 from tests.conftest import PROJECT
@@ -35,6 +35,7 @@ def test_no_function_is_long(file):
         ("BRT_LOAD_EVERY_S", "soon", settings.load_every_s),
         ("BRT_PREFECT_PORT", "-1", settings.prefect_port),
         ("BRT_STAND_IN_PORT", "70000", settings.stand_in_port),
+        ("BRT_POSTGRES_PORT", "-1", settings.postgres_port),
         ("BRT_API_URL", "ftp://host/gps", settings.api_url),
         ("BRT_API_URL", "http://host:port/gps", settings.api_url),
         ("BRT_DATABASE_URL", "mysql://host/brt", settings.database_url),
@@ -50,7 +51,15 @@ def test_a_setting_that_cannot_be_used_is_named(monkeypatch, name, value, read):
 
 
 def test_without_settings_it_is_a_minute_and_thirteen_and_all_local(monkeypatch, tmp_path):
-    for name in ("API_URL", "DATABASE_URL", "CAPTURE_EVERY_S", "LOAD_EVERY_S", "PREFECT_PORT", "STAND_IN_PORT"):
+    for name in (
+        "API_URL",
+        "DATABASE_URL",
+        "CAPTURE_EVERY_S",
+        "LOAD_EVERY_S",
+        "PREFECT_PORT",
+        "STAND_IN_PORT",
+        "POSTGRES_PORT",
+    ):
         monkeypatch.delenv(f"BRT_{name}", raising=False)
     monkeypatch.delenv("BRT_FOLDER", raising=False)
     assert (settings.capture_every_s(), settings.load_every_s()) == (60, 780)
@@ -59,8 +68,19 @@ def test_without_settings_it_is_a_minute_and_thirteen_and_all_local(monkeypatch,
     monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
     environment = settings.services_environment()
     assert environment["PREFECT_HOME"] == str(tmp_path / "prefect")
-    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert environment["DO_NOT_TRACK"] == "1"
+    assert settings.postgres_port() == 0
+
+
+def test_prefect_takes_its_settings_and_sends_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
+    command = [sys.executable, "-m", "prefect", "config", "view"]
+    shown = subprocess.run(
+        command, cwd=PROJECT, env=settings.services_environment(), capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("ANALYTICS_ENABLED", "EPHEMERAL_ENABLED", "UI_SHOW_PROMOTIONAL_CONTENT", "SERVICES_TRIGGERS_ENABLED"):
+        assert re.search(f"PREFECT_SERVER_{name}='(false|False)'", shown), shown
+    assert "PREFECT_SERVER_API_HOST='127.0.0.1'" in shown
 
 
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
@@ -96,44 +116,8 @@ def test_a_capture_that_cannot_be_read_is_told_on_one_line(monkeypatch, capsys, 
 
 
 def test_a_map_before_the_first_load_tells_what_to_do(pool):
-    with pytest.raises(DatabaseError, match="posicao_onibus.* does not exist.*; .*`make capture load dbt`"):
+    with pytest.raises(DatabaseError, match="posicao_onibus.* does not exist.*; .*`make capture load run_dbt`"):
         pipeline.draw()
-
-
-@pytest.mark.parametrize("noted", ["", "abc", None])
-def test_a_service_is_found_whatever_its_pid_file_holds(monkeypatch, tmp_path, noted):
-    monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
-    mark = {services.MARK: f"{tmp_path} stand-in"}
-    process = subprocess.Popen(["sleep", "600"], env=os.environ | mark, start_new_session=True)
-    if noted is not None:
-        (tmp_path / "stand-in.pid").write_text(noted)
-    try:
-        assert [each.pid for each in services.members("stand-in")] == [process.pid]
-        assert services.stop() == ["stand-in"]
-    finally:
-        process.kill()
-    process.wait()
-
-
-def test_a_service_is_waited_for_and_started_anew_with_other_settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
-    asked = []
-
-    def started(port):
-        monkeypatch.setenv("BRT_STAND_IN_PORT", port)
-        services._run("stand-in", ["sleep", "600"], None, lambda: asked.append(port) or asked.count(port) > 1)
-        return [each.pid for each in services.members("stand-in")]
-
-    try:
-        first = started("4203")
-        assert started("4203") == first
-        asked.clear()
-        assert started("4203") == first
-        assert asked == ["4203"] * 2
-        (second,) = started("4204")
-        assert first != [second]
-    finally:
-        services.stop()
 
 
 def test_an_installation_that_broke_off_is_repeated(tmp_path):
@@ -149,7 +133,29 @@ def test_an_installation_that_broke_off_is_repeated(tmp_path):
     assert "pip install" not in subprocess.run(make, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_readme_names_every_setting():
-    table = set(re.findall(r"^\| `(BRT_[A-Z_]+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE))
+READMES = [(PROJECT / name).read_text() for name in ("README.md", "README.pt-BR.md")]
+
+
+def test_the_readmes_have_the_same_content_in_two_languages():
+    """The same sections, tables, commands, pictures and names, in one order."""
+    english, portuguese = READMES
+    for pattern in (r"^(#+) ", r"^```.*?^```", r"^(-) ", r"^(\|)", r"\]\((docs/.*?)\)", r"\bhttps?://\S+\b"):
+        parts = [re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in READMES]
+        assert parts[0] == parts[1] != []
+    assert set(re.findall("`[^`\n]+`", english)) == set(re.findall("`[^`\n]+`", portuguese))
+
+
+def test_the_readmes_name_every_setting():
     source = (PROJECT / "brt/settings.py").read_text()
-    assert table == set(re.findall(r'"(BRT_(?!DBT)[A-Z_]+)"', source))
+    for readme in READMES:
+        table = set(re.findall(r"^\| `(BRT_[A-Z_]+)` \|", readme, re.MULTILINE))
+        assert table == set(re.findall(r'"(BRT_(?!DBT)[A-Z_]+)"', source))
+
+
+def test_every_command_of_the_readme_exists(tmp_path):
+    targets = set(
+        re.findall(r"\bmake ((?:[a-z_]+ ?)+)", " ".join(re.findall("`[^`]+`|^```sh.*?^```", READMES[0], re.M | re.S)))
+    )
+    assert {"run_dbt", "start", "stop", "map"} <= {target for each in targets for target in each.split()}
+    for each in targets:
+        subprocess.run(["make", "--dry-run", "PYTHON=python", *each.split()], cwd=PROJECT, check=True)
