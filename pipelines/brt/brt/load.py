@@ -211,14 +211,8 @@ def _extra(given: str) -> tuple[dict[str, object], list[str]]:
 
 
 def _value(name: str, given: str) -> object:
-    if _UNREADABLE.search(given):
-        raise ValueError(f"{name} is {clean(_shown(given.encode(errors='surrogateescape')))}: no UTF-8, or with NUL")
     if name == CAPTURED_AT:
         return _moment(given)
-    if name == "codigo":
-        if not 0 < len(given.strip()) <= CODIGO_CHARACTERS:
-            raise ValueError(f"codigo has {len(given.strip()):,} characters: expected 1 to {CODIGO_CHARACTERS}")
-        return given.strip()
     if name == "dataHora":
         if not re.fullmatch(r"\d{1,15}", given, re.ASCII) or int(given) > LAST_MOMENT_MS:
             raise ValueError(f"dataHora is {clean(given)!r}: expected milliseconds since 1970, up to the year 9999")
@@ -230,6 +224,12 @@ def _value(name: str, given: str) -> object:
         return number
     if name in OPTIONAL_NUMBERS:
         return _number(name, given) if given.strip() else None
+    if _UNREADABLE.search(given):
+        raise ValueError(f"{name} is {clean(_shown(given.encode(errors='surrogateescape')))}: no UTF-8, or with NUL")
+    if name == "codigo":
+        if not 0 < len(given.strip()) <= CODIGO_CHARACTERS:
+            raise ValueError(f"codigo has {len(given.strip()):,} characters: expected 1 to {CODIGO_CHARACTERS}")
+        return given.strip()
     return given
 
 

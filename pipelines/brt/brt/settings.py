@@ -118,16 +118,17 @@ def services_environment() -> dict[str, str]:
     # Where both are set, the one in small letters counts.
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     no_proxy = ",".join(filter(None, (others, "127.0.0.1,localhost")))
-    return os.environ | {
+    environment = os.environ | dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy)
+    return environment | {
         # The services run in the project's folder, where a relative path is another one.
         "BRT_FOLDER": str(folder()),
-        "NO_PROXY": no_proxy,
-        "no_proxy": no_proxy,
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
         "PREFECT_HOME": str(folder() / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_PORT": port,
+        # Set here alone: in other processes Prefect would look for the run of each line that is logged.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "brt",
         # Prefect looks for what is due as often as a tenth of the way to the next capture, at most every 10 s.
         "PREFECT_RUNNER_POLL_FREQUENCY": str(min(10, max(1, capture_every_s() // 3))),
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": str(min(60, max(5, capture_every_s() // 2))),

@@ -1,9 +1,11 @@
 """What holds for the project as a whole: its dependencies, its settings, its size."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from urllib.request import proxy_bypass_environment
 
 import pytest
@@ -19,6 +21,24 @@ SOURCES = sorted((PROJECT / "brt").glob("*.py"))
 def test_only_the_settings_read_the_environment():
     readers = [file.name for file in SOURCES if re.search(r"os\.environ\b|getenv", file.read_text())]
     assert readers == ["settings.py"]
+
+
+def code_lines(source):
+    """The number of lines that hold code: no blank line, comment or docstring."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    docstrings, lines = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in layout:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstrings)
+
+
+def test_the_project_is_small():
+    assert sum(code_lines(file.read_text()) for file in SOURCES) <= 900
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.name)

@@ -1,10 +1,13 @@
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from matplotlib import image
 from sqlalchemy import text
 
-from brt import capture, pipeline, settings
+from brt import capture, flows, load, pipeline, settings
+from brt.map import AGES
 from tests.conftest import FIRST_MINUTE, captured, expected_positions, real_captures, vehicle
 
 
@@ -74,6 +77,31 @@ def test_what_is_doubtful_is_flagged_and_not_dropped(pool):
     picture = pipeline.draw().read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 200_000
+
+
+def test_the_map_of_old_captures_shows_them_as_they_were(ten_captures):
+    pipeline.load_new()
+    pipeline.run_dbt("run")
+    drawn = (image.imread(pipeline.draw())[:, :, :3] * 255).round().astype(int)
+    pixels = Counter(map(tuple, drawn.reshape(-1, 3)))
+    green, grey = [pixels[tuple(bytes.fromhex(colour[1:]))] for _, _, colour in (AGES[-1], AGES[0])]
+    assert green > grey > 0
+
+
+@pytest.mark.parametrize("dbt_fails", [False, True])
+def test_a_load_with_too_many_rejects_fails_after_dbt_has_run(monkeypatch, dbt_fails):
+    done = []
+
+    def run_dbt():
+        done.append("dbt")
+        if dbt_fails:
+            raise pipeline.ModelError("dbt build failed")
+
+    monkeypatch.setattr(flows, "load_files", lambda: load.Report(faulty=("400 of 400 lines of a file",)))
+    monkeypatch.setattr(flows, "run_dbt", run_dbt)
+    with pytest.raises(load.RejectedError, match="400 of 400 lines of a file"):
+        flows.load.fn()
+    assert done == ["dbt"]
 
 
 def load_captures(*captures):
