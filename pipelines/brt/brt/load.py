@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from brt.capture import CAPTURED_AT, EXTRA, FIELDS, HEADER, MAX_BYTES, Number, clean, encode, files
+from brt.capture import CAPTURED_AT, EXTRA, FIELDS, HEADER, Number, clean, encode, files
 from fonte_alvo import copy, engine
 from fonte_alvo.command import Failure
 
@@ -33,8 +33,8 @@ REQUIRED = (CAPTURED_AT, "codigo", "dataHora", *DEGREES)
 OPTIONAL_NUMBERS = ("velocidade", "hodometro", "direcao")
 # A larger share of a file is no dirt, but a fault.
 REJECTED_AT_MOST = 0.05
-# A field of any length is kept; the answer that it came from has no more bytes.
-csv.field_size_limit(MAX_BYTES)
+# A field of any length is kept.
+csv.field_size_limit(2**31 - 1)
 _BOM = b"\xef\xbb\xbf"
 _UNREADABLE = re.compile("[\x00\udc80-\udcff]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
