@@ -43,7 +43,7 @@ def start() -> None:
     """Start the services; returns when all answer. Raises SettingsError, DatabaseError, ServiceError."""
     with pipeline.alone("start"):
         environment = settings.services_environment()
-        runs = any(_settings_in(each.environ()) == _settings_in(environment) for each in _members("keeper"))
+        runs = any(_settings_in(each.info["environ"]) == _settings_in(environment) for each in _members("keeper"))
         if not runs:
             # Services with other settings, or without their keeper.
             _stop()
