@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from adventureworks import load, questions, settings
+from adventureworks import questions, settings
 from fonte_alvo import command, engine
 from local import airflow, cloud, lambda_service
 
@@ -24,9 +24,8 @@ class RunError(command.Failure):
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    parser = command.Parser(prog="run.py", description=__doc__)
-    parser.parse_args()
-    return command.run(parser.prog, _run)
+    command.Parser(prog="run.py", description=__doc__).parse_args()
+    return command.run("run.py", _run)
 
 
 def _run() -> int:
@@ -47,7 +46,7 @@ def _run() -> int:
         raise RunError(f"the DAG failed: {reason(answer, run.stdout + run.stderr)}")
     _tell("asking the questions")
     for file, report in json.loads(answer.body)["files"].items():
-        print(_told(file, load.Report(**report)))
+        print(_told(file, report))
     print()
     with engine.failures("the database", "look into .embedded/server.log"):
         pool = engine.create(database, "run.py")
@@ -63,9 +62,9 @@ def reason(answer: lambda_service.Answer | None, log: str) -> str:
     return " ".join(log.split())[-1000:]
 
 
-def _told(file: str, report: load.Report) -> str:
-    counts = f"{report.rows:>6,} rows, {report.loaded:>6,} loaded, {report.rejected} rejected"
-    return f"{file:26}{counts}" + (f", {report.flagged} of them without a customer's name" if report.flagged else "")
+def _told(file: str, counts: dict[str, int]) -> str:
+    told = f"{file:26}{counts['rows']:>6,} rows, {counts['loaded']:>6,} loaded, {counts['rejected']} rejected"
+    return told + (f", {counts['flagged']} of them without a customer's name" if counts["flagged"] else "")
 
 
 def _tell(step: str) -> None:

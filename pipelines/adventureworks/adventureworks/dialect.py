@@ -1,208 +1,237 @@
-"""The dialect of the files, read strictly: each row becomes the text that COPY takes, or a reason to reject it.
+"""How the files are written: found from a file's first bytes, or named by the event.
 
-UTF-8, with or without a byte order mark; lines end with CRLF or LF, the last one too; fields end with `;`, and stand in
-double quotes where they hold one, a quote (doubled) or a line end; NULL without quotes is no value. The first line
-names the columns. What is in hand is never more than some lines, whatever a file's size.
+UTF-8, with or without a byte order mark; fields in double quotes where they need them, a quote doubled. PostgreSQL
+reads the rows. Here they are only cut at line ends, and compared with the plain form, which allows the faster way.
 """
 
+import csv
+import io
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from adventureworks.model import Code, Money
+from adventureworks.model import Money
+from fonte_alvo.command import Failure
 
-# A quoted field may go on over lines; one that is never closed must not swallow the file.
+# A quoted field may span lines; one that is never closed must not swallow the file.
 LONGEST_ROW_BYTES = 1024 * 1024
-_BOM = b"\xef\xbb\xbf"
-_FIELD = re.compile(r'"([^"]*(?:""[^"]*)*)"(?=;|\Z)|([^";\r\n]*)(?=;|\Z)')
-_COPY_SPECIAL = re.compile(r"[\\\t\r\n]")
-_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\r": "\\r", "\n": "\\n"})
-_INTEGER = re.compile(r"-?[0-9]{1,10}")
-_MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}")
-_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-
-Field = str | None
-Read = TypeVar("Read")
+SAMPLE_BYTES = 64 * 1024
+DELIMITERS = (";", ",", "\t", "|")
+# What an event may say of its files, and the values that are possible.
+CHOICES: dict[str, tuple[object, ...]]
+CHOICES = {"delimiter": DELIMITERS, "header": (True, False), "null": ("NULL", ""), "decimal": (",", ".")}
 
 
-class FileError(Exception):
-    """A file as a whole cannot be read; the message names it and says what to do."""
+class FileError(Failure):
+    """A file as a whole cannot be loaded; the message names it and says what to do."""
 
 
-class RowError(ValueError):
-    """A row cannot be loaded; the message is the reason."""
+class NotPlain(Exception):
+    """A row is written in a way that needs a closer look."""
 
 
-def copy_rows(chunks: Iterable[bytes], columns: Sequence[sa.Column[Any]]) -> Iterator[str]:
-    """Yield one line of COPY's text format per row: its line number, the reason to reject it or NULL, its values.
+class Dialect(NamedTuple):
+    """How one file is written; columns: in the order of the file; decimals: the decimal mark of each."""
 
-    chunks: the file's bytes, in pieces of any size. Raises FileError without the file's name.
+    columns: list[sa.Column[Any]]
+    delimiter: str
+    header: bool
+    null: str
+    decimals: dict[str, str]
+    line_end: bytes
+
+
+def detect(sample: bytes, table: sa.Table, named: Mapping[str, Any]) -> Dialect:
+    """Find how a file is written from its first bytes; named: what the event says. Raises FileError."""
+    text = sample[:SAMPLE_BYTES].decode(errors="replace")
+    line, _, below = text.partition("\n")
+    if "\0" in line or "\ufffd" in line:
+        raise FileError("is not UTF-8 in its line 1: save it as UTF-8")
+    delimiter, header, columns = _columns(text, table, named)
+    rows = below if header else text
+    null = named.get("null")
+    if null is None:
+        mark = re.escape(delimiter)
+        empty = re.search(rf"{mark}({mark}|\r?\n)|\n{mark}", rows)
+        null = "" if empty and not _null_among(delimiter).search(rows.encode()) else "NULL"
+    values = [row for row in (_fields(row, delimiter) for row in rows.split("\n")) if len(row) == len(columns)]
+    decimals = {
+        column.name: named.get("decimal") or _decimal(column, [row[number] for row in values])
+        for number, column in enumerate(columns)
+    }
+    ends = (match.start() for match in re.finditer("\n", text) if not text.count('"', 0, match.start()) % 2)
+    line_end = b"\r\n" if text[: next(ends, 0)].endswith("\r") else b"\n"
+    return Dialect(columns, delimiter, header, null, decimals, line_end)
+
+
+def _columns(text: str, table: sa.Table, named: Mapping[str, Any]) -> tuple[str, bool, list[sa.Column[Any]]]:
+    """Return the delimiter, whether line 1 names the columns, and the columns in the order of the file."""
+    known = {column.info["name"].lower(): column for column in table.columns}
+    keys = [number for number, column in enumerate(table.columns) if column.primary_key]
+    headerless = []
+    for delimiter in (named["delimiter"],) if named.get("delimiter") else DELIMITERS:
+        fields = _fields(text, delimiter)
+        names = [field.strip().lower() for field in fields]
+        if sorted(names) == sorted(known) and named.get("header") is not False:
+            return delimiter, True, [known[name] for name in names]
+        is_row = named.get("header") is False or not set(names) & set(known)
+        if is_row and len(fields) == len(known) and all(fields[key].isdecimal() for key in keys):
+            headerless.append(delimiter)
+    if len(headerless) == 1 and named.get("header") is not True:
+        return headerless[0], False, list(table.columns)
+    expected = ";".join(column.info["name"] for column in table.columns)
+    raise FileError(f"line 1 does not name its columns: expected {expected}, in any order, or rows in this order")
+
+
+def _fields(text: str, delimiter: str) -> list[str]:
+    """Return the fields of the first record, which a carriage return alone does not end."""
+    lines = io.StringIO(text.replace("\r\n", "\n").replace("\r", "\0"), newline="")
+    try:
+        return next(csv.reader(lines, delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def _decimal(column: sa.Column[Any], values: Iterable[str]) -> str:
+    marks = [value[-1] for value in (re.sub("[^,.]", "", value) for value in values) if value]
+    usual = "," if isinstance(column.type, Money) else "."
+    return max(",.", key=lambda mark: (marks.count(mark), mark == usual))
+
+
+def _null_among(delimiter: str) -> re.Pattern[bytes]:
+    mark = re.escape(delimiter.encode())
+    return re.compile(rb"(?:^|[\n]|" + mark + rb")NULL(?=[\r\n]|" + mark + rb"|$)")
+
+
+_DIGITS = "-".join(f"[0-9A-Fa-f]{{{count}}}" for count in (8, 4, 4, 4, 12))
+_TIME = "[0-9]{4}-[0-9]{2}-[0-9]{2}[ T](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:[.][0-9]{1,6})?"
+_FORMS = {
+    sa.Boolean: ("[01]|[Tt]rue|[Ff]alse|TRUE|FALSE", "is no flag: expected 0 or 1"),
+    sa.Uuid: (f"{_DIGITS}|[{{]{_DIGITS}[}}]", "is no UUID"),
+    sa.DateTime: (_TIME, "is no time: expected YYYY-MM-DD HH:MM:SS.mmm"),
+}
+
+
+def form(column: sa.Column[Any], dialect: Dialect) -> tuple[str, str]:
+    """Return the regular expression of a value, as Python and PostgreSQL read it, and what other values are not.
+
+    Texts have no expression.
     """
-    numbered = enumerate(lines(chunks), 1)
-    _, names = next(records(islice(numbered, 1), fields), (1, []))
-    expected = [column.info["name"] for column in columns]
-    if names != expected:
-        raise FileError(f"line 1 does not name its columns: expected {';'.join(expected)}")
-    readers = [(column.info["name"], bool(column.nullable), reader(column.type)) for column in columns]
-    nothing = "\t".join(["\\N"] * len(columns))
-    number = 1
-    for number, values in records(numbered, lambda row: _values(fields(row), readers)):
-        if isinstance(values, RowError):
-            yield f"{number}\t{str(values).translate(_COPY_ESCAPES)}\t{nothing}\n"
-        else:
-            yield f"{number}\t\\N\t{values}\n"
-    if number == 1:
-        raise FileError("holds no rows: an empty file is no reason to empty a table")
+    match column.type:
+        case sa.Numeric(precision=int(precision), scale=int(scale)):
+            mark, whole = dialect.decimals[column.name], precision - scale
+            decimals, name = f"[{mark}][0-9]{{1,{scale}}}", "comma" if mark == "," else "point"
+            other = f"is no number of up to {whole} digits, a decimal {name} and {scale} more"
+            return f"-?(?:[0-9]{{1,{whole}}}(?:{decimals})?|{decimals})", other
+        case sa.Integer() as kind:
+            limit = 2 ** (15 if isinstance(kind, sa.SmallInteger) else 31)
+            return "-?[0-9]+", f"is no whole number from {-limit:,} to {limit - 1:,}"
+        case kind:
+            return _FORMS.get(type(kind), ("", ""))
 
 
-def _values(record: list[Field], readers: Sequence[tuple[str, bool, Callable[[str], str]]]) -> str:
-    if len(record) != len(readers):
-        raise RowError(f"has {len(record)} field{'s' * (len(record) != 1)} instead of {len(readers)}")
-    values = []
-    for field, (name, nullable, read) in zip(record, readers, strict=True):
-        if field is not None:
-            try:
-                values.append(read(field))
-            except ValueError as error:
-                raise RowError(f"{name} {field[:100]!r} {error}") from None
-        elif nullable:
-            values.append("\\N")
-        else:
-            raise RowError(f"{name} is NULL")
-    return "\t".join(values)
+def plain_rows(dialect: Dialect) -> re.Pattern[bytes]:
+    """Return the pattern of rows whose values look as they should: those need no judgement in SQL."""
+    mark = re.escape(dialect.delimiter)
+    fields = []
+    for column in dialect.columns:
+        value = form(column, dialect)[0]
+        if value and column.nullable:
+            value = f"{dialect.null}|{value}" if dialect.null else f"{value}|"
+        elif not value:
+            absent = "" if column.nullable else f"(?!{dialect.null}(?:{mark}|[\r\n]))"
+            value = f'{absent}(?:"[^"\r\n]*"(?={mark}|[\r\n])|[^"\r\n{mark}]*)'
+        fields.append(f"(?>{value})")
+    return re.compile(f"(?:{mark.join(fields)}{dialect.line_end.decode()})*+".encode())
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file without their LF. Raises FileError where the last one does not end."""
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-        if len(rest) > LONGEST_ROW_BYTES:
-            raise FileError(f"has a line of more than {LONGEST_ROW_BYTES:,} bytes: is it a CSV file?")
-    if rest:
-        raise FileError("ends within a line, as if cut off: copy it again, or end its last line if it is whole")
+class Rows:
+    """The rows of a file as pieces of whole lines; it counts them as they pass.
 
-
-def records(
-    numbered: Iterator[tuple[int, bytes]], read: Callable[[bytes], Read]
-) -> Iterator[tuple[int, Read | RowError]]:
-    """Yield the number of each record's first line with what `read` makes of the record, or why it makes nothing.
-
-    numbered: lines without their LF, and their numbers. read: it raises RowError.
+    plain: raise NotPlain at a row that needs a closer look; otherwise check the quotes.
     """
-    ahead: deque[tuple[int, bytes]] = deque()
-    while first := ahead.popleft() if ahead else next(numbered, None):
-        held, size, is_open = [first], len(first[1]), first[1].count(b'"') % 2
-        # An odd number of quotes: a field goes on over the line's end.
-        while is_open and size < LONGEST_ROW_BYTES:
-            if not (line := ahead.popleft() if ahead else next(numbered, None)):
+
+    def __init__(self, chunks: Iterable[bytes], table: sa.Table, named: Mapping[str, Any], *, plain: bool) -> None:
+        """Read what it takes to find how the file is written. Raises FileError."""
+        self._chunks = iter(chunks)
+        self._rest = b""
+        while len(self._rest) < SAMPLE_BYTES and (chunk := next(self._chunks, b"")):
+            self._rest += chunk
+        self._rest = self._rest.removeprefix(b"\xef\xbb\xbf")
+        self.dialect = detect(self._rest, table, named)
+        if self.dialect.header:
+            self._rest = self._rest.partition(b"\n")[2]
+        self._check = self._check_plain if plain else self._check_quotes
+        self._plain = plain_rows(self.dialect)
+        self._mixed = _null_among(self.dialect.delimiter) if not self.dialect.null else None
+        self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
+        self._quoted_bytes: int | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the pieces. Raises FileError, NotPlain."""
+        for piece in self._whole_lines():
+            self._check(piece)
+            if self._mixed and self._mixed.search(piece):
+                raise FileError(
+                    'has empty fields and NULL as well: name the one that is no value in the event, as "null"'
+                )
+            yield piece
+        if self._quoted_bytes is not None:
+            raise FileError("ends within a quoted field, as if cut off: copy it again")
+        if not self.rows:
+            raise FileError("holds no rows: an empty file is no reason to empty a table")
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        """Cut the chunks at line ends; the last line is held back, with the blank lines after it."""
+        rest, last = self._rest, b""
+        while True:
+            cut = rest.rstrip(b"\r\n").rfind(b"\n") + 1
+            if cut:
+                last = rest[rest.rfind(b"\n", 0, cut - 1) + 1 : cut]
+                yield rest[:cut]
+                rest = rest[cut:]
+            if len(rest) > LONGEST_ROW_BYTES:
+                raise FileError(f"has a line of more than {LONGEST_ROW_BYTES:,} bytes: is it a CSV file?")
+            if not (chunk := next(self._chunks, b"")):
                 break
-            held.append(line)
-            size += 1 + len(line[1])
-            is_open ^= line[1].count(b'"') % 2
-        number = first[0]
-        row = b"\n".join(line for _, line in held)
-        try:
-            yield number, read((row.removeprefix(_BOM) if number == 1 else row).removesuffix(b"\r"))
-        except RowError as error:
-            # The lines that a stray quote swallowed may be rows themselves.
-            ahead.extendleft(reversed(held[1:]))
-            yield number, error
+            rest += chunk
+        if line := rest.rstrip(b"\r\n"):
+            if b"\n" not in rest:
+                self._refuse_if_cut(line, last.rstrip(b"\r\n"))
+            yield line + self.dialect.line_end
 
+    def _refuse_if_cut(self, line: bytes, before: bytes) -> None:
+        """Take a last line without its end only where its last field has a fixed length, and has it."""
+        mark = self.dialect.delimiter.encode()
+        fixed = isinstance(self.dialect.columns[-1].type, sa.Uuid | sa.DateTime)
+        if not fixed or not before or len(line.rpartition(mark)[2]) != len(before.rpartition(mark)[2]):
+            raise FileError("ends within a line, as if cut off: copy it again, or end its last line if it is whole")
 
-def fields(row: bytes) -> list[Field]:
-    """Take a row apart. Raises RowError."""
-    try:
-        text = row.decode()
-    except UnicodeDecodeError as error:
-        raise RowError(f"is not UTF-8 at its byte {error.start + 1}") from None
-    if "\0" in text:
-        raise RowError("holds the character NUL, which PostgreSQL cannot store")
-    if '"' not in text and "\r" not in text:
-        return [None if field == "NULL" else field for field in text.split(";")]
-    found: list[Field] = []
-    position = -1
-    while position < len(text):
-        field = _FIELD.match(text, position + 1)
-        if not field:
-            raise RowError(f"has a stray quote or carriage return in field {len(found) + 1}")
-        quoted, plain = field.groups()
-        found.append(quoted.replace('""', '"') if quoted is not None else None if plain == "NULL" else plain)
-        position = field.end()
-    return found
+    def _check_plain(self, piece: bytes) -> None:
+        if not self._plain.fullmatch(piece):
+            raise NotPlain
+        self.rows += piece.count(b"\n")
 
-
-def reader(kind: sa.types.TypeEngine[Any]) -> Callable[[str], str]:
-    """Return the function that checks a field of this type and returns what COPY takes. It raises ValueError."""
-    match kind:
-        case Money():
-            return _number(kind, ",")
-        case sa.Numeric():
-            return _number(kind, ".")
-        case sa.SmallInteger():
-            return _integer(2**15)
-        case sa.Integer():
-            return _integer(2**31)
-        case sa.Boolean():
-            return _matching(re.compile("[01]"), "is no flag: expected 0 or 1")
-        case sa.Uuid():
-            return _matching(_UUID, "is no UUID")
-        case sa.DateTime():
-            return _moment
-        case sa.String():
-            return _text(kind.length, padded=isinstance(kind, Code))
-        case _:
-            raise NotImplementedError(f"no field of a file is {kind!r}")
-
-
-def _matching(pattern: re.Pattern[str], otherwise: str) -> Callable[[str], str]:
-    def read(field: str) -> str:
-        if not pattern.fullmatch(field):
-            raise ValueError(otherwise)
-        return field
-
-    return read
-
-
-def _number(kind: sa.Numeric[Any], mark: str) -> Callable[[str], str]:
-    """Take digits with this decimal mark; more of them than the type holds are refused, not rounded."""
-    whole, decimals = int(kind.precision or 0) - int(kind.scale or 0), int(kind.scale or 0)
-    pattern = re.compile(rf"-?[0-9]{{1,{whole}}}({re.escape(mark)}[0-9]{{1,{decimals}}})?")
-    what = f"is no number of up to {whole} digits, a decimal {'comma' if mark == ',' else 'point'} and {decimals} more"
-    check = _matching(pattern, what)
-    return check if mark == "." else lambda field: check(field).replace(mark, ".")
-
-
-def _integer(limit: int) -> Callable[[str], str]:
-    def read(field: str) -> str:
-        if not _INTEGER.fullmatch(field) or not -limit <= int(field) < limit:
-            raise ValueError(f"is no whole number from {-limit:,} to {limit - 1:,}")
-        return field
-
-    return read
-
-
-def _moment(field: str) -> str:
-    try:
-        if _MOMENT.fullmatch(field):
-            datetime.fromisoformat(field)
-            return field
-    except ValueError:
-        pass
-    raise ValueError("is no time: expected YYYY-MM-DD HH:MM:SS.mmm")
-
-
-def _text(most: int | None, *, padded: bool) -> Callable[[str], str]:
-    def read(field: str) -> str:
-        text = field.rstrip(" ") if padded else field
-        if most is not None and len(text) > most:
-            raise ValueError(f"is longer than {most} characters")
-        return text.translate(_COPY_ESCAPES) if _COPY_SPECIAL.search(text) else text
-
-    return read
+    def _check_quotes(self, piece: bytes) -> None:
+        """Refuse a quote that neither opens nor closes a field: PostgreSQL would join the lines between two of them."""
+        mark = self.dialect.delimiter.encode()
+        parts = piece.split(b'"')
+        for number, part in enumerate(parts):
+            line_ends, is_last = part.count(b"\n"), number + 1 == len(parts)
+            if self._quoted_bytes is not None:
+                self.lines_within += line_ends
+                self._quoted_bytes += len(part)
+                if self._quoted_bytes > LONGEST_ROW_BYTES:
+                    raise FileError(f"has a quoted field of more than {LONGEST_ROW_BYTES:,} bytes: close its quote")
+            else:
+                after_quote = number and part and not part.startswith((mark, b"\n", b"\r\n"))
+                if after_quote or (not is_last and part and not part.endswith((mark, b"\n"))):
+                    line = self.first_line + self.rows + self.lines_within + (0 if after_quote else line_ends)
+                    raise FileError(
+                        f"line {line} has a stray quote: put the field into quotes, and double those within"
+                    )
+                self.rows += line_ends
+            if not is_last:
+                self._quoted_bytes = 0 if self._quoted_bytes is None else None

@@ -1,66 +1,90 @@
 """The Lambda function: streams the files from S3 into PostgreSQL, and returns what became of their rows.
 
-The event, all of it optional: {"mode": "replace" or "upsert", "files": ["Sales.Customer", ...]}. The result:
+The event, all of it optional: {"mode": "replace" or "upsert", "files": ["Sales.Customer", ...], "allow_shrink": true,
+"dialect": {"delimiter": ",", "header": false, "null": "", "decimal": "."}}. The result:
 {"mode": ..., "files": {"Sales.Customer": {"rows": ..., "loaded": ..., "rejected": ..., "flagged": ...}}}.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, get_args
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
+from psycopg2 import Error, errors
+from sqlalchemy.exc import SQLAlchemyError
 
-from adventureworks import dialect, load, model, settings
+from adventureworks import dialect, load, model, settings, stage
 from fonte_alvo import engine
+from fonte_alvo.command import Failure
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 128 * 1024
 # What the function needs at its end to roll back and to tell why.
 MARGIN_S = engine.GRACE_S + 5
-MODES = get_args(load.Mode)
+COUNTS = ("rows", "loaded", "rejected", "flagged")
 
 
-class EventError(Exception):
+class EventError(Failure):
     """The event asks for what is not there; the message says what is."""
 
 
-class Context(Protocol):
-    """What the function needs of Lambda's context."""
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Return the milliseconds until Lambda ends the function."""
-
-
-def lambda_handler(event: object, context: Context) -> dict[str, Any]:
+def lambda_handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ANN401
     """Load the files that the event names. Raises EventError, SettingsError, FileError, DatabaseError."""
-    mode, files = _asked(event)
+    plan = _plan(event)
     time_limit_s = max(1, context.get_remaining_time_in_millis() / 1000 - MARGIN_S)
-    source = settings.source()
-    client = boto3.client("s3", config=settings.NETWORK)
-    with engine.failures("the database", "nothing was written: check the secret, the network and the server's log"):
+    versions: dict[str, Any] = {}
+    source, client = settings.source(), boto3.client("s3", config=settings.NETWORK)
+
+    def tell(file: str, report: stage.Report) -> None:
+        # One line of JSON per file, whose fields CloudWatch finds; Airflow's log has the last 4 KB of them.
+        print(json.dumps({"file": file, **_counts(report), **vars(report), **versions[file]}), flush=True)
+
+    with _failures(time_limit_s):
         pool = engine.create(settings.database_url(), "adventureworks", time_limit_s=time_limit_s)
         try:
-            reports = load.load(pool, files, mode, lambda file: _content(client, source, file))
+            reports = load.load(pool, plan, lambda file: _content(client, source, file, versions), tell)
         finally:
             pool.dispose()
-    return {"mode": mode, "files": {file: report._asdict() for file, report in reports.items()}}
+    return {"mode": plan.mode, "files": {file: _counts(report) for file, report in reports.items()}}
 
 
-def _asked(event: object) -> tuple[load.Mode, Sequence[str]]:
-    if not isinstance(event, dict):
-        raise EventError(f"the event is {event!r}: expected an object with mode and files, each of them optional")
-    if unknown := sorted(set(event) - {"mode", "files"}):
-        raise EventError(f"the event has {unknown[0]!r}: expected mode and files")
-    mode, files = event.get("mode", "replace"), event.get("files")
-    if files is None:
-        files = list(model.TABLES)
-    if mode not in MODES:
-        raise EventError(f"mode is {mode!r}: expected {' or '.join(MODES)}")
-    if not isinstance(files, list) or not files:
-        raise EventError(f"files is {files!r}: expected a list of names, or null for all of them")
-    for file in files:
+def _counts(report: stage.Report) -> dict[str, int]:
+    return {name: getattr(report, name) for name in COUNTS}
+
+
+def _plan(event: object) -> load.Plan:
+    names = load.Plan._fields[:4]
+    _expect(isinstance(event, dict), "the event", event, f"an object with {_keys(names)}")
+    given = {name: value for name, value in dict(event).items() if value is not None}  # type: ignore[call-overload]
+    for name in given:
+        if name not in names:
+            raise EventError(f"the event has {name!r:.200}: expected {_keys(names)}")
+    plan = load.Plan(**({"files": list(model.TABLES)} | given))
+    _expect(plan.mode in get_args(load.Mode), "mode", plan.mode, " or ".join(get_args(load.Mode)))
+    is_list = isinstance(plan.files, list) and bool(plan.files)
+    _expect(is_list, "files", plan.files, "a list of names, or null for all of them")
+    for file in plan.files:
         if not isinstance(file, str) or file not in model.TABLES:
-            raise EventError(f"there is no file {file!r}: expected some of {', '.join(model.TABLES)}")
-    return mode, files
+            raise EventError(f"there is no file {file!r:.200}: expected some of {', '.join(model.TABLES)}")
+    _expect(isinstance(plan.allow_shrink, bool), "allow_shrink", plan.allow_shrink, "true or false")
+    is_known = isinstance(plan.dialect, dict) and set(plan.dialect) <= set(dialect.CHOICES)
+    _expect(is_known, "dialect", plan.dialect, f"an object with {_keys(dialect.CHOICES)}")
+    for name, value in plan.dialect.items():
+        choices = dialect.CHOICES[name]
+        is_one = any(type(value) is type(choice) and value == choice for choice in choices)
+        _expect(is_one, name, value, " or ".join(map(json.dumps, choices)))
+    return plan._replace(limits=settings.limits())
+
+
+def _expect(is_right: bool, name: str, value: object, expected: str) -> None:
+    if not is_right:
+        raise EventError(f"{name} is {value!r:.200}: expected {expected}")
+
+
+def _keys(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}, each of them optional"
 
 
 def key(source: settings.Source, file: str) -> str:
@@ -68,11 +92,43 @@ def key(source: settings.Source, file: str) -> str:
     return f"{source.prefix}{model.TABLES[file].schema}/{file}.csv"
 
 
-def _content(client: Any, source: settings.Source, file: str) -> Iterator[bytes]:  # noqa: ANN401
-    """Stream an object; one that S3 breaks off is an error, never an end."""
+def _content(client: Any, source: settings.Source, file: str, versions: dict[str, Any]) -> Iterator[bytes]:  # noqa: ANN401
+    """Stream an object, a second time only the same version; one that S3 breaks off is an error, never an end.
+
+    botocore compares the length and the checksum that S3 knows.
+    """
     place = f"s3://{source.bucket}/{key(source, file)}"
+    same = {"IfMatch": versions[file]["etag"]} if file in versions else {}
     try:
-        body = client.get_object(Bucket=source.bucket, Key=key(source, file))["Body"]
-        yield from body.iter_chunks(CHUNK_BYTES)
+        answer = client.get_object(Bucket=source.bucket, Key=key(source, file), **same)
+        versions[file] = {"version": answer.get("VersionId"), "etag": answer["ETag"], "bytes": answer["ContentLength"]}
+        yield from answer["Body"].iter_chunks(CHUNK_BYTES)
     except (ClientError, BotoCoreError) as error:
         raise dialect.FileError(f"cannot be read from {place}: {error}; nothing was written") from error
+
+
+@contextmanager
+def _failures(time_limit_s: float) -> Iterator[None]:
+    """Raise what the database says as one line with its remedy, and without what it repeats of rows."""
+    with engine.failures("the database", "nothing was written: check the secret, the network and the server's log"):
+        try:
+            yield
+        except (SQLAlchemyError, Error) as error:
+            cause = getattr(error, "orig", None) or error
+            if not isinstance(cause, Error) or not cause.diag.message_primary:
+                raise
+            raise engine.DatabaseError(
+                f"the database failed: {_said(cause, time_limit_s)}; nothing was written"
+            ) from None
+
+
+def _said(error: Error, time_limit_s: float) -> str:
+    if isinstance(error, errors.QueryCanceled):
+        left = f"a statement took longer than {time_limit_s:.0f} s, which is what the function's time-out leaves for it"
+        return f"{left} (statement timeout): raise the function's time-out, or name fewer files in the event"
+    if isinstance(error, errors.LockNotAvailable):
+        held = f"another transaction held a lock for more than {engine.LOCK_TIMEOUT_S} s (lock timeout)"
+        return f"{held}: invoke the function again when it has ended, or find it in pg_stat_activity and end it"
+    # Errors of data and of constraints may repeat values, their details whole rows.
+    personal = (error.pgcode or "").startswith(("22", "23"))
+    return type(error).__name__ if personal else " ".join(str(error.diag.message_primary).split())[:500]

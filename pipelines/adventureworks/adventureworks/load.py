@@ -1,219 +1,212 @@
 """Loads the files into their tables, all of them or none.
 
-Each file is copied as a stream into a temporary table; there PostgreSQL marks the rows that break a check or a key, and
-from there it changes the tables, in the order of their foreign keys. One transaction holds everything: readers see the
-old rows or the new ones, and memory does not grow with the files.
+Each file is staged in a temporary table; there PostgreSQL marks the rows that break a check or a key, and from there it
+changes the tables, in the order of their foreign keys. One transaction holds everything: readers see the old rows or
+the new ones, and memory does not grow with the files.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
-from psycopg2 import Error as PostgresError
 
-from adventureworks import dialect, model
+from adventureworks import model
+from adventureworks.dialect import FileError
+from adventureworks.settings import REJECT_LIMIT, Limits
+from adventureworks.stage import Open, Report, run, stage
 
-# Large pieces make few system calls.
-PIECE_CHARACTERS = 256 * 1024
+# Hash joins of a million rows stay in memory; small samples suffice to plan them.
+SESSION = "SET LOCAL work_mem = '64MB'; SET LOCAL default_statistics_target = 10"
+# A row that is there twice, value by value, loses nothing.
+AGAIN = "is the same as line "
 
 Mode = Literal["replace", "upsert"]
-Open = Callable[[str], Iterable[bytes]]
+Reports = Mapping[sa.Table, Report]
+Act = Callable[[str, Report], None]
 
 
-class Report(NamedTuple):
-    """What became of a file's rows: read, in the table now, left out, in the table though something is missing."""
+class Plan(NamedTuple):
+    """What to load and how; dialect: what the event says of the files; limits: the shares that fail the load."""
 
-    rows: int
-    loaded: int
-    rejected: int
-    flagged: int
+    files: Collection[str]
+    mode: Mode = "replace"
+    allow_shrink: bool = False
+    dialect: Mapping[str, Any] = {}
+    limits: Limits = Limits()
 
 
-def load(engine: sa.Engine, files: Sequence[str], mode: Mode, open_file: Open) -> dict[str, Report]:
+def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: None) -> dict[str, Report]:
     """Make the tables hold what the files hold, in one transaction.
 
-    files: names such as Sales.Customer. replace: rows of which a file holds nothing go, unless a table outside these
-    files needs them; upsert: they stay.
-    open_file gives the bytes of a file in pieces. Raises FileError, SQLAlchemyError or psycopg2.Error.
+    replace: rows of which a file holds nothing go, unless a table outside these files needs them; upsert: they stay.
+    open_file: gives the bytes of a file in pieces, a second time if the file needs a closer look. tell: is called for
+    each file before the load is committed or fails. Raises FileError, SQLAlchemyError or psycopg2.Error.
     """
-    tables = [table for file, table in model.TABLES.items() if file in files]
+    tables = [table for file, table in model.TABLES.items() if file in plan.files]
     with engine.begin() as connection:
-        model.create_absent(connection)
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
+        run(connection, SESSION)
+        run(connection, "SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))")
+        created = model.create_absent(connection)
+        reports = {table: stage(connection, table, open_file, plan.dialect) for table in tables}
         for table in tables:
-            _stage(connection, table, open_file)
-        replaced = {table.fullname for table in tables if mode == "replace"}
-        staged = {table.fullname for table in tables}
-        for table in tables:
-            _mark(connection, table, staged, replaced)
-            _refuse_if_all_broken(connection, table)
+            _mark(connection, table, reports, plan.mode)
         # Before the deletes: a row that stays may leave a parent that goes.
-        for table in tables:
-            connection.execute(sa.text(_upsert(table)))
-        for table in reversed(tables) if mode == "replace" else ():
-            connection.execute(sa.text(_delete(table)))
-        return {table.info["file"]: _report(connection, table) for table in tables}
+        for table, report in reports.items():
+            report.before = _count(connection, table.fullname)
+            run(connection, _write(table, is_empty=not report.before))
+        for table in reversed(tables) if plan.mode == "replace" else ():
+            reports[table].removed = _remove(connection, table, reports[table])
+        # With the keys there, what follows is fast.
+        model.complete(connection, created)
+        for table, report in reports.items():
+            _record(connection, table, report)
+        files = {table.info["file"]: report for table, report in reports.items()}
+        for act in (tell, partial(_refuse_above_limits, plan)):
+            for file, report in files.items():
+                act(file, report)
+        return files
 
 
-def _stage(connection: sa.Connection, table: sa.Table, open_file: Open) -> None:
-    """Copy a file into a temporary table, which has its line numbers and the reasons to reject rows as well."""
-    kinds = f"CAST(NULL AS bigint) AS line, CAST(NULL AS text) AS reason, {_names(table.columns, table.name)}"
-    definition = f"SELECT {kinds} FROM {table.fullname} WITH NO DATA"
-    connection.execute(sa.text(f"CREATE TEMP TABLE {_staged(table)} ON COMMIT DROP AS {definition}"))
-    file = table.info["file"]
-    try:
-        _copy(connection, f"COPY {_staged(table)} FROM STDIN", dialect.copy_rows(open_file(file), list(table.columns)))
-    except dialect.FileError as error:
-        raise dialect.FileError(f"{file} {error}") from error
-    connection.execute(sa.text(f"ANALYZE {_staged(table)}"))
-
-
-class _Stream:
-    """A file for psycopg2 to read: pieces of text, in order."""
-
-    def __init__(self, rows: Iterator[str]) -> None:
-        self.error: Exception | None = None
-        self._pieces = _pieces(rows)
-
-    def read(self, _: int) -> bytes:
-        try:
-            return next(self._pieces, b"")
-        except Exception as error:
-            self.error = error
-            raise
-
-
-def _pieces(rows: Iterator[str]) -> Iterator[bytes]:
-    held, characters = [], 0
-    for row in rows:
-        held.append(row)
-        characters += len(row)
-        if characters >= PIECE_CHARACTERS:
-            yield "".join(held).encode()
-            held, characters = [], 0
-    yield "".join(held).encode()
-
-
-def _copy(connection: sa.Connection, command: str, rows: Iterator[str]) -> None:
-    stream = _Stream(rows)
-    with closing(connection.connection.cursor()) as cursor:
-        try:
-            cursor.copy_expert(command, stream)
-        except PostgresError as error:
-            if stream.error:
-                # PostgreSQL only tells that the client gave up.
-                raise stream.error from None
-            if cursor.connection.closed:
-                # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.
-                connection.invalidate(error)
-            raise
-
-
-def _mark(connection: sa.Connection, table: sa.Table, staged: set[str], replaced: set[str]) -> None:
+def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mode) -> None:
     """Write into each staged row that cannot be loaded the reason why."""
-    for statement, parameters in _broken_checks(table):
-        connection.execute(sa.text(statement), parameters)
-    for key in model.enforced(table):
-        connection.execute(sa.text(_broken_reference(table, key, staged, replaced)))
-    connection.execute(sa.text(_repeated_keys(table)))
-
-
-def _refuse_if_all_broken(connection: sa.Connection, table: sa.Table) -> None:
-    """Raise FileError where no row is left: a file that was written in another way is no reason to empty a table."""
-    whole = f"SELECT FROM {_staged(table)} WHERE reason IS NULL"
-    first = f"SELECT line, reason FROM {_staged(table)} WHERE NOT EXISTS ({whole}) ORDER BY line LIMIT 1"
-    if broken := connection.execute(sa.text(first)).first():
-        told = "holds no row that can be loaded, which is no reason to empty a table; its line"
-        raise dialect.FileError(f"{table.info['file']} {told} {broken.line}: {broken.reason}")
-
-
-def _broken_checks(table: sa.Table) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    checks = [check for check in table.constraints if isinstance(check, sa.CheckConstraint)]
-    for check in sorted(checks, key=lambda check: str(check.name)):
-        condition = f"reason IS NULL AND NOT ({check.sqltext})"
-        reason = {"reason": f"breaks {check.name}: {check.sqltext}"}
-        yield f"UPDATE {_staged(table)} SET reason = :reason WHERE {condition}", reason
+    report = reports[table]
+    if checks := table.info["checks"].items():
+        reasons = " ".join(f"WHEN NOT ({check}) THEN $$breaks {name}: {check}$$" for name, check in checks)
+        broken = " OR ".join(f"NOT ({check})" for _, check in checks)
+        marks = f"UPDATE staged_{table.name} SET unreadable = true, reason = CASE {reasons} END"
+        marked = run(connection, f"{marks} WHERE reason IS NULL AND ({broken})").rowcount
+        report.unreadable += marked
+        report.rejected += marked
+    for key in model.enforced(connection, table):
+        report.rejected += run(connection, _broken_reference(connection, key, reports, mode)).rowcount
+    keys = _names(table.primary_key.columns)
+    distinct = f"SELECT count(DISTINCT ({keys})) FROM staged_{table.name} WHERE reason IS NULL"
+    if run(connection, distinct).scalar() != report.loaded:
+        report.rejected += run(connection, _repeated_keys(table)).rowcount
 
 
 def _repeated_keys(table: sa.Table) -> str:
     """Let the first row of a key stand, of those that nothing else breaks."""
-    key = _names(table.primary_key.columns)
-    repeated = f"SELECT {key}, min(line) AS first FROM {_staged(table)} WHERE reason IS NULL GROUP BY {key}"
+    first = f"min(line) OVER (PARTITION BY {_names(table.primary_key.columns)})"
+    same = f"({_names(table.columns, 's')}) IS NOT DISTINCT FROM ({_names(table.columns, 'f')})"
     return f"""
-        UPDATE {_staged(table)} AS s SET reason = 'repeats the key of line ' || r.first
-        FROM ({repeated} HAVING count(*) > 1) AS r
-        WHERE s.reason IS NULL AND s.line > r.first AND {_equal(table.primary_key.columns, "s", "r")}"""
+        UPDATE staged_{table.name} AS s
+        SET reason = CASE WHEN {same} THEN '{AGAIN}' ELSE 'repeats the key of line ' END || f.line
+        FROM (SELECT line, {first} AS first FROM staged_{table.name} WHERE reason IS NULL) AS n
+        JOIN staged_{table.name} AS f ON f.line = n.first
+        WHERE s.line = n.line AND n.first < n.line"""
 
 
-def _broken_reference(table: sa.Table, key: sa.ForeignKeyConstraint, staged: set[str], replaced: set[str]) -> str:
+def _broken_reference(connection: sa.Connection, key: sa.ForeignKeyConstraint, reports: Reports, mode: Mode) -> str:
     """Mark the rows that refer to a row which will not be there when all tables are written."""
-    parent = key.referred_table
-    same = _refers(key, "s", "p")
+    table, parent, same = key.table, key.referred_table, _refers(key, "s", "p")
     there = []
-    if parent.fullname in staged:
-        there.append(f"EXISTS (SELECT FROM {_staged(parent)} AS p WHERE p.reason IS NULL AND {same})")
-    if parent.fullname not in replaced:
+    if parent in reports:
+        there.append(f"EXISTS (SELECT FROM staged_{parent.name} AS p WHERE p.reason IS NULL AND {same})")
+    if parent not in reports or mode == "upsert":
         there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same})")
+    elif kept := _kept(connection, parent, reports[parent], "p"):
+        there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same} AND {kept})")
     shown = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
     absent = " AND ".join(f"NOT {condition}" for condition in there)
     named = " AND ".join(f"s.{ours} IS NOT NULL" for ours in key.column_keys)
     return f"""
-        UPDATE {_staged(table)} AS s SET reason = {shown} || ' is not in {parent.fullname}'
+        UPDATE staged_{table.name} AS s SET reason = {shown} || ' is not in {parent.fullname}'
         WHERE s.reason IS NULL AND {named} AND {absent}"""
 
 
-def _delete(table: sa.Table) -> str:
-    """Keep the rows that are referred to: by tables outside the event, for those within it lose their rows first."""
-    same = _equal(table.primary_key.columns, "s", "t")
-    keys = [(child, key) for child in model.TABLES.values() for key in model.enforced(child)]
-    needed = [
-        f"AND NOT EXISTS (SELECT FROM {child.fullname} AS c WHERE {_refers(key, 'c', 't')})"
-        for child, key in keys
+def _kept(connection: sa.Connection, table: sa.Table, report: Report, alias: str) -> str:
+    """Return the condition that a row of the table may be one that the file holds unreadably; nothing if none is.
+
+    Such a row stays as it is. If not even an unreadable row's key can be read, that is true of all of them.
+    """
+    if not report.unreadable:
+        return ""
+    keys = table.primary_key.columns
+    unreadable = f"SELECT FROM staged_{table.name} AS u WHERE u.unreadable"
+    unknown = " OR ".join(f"u.{column.name} IS NULL" for column in keys)
+    if run(connection, f"SELECT EXISTS ({unreadable} AND ({unknown}))").scalar():
+        return "true"
+    return f"EXISTS ({unreadable} AND {_equal(keys, 'u', alias)})"
+
+
+def _write(table: sa.Table, *, is_empty: bool) -> str:
+    """Write the rows that are new or differ, and touch no other."""
+    keys, others = table.primary_key.columns, [column for column in table.columns if not column.primary_key]
+    rows = f"SELECT {_names(table.columns)} FROM staged_{table.name} WHERE reason IS NULL"
+    if is_empty:
+        return f"INSERT INTO {table.fullname} ({_names(table.columns)}) {rows}"
+    return f"""
+        MERGE INTO {table.fullname} AS t USING ({rows}) AS s ON {_equal(keys, "s", "t")}
+        WHEN MATCHED AND ({_names(others, "s")}) IS DISTINCT FROM ({_names(others, "t")}) THEN
+            UPDATE SET {", ".join(f"{column.name} = s.{column.name}" for column in others)}
+        WHEN NOT MATCHED THEN
+            INSERT ({_names(table.columns)}) VALUES ({_names(table.columns, "s")})"""
+
+
+def _remove(connection: sa.Connection, table: sa.Table, report: Report) -> int:
+    """Remove the rows that the file no longer holds, and return their number.
+
+    Rows that are referred to stay: by tables outside the event, for those within it lose their rows first.
+    """
+    # Every row that is not rejected is in the table now.
+    if _count(connection, table.fullname) == report.loaded:
+        return 0
+    good = f"SELECT FROM staged_{table.name} AS s WHERE s.reason IS NULL"
+    conditions = [f"EXISTS ({good} AND {_equal(table.primary_key.columns, 's', 't')})"]
+    conditions += [
+        f"EXISTS (SELECT FROM {child.fullname} AS c WHERE {_refers(key, 'c', 't')})"
+        for child in model.TABLES.values()
+        for key in model.enforced(connection, child)
         if key.referred_table is table
     ]
-    return f"""
-        DELETE FROM {table.fullname} AS t
-        WHERE NOT EXISTS (SELECT FROM {_staged(table)} AS s WHERE s.reason IS NULL AND {same}) {" ".join(needed)}"""
-
-
-def _upsert(table: sa.Table) -> str:
-    """Write the rows that differ only: ON CONFLICT alone would lock, and so write, every row that it meets."""
-    others = [column.name for column in table.columns if not column.primary_key]
-    changes = ", ".join(f"{name} = excluded.{name}" for name in others)
-    same_key = _equal(table.primary_key.columns, "s", "t")
-    return f"""
-        INSERT INTO {table.fullname} ({_names(table.columns)})
-        SELECT {_names(table.columns, "s")} FROM {_staged(table)} AS s LEFT JOIN {table.fullname} AS t ON {same_key}
-        WHERE s.reason IS NULL AND ({_names(table.columns, "s")}) IS DISTINCT FROM ({_names(table.columns, "t")})
-        ON CONFLICT ({_names(table.primary_key.columns)}) DO UPDATE SET {changes}"""
+    if kept := _kept(connection, table, report, "t"):
+        conditions.append(kept)
+    stays = " AND ".join(f"NOT {condition}" for condition in conditions)
+    return run(connection, f"DELETE FROM {table.fullname} AS t WHERE {stays}").rowcount
 
 
 # An order is loaded without its customer's name: question 3 then leaves it out, and this tells of it.
-_NAMELESS = f"""
+_NAMELESS = """
     INSERT INTO load.reject (file, line, reason, loaded)
-    SELECT :file, s.line, concat('customer_id ', s.customer_id, ' has no name: ',
+    SELECT 'Sales.SalesOrderHeader', s.line, concat('customer_id ', s.customer_id, ' has no name: ',
         coalesce('person_id ' || c.person_id || ' is not in person.person', 'it names no person')), true
-    FROM {{staged}} AS s JOIN {model.customer.fullname} AS c USING (customer_id)
-    WHERE s.reason IS NULL
-        AND NOT EXISTS (SELECT FROM {model.person.fullname} AS p WHERE p.business_entity_id = c.person_id)"""
+    FROM staged_sales_order_header AS s JOIN sales.customer AS c USING (customer_id)
+    LEFT JOIN person.person AS p ON p.business_entity_id = c.person_id
+    WHERE s.reason IS NULL AND p.business_entity_id IS NULL"""
 
 
-def _report(connection: sa.Connection, table: sa.Table) -> Report:
-    """Replace what the table of rejects says of this file, and count."""
-    file = {"file": table.info["file"]}
-    connection.execute(sa.text("DELETE FROM load.reject WHERE file = :file"), file)
-    rejected = f"SELECT :file, line, reason, false FROM {_staged(table)} WHERE reason IS NOT NULL"
-    left_out = connection.execute(sa.text(f"INSERT INTO load.reject (file, line, reason, loaded) {rejected}"), file)
-    flagged = 0
-    if table is model.sales_order_header:
-        flagged = connection.execute(sa.text(_NAMELESS.format(staged=_staged(table))), file).rowcount
-    rows = connection.scalar(sa.text(f"SELECT count(*) FROM {_staged(table)}")) or 0
-    return Report(rows, rows - left_out.rowcount, left_out.rowcount, flagged)
+def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
+    """Replace what the table of rejects says of this file, and complete the report."""
+    name = table.info["file"]
+    run(connection, f"DELETE FROM load.reject WHERE file = '{name}'")
+    if report.rejected:
+        bad = f"SELECT '{name}', line, reason, false FROM staged_{table.name} WHERE reason IS NOT NULL"
+        run(connection, f"INSERT INTO load.reject (file, line, reason, loaded) {bad}")
+        found = f"FROM load.reject WHERE file = '{name}'"
+        report.again = run(connection, f"SELECT count(*) {found} AND starts_with(reason, '{AGAIN}')").scalar_one()
+        first = run(connection, f"SELECT line, reason {found} ORDER BY line LIMIT 3")
+        report.reasons = tuple(f"line {row.line}: {row.reason}" for row in first)
+    if name == "Sales.SalesOrderHeader":
+        report.flagged = run(connection, _NAMELESS).rowcount
 
 
-def _staged(table: sa.Table) -> str:
-    return f"staged_{table.name}"
+def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
+    """Raise FileError where too many rows are rejected, or too many rows of the table would go."""
+    broken, most = report.rejected - report.again, plan.limits
+    if broken > most.reject * report.rows or not report.loaded:
+        cannot = f"{broken:,} rows of {report.rows:,} that cannot be loaded, more than {most.reject:.3g} of them"
+        remedy = f"nothing was written: correct the file, or raise {REJECT_LIMIT}"
+        raise FileError("; ".join([f"{file} has {cannot}", remedy, *report.reasons]))
+    if report.removed > most.shrink * report.before and not plan.allow_shrink:
+        would = f"{report.removed:,} rows of {report.before:,} from its table, more than {most.shrink:.3g} of them"
+        remedy = 'nothing was written: if the file is whole, allow it in the event by "allow_shrink": true'
+        raise FileError(f"{file} would remove {would}; {remedy}")
+
+
+def _count(connection: sa.Connection, table: str) -> int:
+    return int(run(connection, f"SELECT count(*) FROM {table}").scalar() or 0)
 
 
 def _names(columns: Iterable[sa.Column[Any]], alias: str = "") -> str:

@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="adventureworks.questions", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    rows = "print this many rows of each answer (default: %(default)s)"
-    parser.add_argument("--rows", type=int, metavar="N", default=ROWS, help=rows)
+    parser.add_argument("--rows", type=int, metavar="N", default=ROWS, help="rows of each (default: %(default)s)")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write the whole answers, as q1.csv to q5.csv")
     options = parser.parse_args(arguments)
     if options.rows < 0:

@@ -1,6 +1,7 @@
 """The only reader of the environment."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,28 @@ class Source(NamedTuple):
 
     bucket: str
     prefix: str
+
+
+class Limits(NamedTuple):
+    """The largest shares that a load accepts: of a file's rows rejected, of a table's rows removed."""
+
+    reject: float = 0.05
+    shrink: float = 0.05
+
+
+REJECT_LIMIT = "ADVENTUREWORKS_REJECT_LIMIT_PERCENT"
+
+
+def limits() -> Limits:
+    """Return the limits that are set, in percent. Raises SettingsError."""
+    return Limits(*map(_share, (REJECT_LIMIT, "ADVENTUREWORKS_SHRINK_LIMIT_PERCENT"), Limits()))
+
+
+def _share(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(100 * default)
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", text) or float(text) > 100:
+        raise SettingsError(f"{name} is {text[:50]!r}: expected a number from 0 to 100")
+    return float(text) / 100
 
 
 def source() -> Source:

@@ -1,6 +1,7 @@
 """The load beside the usual way: each file whole into pandas, then to_sql(method="multi").
 
-python benchmarks/compare.py [TIMES] [--rounds N]: the sample, or the sample that many times with keys of its own.
+python benchmarks/compare.py [TIMES] [--rounds N] [--against CHECKOUT]: the sample, or the sample that many times with
+keys of its own; also what another checkout takes.
 Both ways read the same objects from moto's S3 and write into the same embedded PostgreSQL, each in a process of its
 own; time is from the first request to the last commit, imports aside, and memory the process's peak. The tables of
 to_sql have no key, no check and no rejects, and its money is a float: it is asked for less.
@@ -77,14 +78,14 @@ def blown_up(file, times):
     return ("\ufeff" + "\r\n".join([*copies, ""])).encode()
 
 
-def measured(way, environment):
+def measured(way, environment, script=__file__):
     """(seconds, MiB) of one way."""
-    command = [sys.executable, __file__, "--way", way]
+    command = [sys.executable, str(script), "--way", way]
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
-def compared(times, rounds):
+def compared(times, rounds, against):
     with tempfile.TemporaryDirectory() as folder:
         database = embedded.url("postgres", Path(folder) / "embedded")
         url = database.render_as_string(hide_password=False)
@@ -101,6 +102,13 @@ def compared(times, rounds):
             )
             print(f"{times} times the sample, {size / 2**20:.1f} MiB", flush=True)
             seconds = {}
+            if against:
+                there = against.resolve() / "pipelines/adventureworks"
+                paths = {"PYTHONPATH": f"{there}{os.pathsep}{there.parents[1]}"}
+                script = there / "benchmarks/compare.py"
+                for way in ("ours", "again"):
+                    taken, mebibytes = min(measured(way, environment | paths, script) for _ in range(rounds))
+                    print(f"  {way:8} {against.name:9} {taken:8.1f} s  {mebibytes:25.0f} MiB", flush=True)
             for way, label in (("ours", "ours"), ("again", "ours again"), ("pandas", "pandas and to_sql")):
                 seconds[label], mebibytes = min(measured(way, environment) for _ in range(rounds))
                 ratio = seconds[label] / seconds["ours"]
@@ -113,10 +121,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=int, nargs="?", default=1)
     parser.add_argument("--rounds", type=int, default=1, help="the fastest of so many counts (default: %(default)s)")
+    parser.add_argument("--against", type=Path, help="another checkout of the project, such as an older commit's")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.way:
-        compared(options.times, options.rounds)
+        compared(options.times, options.rounds, options.against)
         return
     prepare, run = WAYS[options.way]
     prepare()

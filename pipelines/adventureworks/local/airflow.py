@@ -15,21 +15,12 @@ DAG = "adventureworks"
 
 def environment(home: Path, lambda_url: str) -> dict[str, str]:
     """Return the environment in which Airflow finds the DAG, and the function at this URL."""
-    connection = {
-        "conn_type": "aws",
-        "login": cloud.KEYS["AWS_ACCESS_KEY_ID"],
-        "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"],
-        "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url},
-    }
-    return {
-        **os.environ,
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-        "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection),
-    }
+    keys = {"login": cloud.KEYS["AWS_ACCESS_KEY_ID"], "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"]}
+    connection = {"conn_type": "aws", **keys, "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url}}
+    core = {"DAGS_FOLDER": str(DAGS), "LOAD_EXAMPLES": "False", "DEFAULT_TASK_RETRY_DELAY": "1"}
+    given = {f"AIRFLOW__CORE__{name}": value for name, value in core.items()}
+    given["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{home / 'airflow.db'}"
+    return {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection), **given}
 
 
 def migrate(variables: Mapping[str, str]) -> None:

@@ -56,14 +56,8 @@ def running(database_url: str, *, timeout_s: float = 180, log: IO[bytes] | None 
 
 def environment(s3_url: str, database_url: str) -> dict[str, str]:
     """Return the variables that the function finds."""
-    return {
-        **KEYS,
-        "AWS_REGION": REGION,
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_ENDPOINT_URL": s3_url,
-        "ADVENTUREWORKS_BUCKET": BUCKET,
-        "ADVENTUREWORKS_DATABASE_URL": database_url,
-    }
+    aws = {**KEYS, "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION, "AWS_ENDPOINT_URL": s3_url}
+    return {**aws, "ADVENTUREWORKS_BUCKET": BUCKET, "ADVENTUREWORKS_DATABASE_URL": database_url}
 
 
 def client(service: str, url: str) -> Any:  # noqa: ANN401

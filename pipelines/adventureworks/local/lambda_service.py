@@ -4,11 +4,13 @@ Callers find Lambda's Invoke API; awslambdaric, the runtime that AWS itself runs
 Runtime API, and executes the handler in a process of its own. One invocation runs at a time.
 """
 
+import base64
 import json
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -20,13 +22,15 @@ from typing import IO, NamedTuple
 
 FUNCTION = "adventureworks-load"
 _RUNTIME = "/2018-06-01/runtime/"
+Served = tuple[str, "Sandbox"]
 
 
 class Answer(NamedTuple):
-    """What an invocation came to."""
+    """What an invocation came to; log: the last 4 KB of the function's output."""
 
     body: bytes
     failed: bool = False
+    log: bytes = b""
 
 
 class Invocation(NamedTuple):
@@ -44,30 +48,28 @@ class Sandbox:
     def __init__(self, handler: str, environment: Mapping[str, str], timeout_s: float, log: IO[bytes] | None) -> None:
         """Start nothing yet. handler: module.function; environment: with the Runtime API's; log: for its output."""
         self._command = [sys.executable, "-m", "awslambdaric", handler]
-        self._environment, self._timeout_s, self._log = environment, timeout_s, log
+        self._environment, self._timeout_s = environment, timeout_s
+        self._log = log or tempfile.TemporaryFile()  # noqa: SIM115
         self._turn = threading.Lock()
-        self._events: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
         self.process: subprocess.Popen[bytes] | None = None
         self.current: Invocation | None = None
 
     def invoke(self, event: bytes) -> Answer:
         """Execute the handler and return its result or its error, as Lambda words both."""
         with self._turn:
+            start = os.fstat(self._log.fileno()).st_size
             request_id, deadline = str(uuid.uuid4()), time.time() + self._timeout_s
             self.current = Invocation(request_id, event, deadline, Future())
             if self.process is None:
                 self._start()
-            self._events.put(self.current)
+            self.events.put(self.current)
             try:
-                return self.current.answer.result(self._timeout_s)
+                answer = self.current.answer.result(self._timeout_s)
             except TimeoutError:
                 self.stop()
-                said = f"{request_id} Task timed out after {self._timeout_s:.2f} seconds"
-                return error("Sandbox.Timedout", said)
-
-    def next(self) -> Invocation:
-        """Wait for the next event."""
-        return self._events.get()
+                answer = error("Sandbox.Timedout", f"{request_id} Task timed out after {self._timeout_s:.2f} seconds")
+            return answer._replace(log=os.pread(self._log.fileno(), 2**20, start)[-4096:])
 
     def stop(self) -> None:
         """End the process."""
@@ -77,7 +79,7 @@ class Sandbox:
             self.process = None
 
     def _start(self) -> None:
-        self._events = queue.SimpleQueue()
+        self.events = queue.SimpleQueue()
         process = subprocess.Popen(
             self._command, env=dict(self._environment), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
@@ -89,8 +91,8 @@ class Sandbox:
         if self.process is process:
             self.process = None
             if (current := self.current) and not current.answer.done():
-                said = f"RequestId: {current.request_id} Error: Runtime exited with {code}"
-                current.answer.set_result(error("Runtime.ExitError", said))
+                exited = f"RequestId: {current.request_id} Error: Runtime exited with {code}"
+                current.answer.set_result(error("Runtime.ExitError", exited))
 
 
 def error(kind: str, message: str) -> Answer:
@@ -104,22 +106,20 @@ class _Api(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path != f"{_RUNTIME}invocation/next":
-            self._answer(404, b"{}")
-            return
-        invocation = self.sandbox.next()
-        headers = {
-            "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
-            "Lambda-Runtime-Deadline-Ms": str(round(invocation.deadline * 1000)),
-            "Lambda-Runtime-Invoked-Function-Arn": f"arn:aws:lambda:us-east-1:000000000000:function:{FUNCTION}",
-        }
-        self._answer(200, invocation.event, headers)
+            return self._answer(404, b"{}")
+        invocation = self.sandbox.events.get()
+        arn = f"arn:aws:lambda:us-east-1:000000000000:function:{FUNCTION}"
+        deadline_ms = round(invocation.deadline * 1000)
+        about = {"Aws-Request-Id": invocation.request_id, "Deadline-Ms": str(deadline_ms), "Invoked-Function-Arn": arn}
+        return self._answer(200, invocation.event, {f"Lambda-Runtime-{name}": value for name, value in about.items()})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == f"/2015-03-31/functions/{FUNCTION}/invocations":
             answer = self.sandbox.invoke(body or b"{}")
             failed = {"X-Amz-Function-Error": "Unhandled"} if answer.failed else {}
-            self._answer(200, answer.body, {"X-Amz-Executed-Version": "$LATEST", **failed})
+            tail = {"X-Amz-Log-Result": base64.b64encode(answer.log).decode()} if self.headers["X-Amz-Log-Type"] else {}
+            self._answer(200, answer.body, {"X-Amz-Executed-Version": "$LATEST", **failed, **tail})
         elif self.path.startswith(_RUNTIME) and (current := self.sandbox.current):
             what = self.path.rpartition("/")[2]
             if what == "error" or current.request_id in self.path:
@@ -141,9 +141,7 @@ class _Api(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(
-    handler: str, environment: Mapping[str, str] = os.environ, timeout_s: float = 180, log: IO[bytes] | None = None
-) -> Iterator[tuple[str, Sandbox]]:
+def served(handler: str, environment: Mapping[str, str], timeout_s: float, log: IO[bytes] | None) -> Iterator[Served]:
     """Serve the function; gives the URL of the Invoke API, and the sandbox."""
 
     class Api(_Api):

@@ -59,7 +59,7 @@ def loaded_template(make_database):
     """The name of a database that holds the sample."""
     url = make_database()
     pool = engine.create(url, "test")
-    load.load(pool, list(model.TABLES), "replace", sample)
+    load.load(pool, load.Plan(list(model.TABLES)), sample)
     pool.dispose()
     return url.database
 

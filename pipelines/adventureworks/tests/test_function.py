@@ -12,7 +12,7 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from adventureworks import dialect, handler, load, model, settings
+from adventureworks import dialect, handler, model, settings
 from fonte_alvo import engine
 from local import cloud, lambda_service
 from tests.conftest import contents, rejects
@@ -47,7 +47,7 @@ def invoked(running, event):
 
 def test_the_function_loads_the_sample_twice_with_the_same_counts(running):
     running, pool = running
-    expected = {file: dict(zip(load.Report._fields, counts, strict=True)) for file, counts in EXPECTED.items()}
+    expected = {file: dict(zip(handler.COUNTS, counts, strict=True)) for file, counts in EXPECTED.items()}
     for _ in range(2):
         assert invoked(running, {}) == ({"mode": "replace", "files": expected}, None)
         assert len(rejects(pool)) == 54
@@ -58,16 +58,23 @@ def test_an_event_may_name_some_of_the_files(running):
     assert (list(body["files"]), error) == (["Person.Person", "Sales.Customer"], None)
 
 
+KEYS = "files, mode, allow_shrink and dialect, each of them optional"
+DIALECT = "delimiter, header, null and decimal, each of them optional"
 EVENTS = [
     ({"mode": "append"}, "mode is 'append': expected replace or upsert"),
     ({"files": []}, "files is []: expected a list of names, or null for all of them"),
     ({"files": "Sales.Customer"}, "files is 'Sales.Customer': expected a list of names, or null for all of them"),
     ({"files": ["Sales.Customers"]}, f"there is no file 'Sales.Customers': expected some of {', '.join(ALL)}"),
     ({"files": [["Sales.Customer"]]}, f"there is no file ['Sales.Customer']: expected some of {', '.join(ALL)}"),
-    ({"bucket": "another"}, "the event has 'bucket': expected mode and files"),
-    ([], "the event is []: expected an object with mode and files, each of them optional"),
-    (None, "the event is None: expected an object with mode and files, each of them optional"),
-    (5, "the event is 5: expected an object with mode and files, each of them optional"),
+    ({"bucket": "another"}, f"the event has 'bucket': expected {KEYS}"),
+    ([], f"the event is []: expected an object with {KEYS}"),
+    (None, f"the event is None: expected an object with {KEYS}"),
+    (5, f"the event is 5: expected an object with {KEYS}"),
+    ({"allow_shrink": "yes"}, "allow_shrink is 'yes': expected true or false"),
+    ({"dialect": ","}, f"dialect is ',': expected an object with {DIALECT}"),
+    ({"dialect": {"quote": "'"}}, f"dialect is {{'quote': \"'\"}}: expected an object with {DIALECT}"),
+    ({"dialect": {"delimiter": ":"}}, 'delimiter is \':\': expected ";" or "," or "\\t" or "|"'),
+    ({"dialect": {"header": 1}}, "header is 1: expected true or false"),
 ]
 
 
@@ -119,12 +126,147 @@ def test_a_function_that_takes_too_long_is_ended(make_database):
     pool = engine.create(database, "test")
     with pool.connect() as holder, cloud.running(database.render_as_string(hide_password=False), timeout_s=8) as slow:
         cloud.fill(slow.s3_url)
-        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.model'))"))
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
         body, error = invoked(slow, {})
         # The statement's own limit is what is left of the function's time, but a second at least.
         assert error == "DatabaseError"
-        assert "statement timeout" in body["errorMessage"]
+        assert body["errorMessage"] == (
+            "the database failed: a statement took longer than 1 s, which is what the function's time-out leaves for "
+            "it (statement timeout): raise the function's time-out, or name fewer files in the event; nothing was "
+            "written"
+        )
     pool.dispose()
+
+
+def test_a_lock_that_others_hold_is_told_with_its_remedy(in_this_process, monkeypatch, running, pool):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.2)
+    with pool.connect() as holder:
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
+        with pytest.raises(engine.DatabaseError) as failure:
+            handler.lambda_handler({}, Minutes())
+    assert str(failure.value) == (
+        "the database failed: another transaction held a lock for more than 0.2 s (lock timeout): invoke the function "
+        "again when it has ended, or find it in pg_stat_activity and end it; nothing was written"
+    )
+
+
+def put(running, file, body):
+    key = handler.key(settings.Source(cloud.BUCKET, ""), file)
+    cloud.client("s3", running.s3_url).put_object(Bucket=cloud.BUCKET, Key=key, Body=body)
+
+
+@pytest.fixture
+def customers(running):
+    """Put another file of customers into S3; it is the sample's again after the test."""
+    yield lambda body: put(running[0], "Sales.Customer", body)
+    put(running[0], "Sales.Customer", cloud.sample("Sales.Customer"))
+
+
+def test_a_line_of_the_log_tells_of_each_file_what_was_read_and_what_became_of_it(
+    in_this_process, monkeypatch, running, customers, capfd
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    body = cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 5)
+    customers(body)
+    handler.lambda_handler({"files": ["Person.Person", "Sales.Customer"]}, Minutes())
+    person, customer = map(json.loads, capfd.readouterr().out.splitlines())
+    assert (person["file"], person["rows"], person["rejected"], person["reasons"]) == ("Person.Person", 2057, 0, [])
+    assert (customer["rows"], customer["loaded"], customer["rejected"]) == (19_820, 19_815, 5)
+    assert customer["reasons"][0].startswith("line 2: ModifiedDate '2014-09-12 11:15:7.263' is no time")
+    assert len(customer["reasons"]) == 3
+    assert customer["bytes"] == len(body)
+    assert customer["etag"]
+
+
+def test_a_share_of_rejects_above_the_limit_fails_the_function_and_the_log_tells_of_them(
+    in_this_process, monkeypatch, running, customers, capfd, pool
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    customers(cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1_000))
+    with pytest.raises(dialect.FileError, match="Sales.Customer has 1,000 rows of 19,820 that cannot be loaded"):
+        handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())
+    assert json.loads(capfd.readouterr().out)["rejected"] == 1_000
+    assert contents(pool) == {}
+    monkeypatch.setenv("ADVENTUREWORKS_REJECT_LIMIT_PERCENT", "6")
+    assert (
+        handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())["files"]["Sales.Customer"]["rejected"] == 1_000
+    )
+
+
+def test_a_table_may_shrink_below_its_limit_where_the_event_or_a_setting_says_so(
+    in_this_process, monkeypatch, running, customers
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    lines = cloud.sample("Sales.Customer").splitlines(keepends=True)
+    event = {"files": ["Sales.Customer"]}
+    handler.lambda_handler(event, Minutes())
+    customers(b"".join(lines[:15_001]))
+    with pytest.raises(dialect.FileError, match="would remove 4,820 rows of 19,820"):
+        handler.lambda_handler(event, Minutes())
+    handler.lambda_handler(event | {"allow_shrink": True}, Minutes())
+    customers(b"".join(lines[:10_001]))
+    monkeypatch.setenv("ADVENTUREWORKS_SHRINK_LIMIT_PERCENT", "40")
+    assert handler.lambda_handler(event, Minutes())["files"]["Sales.Customer"]["rows"] == 10_000
+
+
+def test_the_event_may_name_the_dialect(in_this_process, monkeypatch, running, customers):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    _, rows = cloud.sample("Sales.Customer").split(b"\r\n", 1)
+    customers(rows.replace(b";", b"|"))
+    event = {"files": ["Sales.Customer"], "dialect": {"delimiter": "|", "header": False, "null": "NULL"}}
+    assert handler.lambda_handler(event, Minutes())["files"]["Sales.Customer"]["loaded"] == 19_820
+    with pytest.raises(dialect.FileError, match="line 1 does not name its columns"):
+        handler.lambda_handler(event | {"dialect": {"delimiter": ","}}, Minutes())
+
+
+def test_an_object_that_changes_before_its_second_reading_fails_the_load(
+    in_this_process, monkeypatch, running, customers, pool
+):
+    """A file that is not plain is read twice, in one version."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    customers(cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1))
+    read_plainly = dialect.Rows._check_plain
+
+    def changed(self, piece):
+        customers(cloud.sample("Sales.Customer"))
+        read_plainly(self, piece)
+
+    monkeypatch.setattr(dialect.Rows, "_check_plain", changed)
+    with pytest.raises(dialect.FileError, match="PreconditionFailed.*nothing was written"):
+        handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())
+    assert contents(pool) == {}
+
+
+def test_no_error_of_the_database_carries_values_of_rows(in_this_process, monkeypatch, running, customers, database):
+    """Neither COPY's context nor a constraint's details: the table has a check that is not the model's."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+    event = {"files": ["Sales.Customer"]}
+    secret = b"S3CR3T"
+    customers(cloud.sample("Sales.Customer").replace(b"AW00000001", secret + b";;").replace(b"AW00000002", secret))
+    with pytest.raises(dialect.FileError, match="line 2: extra data after last expected column") as failure:
+        handler.lambda_handler(event, Minutes())
+    assert "S3CR3T" not in str(failure.value)
+    customers(cloud.sample("Sales.Customer"))
+    handler.lambda_handler(event, Minutes())
+    pool = engine.create(database, "test")
+    with pool.begin() as connection:
+        connection.execute(text("ALTER TABLE sales.customer ADD CONSTRAINT mine CHECK (account_number NOT LIKE 'S3%')"))
+    pool.dispose()
+    customers(cloud.sample("Sales.Customer").replace(b"AW00000001", secret))
+    with pytest.raises(engine.DatabaseError) as failure:
+        handler.lambda_handler(event, Minutes())
+    assert str(failure.value) == "the database failed: CheckViolation; nothing was written"
+
+
+def test_an_object_whose_bytes_are_not_those_of_its_checksum_is_an_error(in_this_process, monkeypatch, pool):
+    body = cloud.sample("Person.Person")
+    head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nETag: "x"\r\nx-amz-checksum-crc32: AAAAAA==\r\n\r\n'
+    with answering(head.encode(), body) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(dialect.FileError, match="Person.Person cannot be read from s3://.*checksum"):
+            handler.lambda_handler({}, Minutes())
+    assert contents(pool) == {}
 
 
 @pytest.fixture
@@ -164,7 +306,7 @@ def answering(*pieces):
 def test_an_object_that_s3_breaks_off_is_an_error_even_at_the_end_of_a_line(in_this_process, monkeypatch, pool):
     body = cloud.sample("Person.Person")
     half = body[: body.index(b"\n", len(body) // 2) + 1]
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: text/csv\r\n\r\n".encode()
+    head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nETag: "x"\r\n\r\n'.encode()
     with answering(head, half) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         with pytest.raises(dialect.FileError, match="Person.Person cannot be read from s3://adventureworks/person"):
@@ -211,6 +353,17 @@ def test_the_url_of_the_database_may_lie_in_a_secret(in_this_process, monkeypatc
             "ADVENTUREWORKS_DATABASE_URL is not a URL of PostgreSQL",
         ),
         ("ADVENTUREWORKS_DATABASE_SECRET", "absent", "the secret absent cannot be read as text"),
+        (
+            "ADVENTUREWORKS_SHRINK_LIMIT_PERCENT",
+            "101",
+            "SHRINK_LIMIT_PERCENT is '101': expected a number from 0 to 100",
+        ),
+        (
+            "ADVENTUREWORKS_REJECT_LIMIT_PERCENT",
+            "nan",
+            "REJECT_LIMIT_PERCENT is 'nan': expected a number from 0 to 100",
+        ),
+        ("ADVENTUREWORKS_REJECT_LIMIT_PERCENT", "five", "REJECT_LIMIT_PERCENT is 'five'"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(in_this_process, monkeypatch, running, name, value, message):
@@ -251,7 +404,7 @@ def test_the_function_needs_no_more_memory_for_a_file_twenty_times_as_large(runn
 
     def resident_bytes_after(times):
         header, rows = cloud.sample("Sales.SpecialOfferProduct").split(b"\n", 1)
-        # All but the first are rejected: they repeat its keys.
+        # All but the first are rejected, for they repeat it; that loses nothing.
         s3.put_object(
             Bucket=cloud.BUCKET, Key="sales/Sales.SpecialOfferProduct.csv", Body=header + b"\n" + rows * times
         )

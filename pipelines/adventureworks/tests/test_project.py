@@ -2,9 +2,12 @@
 
 import ast
 import csv
+import io
 import os
+import re
 import subprocess
 import sys
+import tokenize
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,8 +17,9 @@ import yaml
 from sqlalchemy import text
 
 import run
-from adventureworks import diagram, model, questions
+from adventureworks import model, questions
 from local import cloud, lambda_service
+from tests import diagram
 from tests.test_function import path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,11 +145,11 @@ def test_the_tables_of_the_database_have_the_keys_that_the_diagram_shows(loaded)
     query = "SELECT conrelid::regclass || ' ' || confrelid::regclass FROM pg_constraint WHERE contype = 'f'"
     with loaded.connect() as connection:
         keys = set(connection.scalars(text(query)))
-    declared = {
-        f"{table.fullname} {key.referred_table.fullname}"
-        for table in model.TABLES.values()
-        for key in model.enforced(table)
-    }
+        declared = {
+            f"{table.fullname} {key.referred_table.fullname}"
+            for table in model.TABLES.values()
+            for key in model.enforced(connection, table)
+        }
     assert keys == declared
     assert len(keys) == 4
 
@@ -170,7 +174,8 @@ def linted(text):
     [
         ("Timeout: 900", "Timeout: 9000"),
         ("GroupDescription:", "Description:"),
-        ("!Ref DatabaseSecretArn", "!Ref DatabaseSecret"),
+        ("!Ref DatabaseSecretArn", "!Ref DatabaseSecrets"),
+        ("PubliclyAccessible: false", "PubliclyAccessibly: false"),
     ],
 )
 def test_cloudformation_takes_the_template_and_no_broken_one(right, wrong):
@@ -201,6 +206,18 @@ def test_the_function_may_do_what_it_needs_and_nothing_else():
     assert {resource.rpartition("${Prefix}")[2] for resource in allowed["s3:GetObject"]} == schemas
 
 
+def test_a_database_that_the_template_makes_is_reached_by_the_function_alone():
+    made = {name for name, resource in TEMPLATE["Resources"].items() if resource.get("Condition") == "MakesDatabase"}
+    assert made == {name for name in TEMPLATE["Resources"] if name.startswith("Database")} - {"DatabaseIngress"}
+    database = TEMPLATE["Resources"]["Database"]["Properties"]
+    assert database["PubliclyAccessible"] is False
+    assert database["StorageEncrypted"] is True
+    assert "SecurityGroupIngress" not in TEMPLATE["Resources"]["DatabaseSecurityGroup"]["Properties"]
+    ingress = TEMPLATE["Resources"]["DatabaseIngress"]["Properties"]
+    assert ingress["SourceSecurityGroupId"] == "FunctionSecurityGroup"
+    assert TEMPLATE["Parameters"]["CreateDatabase"]["Default"] == "false"
+
+
 def test_the_template_names_what_the_code_reads():
     function = TEMPLATE["Resources"]["Load"]["Properties"]
     module, _, name = function["Handler"].rpartition(".")
@@ -215,3 +232,25 @@ def test_no_function_is_long(file):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 40, node.name
+
+
+def test_both_readmes_have_the_same_commands_tables_and_names():
+    english, portuguese = ((ROOT / name).read_text() for name in ("README.md", "README.pt-BR.md"))
+    for pattern in (r"```(?:sh|text)\n.*?```", r"ADVENTUREWORKS_\w+", r"^#{1,2} ", r"^\|", r"`make [^`]*`"):
+        of_each = [re.findall(pattern, text, flags=re.DOTALL | re.MULTILINE) for text in (english, portuguese)]
+        assert of_each[0] == of_each[1], pattern
+
+
+def test_the_pipeline_is_small():
+    """Code lines: blank lines, comments and docstrings aside."""
+    files = [*ROOT.glob("adventureworks/*.py"), *ROOT.glob("local/*.py"), *ROOT.glob("dags/*.py"), ROOT / "run.py"]
+    assert sum(code_lines(file.read_text()) for file in files) <= 1000
+
+
+def code_lines(source):
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    blocks = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented) and ast.get_docstring(node)]
+    aside = {number for node in blocks for number in range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
+    return len({number for token in tokens for number in range(token.start[0], token.end[0] + 1)} - aside)

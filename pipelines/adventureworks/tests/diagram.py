@@ -1,4 +1,4 @@
-"""The ER diagram of the tables, as Mermaid in Markdown: `python -m adventureworks.diagram > MODEL.md`."""
+"""The ER diagram of the tables, as Mermaid in Markdown: `python -m tests.diagram > MODEL.md`."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def _entity(table: sa.Table) -> Iterator[str]:
 def _references(table: sa.Table) -> Iterator[str]:
     for key in sorted(table.foreign_key_constraints, key=lambda key: list(key.column_keys)):
         optional = any(column.nullable for column in key.columns)
-        loose = " (not enforced)" if model.REFERENCE_ONLY in key.info else ""
+        loose = " (enforced once whole)" if model.ONCE_WHOLE in key.info else ""
         label = ", ".join(key.column_keys) + loose
         yield f'    {key.referred_table.name} {"|o" if optional else "||"}--o{{ {table.name} : "{label}"'
 
