@@ -44,7 +44,7 @@ _REMEDIES = {
     "space|quota": "free some space",
     "": "mend that",
 }
-_places: dict[str, tuple[Path, int]] = {}
+_places: dict[tuple[int, str], tuple[Path, int]] = {}
 
 
 class EmbeddedServerError(Failure):
@@ -60,7 +60,7 @@ def url(database: str, folder: Path, fixed_port: int = 0) -> URL:
     listens if it has to be started; 0 is any free one. Raises EmbeddedServerError.
     """
     port, password = _join(folder, fixed_port)
-    _places[password] = folder, fixed_port
+    _places[port, password] = folder, fixed_port
     query = {name: each[name] for version, each in _CONNECTION.items() if version <= libpq_version() for name in each}
     return URL.create("postgresql+psycopg2", "postgres", password, "127.0.0.1", port, database, query)
 
@@ -70,7 +70,7 @@ def find_again(parameters: dict[str, Any]) -> bool:
 
     False where the connection is not to such a server. Raises EmbeddedServerError.
     """
-    place = _places.get(parameters.get("password", ""))
+    place = _places.get((parameters.get("port", 0), parameters.get("password", "")))
     if place:
         parameters["port"], _ = _join(*place)
     return place is not None

@@ -11,7 +11,7 @@ from typing import Any
 from psycopg2 import Error as PostgresError
 from psycopg2 import OperationalError, extensions
 from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from fonte_alvo import embedded
@@ -57,7 +57,7 @@ def parse(url: str) -> URL:
     except (ArgumentError, ValueError):
         parsed = None
     # An @ that was not encoded ends the password early: its rest would be taken for a host, and repeated.
-    if not parsed or parsed.drivername not in DRIVERS or "@" in f"{parsed.host}{parsed.database}":
+    if not parsed or parsed.drivername not in DRIVERS or "@" in f"{parsed.host}{parsed.database}" or "%00" in url:
         raise ValueError(
             "is not a URL of PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
             "with special characters percent-encoded"
@@ -164,7 +164,13 @@ def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) ->
     try:
         yield
     except (SQLAlchemyError, PostgresError, EmbeddedServerError, UnicodeDecodeError, OverflowError) as error:
-        raise kind(f"{database} failed: {reason(error)}; {remedy}") from error
+        # Loaded here, because the settings load this module.
+        from fonte_alvo import settings
+
+        refused = isinstance(error, DBAPIError) and not getattr(error.orig, "pgcode", None)
+        variables = ", ".join(settings.libpq_variables()) if refused else ""
+        also = f" (the environment sets {variables})" if variables else ""
+        raise kind(f"{database} failed: {reason(error)}{also}; {remedy}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -93,6 +93,11 @@ def child_environment(**settings: str) -> dict[str, str]:
     return {**os.environ, **settings}
 
 
+def libpq_variables() -> list[str]:
+    """Return the names of the variables that libpq reads, of those that are set."""
+    return sorted(name for name in os.environ if re.fullmatch("PG[A-Z_]+", name))
+
+
 def fonte_admin() -> "tuple[URL, SecretStr] | None":
     """Return FONTE_ADMIN_DATABASE_URL and FONTE_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
     return _admin("FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN")

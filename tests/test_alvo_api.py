@@ -6,6 +6,8 @@ import json
 import logging
 import socket
 import threading
+import uuid
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -289,3 +291,41 @@ def test_the_description_tells_units_bounds_and_answers(shared_api):
 
 def test_a_bound_may_be_a_moment_already():
     assert api.DataQuery(start_timestamp=START).bounds() == {"start": START, "end": None}
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("LATIN1", "größe_mean"), ("SQL_ASCII", "größe_mean")])
+def test_an_alvo_in_another_encoding_serves_utf_8(administrator, server, encoding, name):
+    with encoded(administrator, server, encoding) as url:
+        pool = engine.create(url, "test")
+        replace_period(pool, START, START + DAY, WINDOWS[:1], {name: np.ones(1)})
+        pool.dispose()
+        with alvo_api(url) as base_url:
+            for form in ("json", "csv"):
+                assert name in httpx.get(f"{base_url}/data?format={form}").raise_for_status().content.decode()
+
+
+def test_an_alvo_whose_bytes_are_no_utf_8_is_refused_on_one_line(administrator, server, caplog):
+    with encoded(administrator, server, "SQL_ASCII") as url:
+        pool = engine.create(url, "test")
+        with pool.begin() as connection:
+            schema.create_absent(connection)
+            connection.execute(text(r"INSERT INTO signal (name) VALUES (E'gr\xf6\xdfe_mean')"))
+        pool.dispose()
+        with alvo_api(url) as base_url:
+            for path in ("/signals", "/data", "/data?format=csv"):
+                assert httpx.get(base_url + path).status_code == 503
+        assert [record.exc_info for record in caplog.records if record.levelname == "ERROR"] == [None] * 3
+
+
+@contextmanager
+def encoded(administrator, server, encoding):
+    """A database in another encoding than the server's."""
+    name = f"test_{encoding.lower()}_{uuid.uuid4().hex}"
+    with administrator.connect() as connection:
+        options = f"ENCODING '{encoding}' TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+        connection.execute(text(f"CREATE DATABASE {name} {options}"))
+    try:
+        yield server.set(database=name)
+    finally:
+        with administrator.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

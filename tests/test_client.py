@@ -1,9 +1,14 @@
 import json
 import math
 import re
+import socket
+import ssl
 import struct
+import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -125,7 +130,8 @@ def test_a_row_sent_twice_counts_once():
             "two values of power for 2024-05-20T00:01:00.000000Z: 1.0 and 2.0",
         ),
         (http(body=[row(1, power=1), row(1, power=None)]), "two values of power"),
-        (http(301, headers=["Location: /elsewhere"]), "HTTP 301"),
+        (http(301, headers=["Location: /elsewhere"]), "HTTP 301 x: it is at /elsewhere now"),
+        (http(308, headers=["Location: https://u:secret@new/data?token=secret"]), "it is at https://new/data now;"),
         (http(404, body={"detail": "Not Found"}), "HTTP 404 x: Not Found"),
         (http(401, body=b"who are you?"), "HTTP 401 x: who are you?"),
         (http(500, body=b""), "HTTP 500"),
@@ -294,6 +300,46 @@ def test_an_environment_of_which_no_client_can_be_made_is_named(monkeypatch, nam
     monkeypatch.setenv(name, value)
     with pytest.raises(FonteError, match=f"no HTTP client can be made: .*{name}"):
         client.connect("https://fonte.example")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_is_named_as_the_proxy(monkeypatch, refused_port, scheme):
+    monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:secret@127.0.0.1:{refused_port}")
+    with pytest.raises(FonteError) as failure:
+        fetch(f"{scheme}://fonte.example", START, END, ["power"])
+    assert f"refused (through the proxy http://127.0.0.1:{refused_port} of the environment)" in str(failure.value)
+    assert "secret" not in str(failure.value)
+
+
+def test_a_proxy_that_wants_a_password_is_named_as_the_proxy(monkeypatch):
+    with answering(http(407)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(FonteError, match=f"407 x .through the proxy {proxy.url} of the environment"):
+            fetch("https://fonte.example", START, END, ["power"])
+
+
+def test_a_certificate_that_cannot_be_verified_is_not_asked_again(monkeypatch, tmp_path):
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    how = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
+    subprocess.run(["openssl", "req", *how], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.setattr(client, "PATIENCE_S", 60.0)
+    asked = []
+    monkeypatch.setattr(client, "sleep", asked.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(FonteError, match="certificate verify failed"):
+            fetch(f"https://localhost:{listener.getsockname()[1]}", START, END, ["power"])
+        thread.join()
+    assert asked == []
 
 
 def test_a_naive_moment_means_utc_wherever_this_machine_is(shared_connector, monkeypatch):

@@ -143,6 +143,10 @@ def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_p
         ("", "the header is empty"),
         ("time,power\n", "the header is time, power; expected timestamp and some of wind_speed, power"),
         ("timestamp,power,power\n", "each once"),
+        ("timestamp," + "p" * 5000 + "\n", "ppp...; expected timestamp"),
+        ('timestamp,"po\x1b[31mw\ner"\n', "the header is timestamp, po [31mw er; expected"),
+        ('timestamp,power\n2024-01-01,"1\x1b[31m\n2"\n', '"1 [31m 2"'),
+        ("timestamp,power\n2024-01-01," + "9" * 5000 + "\n", "99..."),
         (
             "timestamp,power\n2024-01-01,1\n2024-01-02,much\n",
             'invalid input syntax for type double precision: "much" (line 3, column power',
@@ -165,6 +169,7 @@ def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, t
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+    assert error[:-1].isprintable()
     assert rows("SELECT count(*) FROM data") == before
 
 

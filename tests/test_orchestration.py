@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from sqlalchemy import text
-from support.faulty import answering, http
+from support.faulty import RESET, answering, http
 from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, values_of_days_alone
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
 
+from fonte.client import FonteError  # noqa: E402
 from orchestration import day as one  # noqa: E402
 from orchestration.dagster import resources  # noqa: E402
 from orchestration.dagster.definitions import defs  # noqa: E402
@@ -176,6 +177,25 @@ def test_what_is_down_fails_the_run_after_its_retries(
     assert said in failure(run).message
     assert "secret" not in failure(run).message
     assert materialised(run) == {}
+
+
+def test_a_health_without_end_is_not_read(monkeypatch):
+    def endless():
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        while True:
+            yield b"10000\r\n" + bytes(65536) + b"\r\n"
+
+    with answering(endless) as server, resources.FonteApi(url=server.url).connect() as http:
+        assert str(http.base_url) == server.url
+
+
+@pytest.mark.parametrize("answer", [http(503), RESET], ids=["503", "reset"])
+def test_a_password_in_the_url_of_fonte_is_not_repeated(answer):
+    with answering(answer) as server:
+        url = server.url.replace("http://", "http://user:s3cret@")
+        with pytest.raises(FonteError, match=server.url) as failure, resources.FonteApi(url=url).connect():
+            pass
+    assert "s3cret" not in str(failure.value)
 
 
 def test_a_connector_whose_database_is_away_fails_the_run(materialise, alvo, monkeypatch):

@@ -390,3 +390,22 @@ def test_what_is_not_finite_is_null():
 def test_the_routes_that_only_the_page_asks_are_no_part_of_the_description(client):
     assert api.app.state.fonte_api_url is None
     assert client.get("/openapi.json").json()["paths"].keys() == {"/data", "/health", "/signals"}
+
+
+def test_a_view_of_many_variables_has_no_more_values_than_one_of_few(make_database, make_pool):
+    url = make_database()
+    names = (
+        "SELECT 'v' || number || '_' || s FROM generate_series(1, 250) number, unnest('{mean,min,max,std}'::text[]) s"
+    )
+    moments = "generate_series('2024-05-20Z', '2024-05-21Z'::timestamptz, '10 minutes') AS moment"
+    with make_pool(url).begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text(f"INSERT INTO signal (name) {names}"))
+        connection.execute(text(f"INSERT INTO data SELECT moment, id, 1 FROM signal, {moments}"))
+    with served(url) as base_url:
+        asked = {"start_timestamp": "2024-05-20", "end_timestamp": "2024-06-20", "points": 5000}
+        answer = httpx.get(f"{base_url}/view", params=asked, timeout=60).raise_for_status()
+    variables = answer.json()["variables"]
+    assert len(variables) == 250
+    values = sum(len(each) for statistics in variables.values() for each in statistics.values())
+    assert 50_000 < values <= 1.25 * api.MOST_VALUES

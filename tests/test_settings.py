@@ -1,3 +1,6 @@
+import socket
+import threading
+
 import pytest
 from support.project import ROOT
 
@@ -28,6 +31,7 @@ def test_every_spelling_of_a_postgresql_url_means_psycopg2(monkeypatch, name, sc
         "postgresql://secret@/x@127.0.0.1:1/d",
         "sqlite://",
         "://secret",
+        "postgresql://u%00:secret@127.0.0.1:1/d",
     ],
 )
 def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name, value):
@@ -55,6 +59,71 @@ def test_a_child_has_the_environment_and_what_is_set_for_it(monkeypatch):
     child = settings.child_environment(FONTE_API_URL="http://localhost:2")
     assert (child["FONTE_API_URL"], child["ALVO_DATABASE_URL"]) == ("http://localhost:2", "postgresql://h/environment")
     assert settings.fonte_api_url() == "http://localhost:1"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "async=1",
+        "async_=1",
+        "options=-csearch_path=a&options=b",
+        "user=a&user=b",
+        "dsn=x",
+        "cursor_factory=x",
+        "plugin=x",
+    ],
+)
+@pytest.mark.parametrize("name", URL_VARIABLES)
+def test_a_parameter_of_a_url_that_is_not_libpqs_is_named(monkeypatch, name, query):
+    monkeypatch.setenv(name, f"postgresql://u:secret@127.0.0.1:1/d?{query}")
+    with pytest.raises(settings.SettingsError) as failure:
+        URL_VARIABLES[name]()
+    parameter = query.partition("=")[0]
+    assert (
+        str(failure.value)
+        == f"{name} has a parameter that cannot be used, {parameter}: expected those of libpq, once each"
+    )
+
+
+@pytest.mark.parametrize("port", [0, 65536, 2**31, 2**64])
+def test_a_port_beyond_its_type_is_one_line(port):
+    with pytest.raises(engine.DatabaseError) as failure, engine.failures("Alvo", "mend it"):
+        engine.create(engine.parse(f"postgresql://u:secret@127.0.0.1:{port}/d?connect_timeout=1"), "test").connect()
+    assert "secret" not in str(failure.value)
+    assert str(failure.value).isprintable()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("PGSERVICE", "nonsense"), ("PGSSLMODE", "nonsense")])
+def test_a_variable_of_libpq_that_stops_a_connection_is_named(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(engine.DatabaseError, match=f"nonsense.*the environment sets {variable}") as failure:
+        with engine.failures("Alvo", "mend it"):
+            engine.create(engine.parse("postgresql://u@127.0.0.1:1/d"), "test").connect()
+    assert str(failure.value).isprintable()
+
+
+def test_a_server_that_refuses_in_latin_1_is_one_line():
+    said = "S\0autenticação do tipo senha falhou para o usuário".encode("latin-1").replace(b"S\0", b"SFATAL\0C28P01\0M")
+    message = said + b"\0\0"
+    refusal = b"E" + (len(message) + 4).to_bytes(4, "big") + message
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse():
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    if connection.recv(8)[4:] == (80877103).to_bytes(4, "big"):  # it asks for TLS
+                        connection.sendall(b"N")
+                        connection.recv(8)
+                    connection.recv(1000)
+                    connection.sendall(refusal)
+
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        url = f"postgresql://u:secret@127.0.0.1:{listener.getsockname()[1]}/d?gssencmode=disable&sslmode=disable"
+        with pytest.raises(engine.DatabaseError, match="autenticação do tipo senha falhou para o usuário; mend it"):
+            with engine.failures("Alvo", "mend it"):
+                engine.create(engine.parse(url), "test").connect()
 
 
 ADMINS = {"FONTE": settings.fonte_admin, "ALVO": settings.alvo_admin}
