@@ -24,6 +24,8 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, tzinfo
+from functools import partial
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
@@ -62,7 +64,9 @@ class PictureError(command.Failure):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = _parser()
+    options = _parser().parse_args(words)
+    # Today depends on the zone.
+    parser = _parser(options.timezone)
     options = parser.parse_args(words)
     for name in ("columns", "statistics"):
         if len(set(getattr(options, name))) < len(getattr(options, name)):
@@ -112,7 +116,7 @@ def _left_out(options: argparse.Namespace, incomplete: Sequence[Day]) -> str:
     """Say how many of the days that --resume leaves out are incomplete, and how to load those."""
     if options.incomplete or not incomplete:
         return ""
-    same = [word for word in options.words if word not in ("--resume", *options.dates)]
+    same = [word for word in options.words if word not in ("--resume", *options.dates, *command.DAYS_AGO)]
     dates = [str(incomplete[0].date), str(incomplete[-1].date)]
     again = shlex.join(["python", "etl.py", *dates, *same, "--incomplete"])
     return (
@@ -197,26 +201,28 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
 
 def _again(options: argparse.Namespace, asked: Sequence[Day]) -> str:
     """Return the commands that run these days with the same options."""
-    same = [word for word in options.words if word not in ("--resume", "--incomplete", *options.dates)]
+    again = ("--resume", "--incomplete", *options.dates, *command.DAYS_AGO)
+    same = [word for word in options.words if word not in again]
     dates = [[str(first)] if first == last else [str(first), str(last)] for first, last in days.ranges(asked)]
     return "\n  ".join(shlex.join(["python", "etl.py", *each, *same]) for each in dates)
 
 
-def _parser() -> command.Parser:
+def _parser(zone: tzinfo = UTC) -> command.Parser:
     description = (__doc__ or "").format(home=settings.home(), folder=settings.embedded_folder())
     parser = command.Parser(
         prog="etl.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("date", type=command.day, metavar="DATE", help="the day, YYYY-MM-DD")
-    parser.add_argument("last_date", type=command.day, metavar="LAST_DATE", nargs="?", help="last day of a range")
+    in_zone = partial(command.day, zone=zone)
+    parser.add_argument("date", type=in_zone, metavar="DATE", help="the day, YYYY-MM-DD, today or yesterday")
+    parser.add_argument("last_date", type=in_zone, metavar="LAST_DATE", nargs="?", help="last day of a range")
     variables = "wind_speed (m/s), power (kW), ambient_temperature (degC); default: wind_speed power"
     parser.add_argument("--columns", nargs="+", metavar="NAME", default=COLUMNS, help=variables)
     wanted = f"some of {' '.join(ALL_STATISTICS)}; default: {' '.join(STATISTICS)}"
     parser.add_argument(
         "--statistics", nargs="+", metavar="NAME", choices=ALL_STATISTICS, default=list(STATISTICS), help=wanted
     )
-    zone = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
-    parser.add_argument("--timezone", type=_zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zone)
+    zones = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
+    parser.add_argument("--timezone", type=command.zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zones)
     at_once = f"days in hand at once, each with a connection to Fonte and one to Alvo; default: {days.AT_ONCE}"
     parser.add_argument("--days-at-once", type=_positive, metavar="N", default=days.AT_ONCE, help=at_once)
     chosen = parser.add_mutually_exclusive_group()
@@ -232,13 +238,6 @@ def _parser() -> command.Parser:
     parser.add_argument("--plot", type=_picture_file, metavar="FILE", help=picture)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, LookupError):
-        raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected one such as Europe/Berlin") from None
 
 
 def _picture_file(name: str) -> Path:

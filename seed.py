@@ -1,15 +1,18 @@
-"""Create Fonte, fill it, and print the period that it holds. Rows that are there already keep their values.
+"""Create Fonte, fill it, and print the period that it holds. A value that is there stays; a missing one is filled.
 
 FONTE_DATABASE_URL names the database; unset, it is the embedded PostgreSQL's (see etl.py --help).
 Exit codes: 0 done, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot be written. Nothing is
-written unless all is.
+written unless all is. docs/your-own-data.md shows five kinds of files, each with the command that loads it.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from datetime import date, datetime
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.util import find_spec
+from threading import Event
+
+from sqlalchemy import Connection
 
 if __name__ == "__main__":
     # Before the imports that may fail, or be interrupted.
@@ -22,6 +25,7 @@ if __name__ == "__main__":
 
 from fonte import schema, seeding
 from fonte.client import FonteError
+from fonte.seeding import Merged
 from fonte_alvo import command, engine, settings
 
 # Decades of minutes are one transaction.
@@ -30,33 +34,82 @@ TIME_LIMIT_S = 3600
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
+    parser, of_files = _parser()
     options = parser.parse_args(arguments)
-    most = date.max.toordinal() - options.start.toordinal() + 1
+    most = date.max.toordinal() - options.start.toordinal()
     if not 1 <= options.days <= most:
         parser.error(f"argument --days: {options.days} from {options.start} on: expected 1 to {most}")
     if options.random_seed < 0:
         parser.error(f"argument --random-seed: {options.random_seed}: expected 0 or more")
+    strays = [each.option_strings[0] for each in of_files if getattr(options, each.dest) != each.default]
+    if strays and not options.csv:
+        parser.error(f"argument {strays[0]}: belongs to --csv FILE")
+    if (options.csv or options.live) and (options.start, options.days) != (seeding.START, seeding.DAYS):
+        parser.error("--start and --days say which synthetic days: leave them out with --csv and with --live")
     return command.run("seed.py", lambda: _seed(options), debug=options.debug)
 
 
 def _seed(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _look(options)
     with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL", FonteError):
-        pool = engine.create(settings.fonte_database_url(), "seed.py", time_limit_s=TIME_LIMIT_S)
+        pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=TIME_LIMIT_S)
+        if options.live:
+            for merged in seeding.live(pool, options.profile, options.random_seed, Event()):
+                _report(merged, schema.extent(pool), options)
         with pool.begin() as connection:
             if options.once and not schema.create_absent(connection):
                 print("Fonte has its table: nothing was written")
                 return 0
             if options.csv:
-                filled = seeding.fill_from_csv(connection, options.csv)
+                merged = _load(connection, options)
             else:
-                filled = seeding.fill_synthetic(
-                    connection, options.start, options.days, options.profile, options.random_seed, _show_progress
+                bounds = seeding.midnight(options.start), seeding.midnight(options.start, options.days)
+                merged = seeding.fill_synthetic(
+                    connection, *bounds, options.profile, options.random_seed, _show_progress
                 )
-        extent = schema.extent(pool)
-    print(f"{filled.inserted:,} rows inserted, {filled.kept:,} were there already and keep their values")
-    print(f"Fonte holds {extent.rows:,} rows from {_shown(extent.first_timestamp)} to {_shown(extent.last_timestamp)}")
+        _report(merged, schema.extent(pool), options)
     return 0
+
+
+def _look(options: argparse.Namespace) -> int:
+    # Loaded here and below, because pandas takes longer than a day.
+    from fonte import files
+
+    for name in options.csv:
+        with files.opened(name, options) as file:
+            print(file.form)
+            for line in files.look(file):
+                print(line)
+    print("nothing was loaded, because of --dry-run")
+    return 0
+
+
+def _load(connection: Connection, options: argparse.Namespace) -> Merged:
+    from fonte import files
+
+    merged = []
+    for name in options.csv:
+        with files.opened(name, options) as file:
+            print(file.form)
+            merged.append(seeding.merge(connection, file, name, replace=options.replace))
+        if file.bad_rows:
+            print(f"{name}: {file.bad_rows:,} bad rows were left out: {file.left_out} holds them")
+    return seeding.total(merged)
+
+
+def _report(merged: Merged, extent: schema.Extent, options: argparse.Namespace) -> None:
+    fate = "differed and were overwritten" if options.replace else "differ and keep their values"
+    if merged.filled or merged.differing:
+        fate = f": {merged.filled:,} had a missing value filled, {merged.differing:,} {fate}"
+    else:
+        fate = " and keep their values"
+    hint = "; --replace overwrites them" if merged.differing and not options.replace else ""
+    print(f"{merged.inserted:,} rows inserted, {merged.present:,} were there already{fate}{hint}")
+    first, last = (
+        f"{each:%Y-%m-%d %H:%M} UTC" if each else "nothing" for each in (extent.first_timestamp, extent.last_timestamp)
+    )
+    print(f"Fonte holds {extent.rows:,} rows from {first} to {last}", flush=True)
 
 
 def _show_progress(done: int, days: int) -> None:
@@ -64,13 +117,10 @@ def _show_progress(done: int, days: int) -> None:
         print(f"\r{done:,} of {days:,} days", end="\n" if done == days else "", file=sys.stderr, flush=True)
 
 
-def _shown(moment: datetime | None) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "nothing"
-
-
-def _parser() -> command.Parser:
+def _parser() -> tuple[command.Parser, list[argparse.Action]]:
+    """Return the parser, and its options that only --csv takes."""
     parser = command.Parser(prog="seed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    start = "first UTC day, YYYY-MM-DD (default: %(default)s)"
+    start = "first UTC day, YYYY-MM-DD, yesterday or today (default: %(default)s)"
     days = "number of days (default: %(default)s)"
     profile = "plausible values of a turbine, or plain random ones (default: %(default)s)"
     seed = "the same seed gives the same values (default: %(default)s)"
@@ -78,10 +128,57 @@ def _parser() -> command.Parser:
     parser.add_argument("--days", type=int, metavar="N", default=seeding.DAYS, help=days)
     parser.add_argument("--profile", choices=list(seeding.PROFILES), default="turbine", help=profile)
     parser.add_argument("--random-seed", type=int, metavar="N", default=seeding.RANDOM_SEED, help=seed)
-    parser.add_argument("--once", action="store_true", help="do nothing where Fonte has its table already")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="load this file instead")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    return parser
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--once", action="store_true", help="do nothing where Fonte has its table already")
+    live = "fill from the last value, ten days ago at most, to now, and then each minute, until Ctrl-C"
+    what.add_argument("--live", action="store_true", help=live)
+    what.add_argument("--csv", nargs="+", type=_file, metavar="FILE", help="load these files, - for standard input")
+    return parser, _of_files(parser.add_argument_group("with --csv").add_argument)
+
+
+def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
+    times = "columns whose texts, joined by a blank, are the time; =1999 is the text 1999 (default: timestamp)"
+    markers = "what means no value, beside an empty field, NA, NaN, NULL and their like"
+    delimiters = ["comma", "semicolon", "tab", "bar", "blanks"]
+    return [
+        add("--dry-run", action="store_true", help="show what the files hold, and load nothing"),
+        add("--column", nargs="+", action="extend", type=_column, default=[], metavar="NAME=HEADER", help="variables"),
+        add("--timestamp", nargs="+", default=["timestamp"], metavar="HEADER", help=times),
+        add("--timestamp-format", metavar="FORMAT", help="as in '%%d.%%m.%%Y %%H:%%M' (default: ISO 8601)"),
+        add("--csv-timezone", type=command.zone, metavar="ZONE", help="zone of times without offset (default: UTC)"),
+        add("--label", choices=["start", "end"], default="start", help="which end of its interval a time names"),
+        add("--missing", nargs="+", default=[], metavar="MARKER", help=markers),
+        add("--delimiter", choices=delimiters, help="(default: the one that fits)"),
+        add("--decimal", choices=[".", ","], default=".", help="decimal mark (default: %(default)s)"),
+        add("--encoding", default="utf-8-sig", metavar="NAME", help="such as latin-1, utf-16 (default: utf-8)"),
+        add("--comment", metavar="MARK", help="leave out lines that begin with it"),
+        add("--header-line", type=_count, metavar="N", help="0: columns are named 1, 2, 3 (default: the first line)"),
+        add("--first-row", type=_count, default=0, metavar="N", help="its line (default: after the header)"),
+        add("--index-column", action="store_true", help="rows begin with a column that the header leaves out"),
+        add("--skip-bad-rows", action="store_true", help="load the others; FILE.bad receives the bad ones"),
+        add("--replace", action="store_true", help="overwrite values that differ"),
+    ]
+
+
+def _file(name: str) -> str:
+    if find_spec("pandas") is None:
+        raise argparse.ArgumentTypeError("files are read with pandas: python -m pip install '.[files]'")
+    return name
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, _, header = text.partition("=")
+    names = [each.name for each in schema.VARIABLES]
+    if name not in names or not header:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=HEADER, NAME one of {', '.join(names)}")
+    return name, header
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
+    return int(text)
 
 
 if __name__ == "__main__":

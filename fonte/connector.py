@@ -164,9 +164,9 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
     """
     with admin.begin() as connection:
         serving.delete_rows(connection, query)
-        rows = seeding.copy_synthetic(
+        rows = seeding.fill_synthetic(
             connection, query.start_timestamp, query.end_timestamp, query.profile, query.random_seed
-        )
+        ).inserted
     serving.audit(request, rows=rows, **query.model_dump())
     return Randomized(rows=rows, random_seed=query.random_seed)
 

@@ -28,6 +28,6 @@ REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid,
 
 GRANT USAGE ON SCHEMA public TO fonte_reader, fonte_writer;
 GRANT SELECT ON data TO fonte_reader;
-GRANT SELECT, INSERT, DELETE ON data TO fonte_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON data TO fonte_writer;
 
 COMMIT;

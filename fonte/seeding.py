@@ -1,20 +1,19 @@
 """Fills Fonte's table through COPY, in the caller's transaction."""
 
-import csv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from datetime import time as clock
+from threading import Event
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from psycopg2 import DataError, IntegrityError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from fonte import schema, synthetic
 from fonte_alvo import copy
-from fonte_alvo.command import Failure, clean
+from fonte_alvo.command import Failure
 
 START = date(2024, 5, 20)
 DAYS = 10
@@ -22,116 +21,122 @@ RANDOM_SEED = 2024
 PROFILES = {"turbine": synthetic.turbine, "uniform": synthetic.uniform}
 # Bounds the memory of a long seed.
 DAYS_PER_COPY = 60
+LIVE_DAYS = 10
+NAMES = [each.name for each in schema.VARIABLES]
+
+Columns = dict[str, npt.NDArray[Any]]
 
 
-class CsvError(Failure):
-    """The CSV file cannot be loaded; nothing was."""
+class Contradiction(Failure):
+    """The offered rows hold two values of one variable for one timestamp; nothing was written."""
 
     exit_code = 2
 
 
-class Filled(NamedTuple):
-    """What became of the offered timestamps."""
+class Merged(NamedTuple):
+    """Offered timestamps: new ones, those that the table had, and of these how many were filled and how many differ."""
 
-    inserted: int
-    kept: int
+    inserted: int = 0
+    present: int = 0
+    filled: int = 0
+    differing: int = 0
 
 
 def seed_once(connection: Connection) -> None:
     """Create the table and fill it with the default days; do nothing where the table exists."""
     if schema.create_absent(connection):
-        fill_synthetic(connection, START, DAYS, "turbine", RANDOM_SEED, lambda done, days: None)
+        fill_synthetic(connection, midnight(START), midnight(START, DAYS), "turbine", RANDOM_SEED)
+
+
+def midnight(day: date, days_later: int = 0) -> datetime:
+    """Return the beginning of a UTC day."""
+    return datetime.combine(day + timedelta(days=days_later), clock(), UTC)
 
 
 def fill_synthetic(
-    connection: Connection, start: date, days: int, profile: str, random_seed: int, progress: Callable[[int, int], None]
-) -> Filled:
-    """Fill whole UTC days with synthetic samples; what is there already keeps its values.
+    connection: Connection,
+    start: datetime,
+    end: datetime,
+    profile: str,
+    random_seed: int,
+    progress: Callable[[int, int], None] = lambda done, days: None,
+) -> Merged:
+    """Merge synthetic samples on every minute of [start, end), aware.
 
-    progress is told days done and in all.
+    progress is called with the number of finished days and of all.
     """
-    schema.create_absent(connection)
-    inserted = kept = 0
-    for columns in _synthetic(start, days, profile, random_seed):
-        with _incoming(connection):
-            copy.copy_in(connection, "incoming", columns)
-            filled = _merge(connection)
-        inserted, kept = inserted + filled.inserted, kept + filled.kept
-        progress((inserted + kept) // synthetic.MINUTES_PER_DAY, days)
-    return Filled(inserted, kept)
-
-
-def copy_synthetic(connection: Connection, start: datetime, end: datetime, profile: str, random_seed: int) -> int:
-    """Insert synthetic samples on every minute of [start, end), aware, which holds none; return their number."""
-    first, last = start.astimezone(UTC).date(), (end.astimezone(UTC) - timedelta.resolution).date()
     bounds = [np.datetime64(bound.astimezone(UTC).replace(tzinfo=None)) for bound in (start, end)]
-    rows = 0
-    for columns in _synthetic(first, (last - first).days + 1, profile, random_seed):
-        inside = (columns["timestamp"] >= bounds[0]) & (columns["timestamp"] < bounds[1])
-        copy.copy_in(connection, "data", {name: values[inside] for name, values in columns.items()})
-        rows += int(inside.sum())
-    return rows
-
-
-def _synthetic(start: date, days: int, profile: str, random_seed: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the columns of whole UTC days, a part at a time."""
+    first, last = start.astimezone(UTC).date(), (end.astimezone(UTC) - timedelta.resolution).date()
+    days = (last - first).days + 1
+    parts = []
     for done in range(0, days, DAYS_PER_COPY):
-        first, count = start + timedelta(days=done), min(DAYS_PER_COPY, days - done)
-        yield {"timestamp": synthetic.minutes(first, count), **PROFILES[profile](first, count, random_seed)}
+        part, count = first + timedelta(days=done), min(DAYS_PER_COPY, days - done)
+        columns = {"timestamp": synthetic.minutes(part, count), **PROFILES[profile](part, count, random_seed)}
+        inside = (columns["timestamp"] >= bounds[0]) & (columns["timestamp"] < bounds[1])
+        parts.append(merge(connection, [{name: values[inside] for name, values in columns.items()}]))
+        progress(done + count, days)
+    return total(parts)
 
 
-def fill_from_csv(connection: Connection, file: Path) -> Filled:
-    """Fill from a CSV file whose header names `timestamp` and some of the variables; what is there keeps its values.
+def total(parts: Iterable[Merged]) -> Merged:
+    """Add what became of several parts."""
+    return Merged(*map(sum, zip(Merged(), *parts, strict=True)))
 
-    Naive timestamps mean UTC; an empty field is no value. Raises CsvError.
+
+def live(pool: Engine, profile: str, random_seed: int, stop: Event) -> Iterator[Merged]:
+    """Fill the minutes from the last value, ten days ago at most, to now, and then each minute, until stop is set."""
+    while True:
+        now = datetime.now(UTC).replace(second=0, microsecond=0)
+        with pool.begin() as connection:
+            schema.create_absent(connection)
+            last = connection.scalar(text("SELECT max(timestamp) FROM data WHERE timestamp <= now()"))
+            start = max(now - timedelta(days=LIVE_DAYS), last or midnight(date.min))
+            merged = fill_synthetic(connection, start, now + timedelta(minutes=1), profile, random_seed)
+        yield merged
+        if stop.wait(60 - time.time() % 60):
+            return
+
+
+def merge(
+    connection: Connection, batches: Iterable[Columns], source: str = "synthetic", *, replace: bool = False
+) -> Merged:
+    """Merge columns, NaN where there is no value: a NULL of the table is filled; a value stays unless replace is set.
+
+    source names the rows in the message of Contradiction, which this raises.
     """
-    names = _csv_columns(file)
     schema.create_absent(connection)
-    with file.open("rb") as stream, _incoming(connection):
-        _copy_csv(connection, file, stream, names)
-        contradiction = connection.scalar(
-            text("SELECT timestamp FROM (SELECT DISTINCT * FROM incoming) AS d GROUP BY 1 HAVING count(*) > 1 LIMIT 1")
-        )
-        if contradiction is not None:
-            raise CsvError(f"{file}: different rows for the timestamp {contradiction}: keep one of them")
-        return _merge(connection)
-
-
-@contextmanager
-def _incoming(connection: Connection) -> Iterator[None]:
     connection.execute(text("CREATE TEMP TABLE incoming (LIKE data INCLUDING CONSTRAINTS) ON COMMIT DROP"))
-    yield
+    for columns in batches:
+        copy.copy_in(connection, "incoming", columns)
+    contradiction, *counts = connection.execute(text(_merge_sql(replace))).one()
+    if contradiction is not None:
+        raise Contradiction(f"{source}: two rows for {contradiction} hold different values: keep one of them")
     connection.execute(text("DROP TABLE incoming"))
+    return Merged(*counts)
 
 
-def _merge(connection: Connection) -> Filled:
-    merge = text("INSERT INTO data SELECT * FROM incoming ON CONFLICT (timestamp) DO NOTHING")
-    inserted = connection.execute(merge).rowcount
-    offered = connection.execute(text("SELECT count(DISTINCT timestamp) FROM incoming")).scalar_one()
-    return Filled(inserted, offered - inserted)
+def _merge_sql(replace: bool) -> str:
+    """Return one statement that compares the offered rows with the table as it was, and merges them into it."""
 
+    def each(pattern: str, separator: str = ", ") -> str:
+        return separator.join(pattern.format(name) for name in NAMES)
 
-def _csv_columns(file: Path) -> list[str]:
-    if not file.is_file():
-        raise CsvError(f"{file}: expected a file that is there and can be read twice, not a pipe or a folder")
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            names = next(csv.reader(stream), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CsvError(f"{file}: {error}") from error
-    known = [column.name for column in schema.data.columns]
-    if "timestamp" not in names or len(set(names)) < len(names) or not set(names) <= set(known):
-        raise CsvError(
-            f"{file}: the header is {clean(', '.join(names)) or 'empty'}; "
-            f"expected timestamp and some of {', '.join(known[1:])}, each once"
+    # PostgreSQL takes NaN for the largest of all values.
+    lowest, highest = "min(nullif({0}, 'NaN'))", "max(nullif({0}, 'NaN'))"
+    fills, differs = "held.{0} IS NULL AND %s.{0} IS NOT NULL", "held.{0} <> %s.{0}"
+    first, second = ("excluded", "held") if replace else ("held", "excluded")
+    changes = [fills, differs] if replace else [fills]
+    return f"""
+        WITH offered AS MATERIALIZED (
+            SELECT timestamp, {each(f"{highest} AS {{0}}")}, {each(f"{lowest} < {highest}", " OR ")} AS contradicts
+            FROM incoming GROUP BY timestamp
+        ), merged AS (
+            INSERT INTO data AS held (timestamp, {each("{0}")}) SELECT timestamp, {each("{0}")} FROM offered
+            ON CONFLICT (timestamp) DO UPDATE SET {each(f"{{0}} = coalesce({first}.{{0}}, {second}.{{0}})")}
+            WHERE {" OR ".join(each(change % "excluded", " OR ") for change in changes)}
         )
-    return names
-
-
-def _copy_csv(connection: Connection, file: Path, stream: BinaryIO, names: list[str]) -> None:
-    command = f"COPY incoming ({', '.join(names)}) FROM STDIN (FORMAT csv, HEADER)"
-    try:
-        connection.connection.cursor().copy_expert(command, stream)
-    except (DataError, IntegrityError) as error:
-        where = (error.diag.context or "").removeprefix("COPY incoming, ")
-        raise CsvError(f"{file}: {clean(f'{error.diag.message_primary} ({where})')}") from error
+        SELECT min(timestamp) FILTER (WHERE contradicts), count(*) - count(held.timestamp), count(held.timestamp),
+            count(held.timestamp) FILTER (WHERE {each(fills % "offered", " OR ")}),
+            count(*) FILTER (WHERE {each(differs % "offered", " OR ")})
+        FROM offered LEFT JOIN data AS held USING (timestamp)
+    """

@@ -6,11 +6,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, NoReturn
+from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+DAYS_AGO = {"today": 0, "yesterday": 1}
 
 
 # What a command returns whose work is done, but not reported.
@@ -151,15 +154,25 @@ def notice(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-def day(text: str) -> date:
-    """Read YYYY-MM-DD. Raises argparse.ArgumentTypeError."""
+def day(text: str, zone: tzinfo = UTC) -> date:
+    """Read YYYY-MM-DD, or today or yesterday in that zone. Raises argparse.ArgumentTypeError."""
+    if text in DAYS_AGO:
+        return datetime.now(zone).date() - timedelta(days=DAYS_AGO[text])
     try:
         parsed = date.fromisoformat(text)
     except ValueError:
         parsed = None
     if parsed is None or parsed.isoformat() != text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a date: expected YYYY-MM-DD")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date: expected YYYY-MM-DD, today or yesterday")
     return parsed
+
+
+def zone(name: str) -> ZoneInfo:
+    """Read the name of a time zone. Raises argparse.ArgumentTypeError."""
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, LookupError):
+        raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected one such as Europe/Berlin") from None
 
 
 def progress(steps: int, unit: str) -> "tqdm[NoReturn]":

@@ -1,6 +1,5 @@
 """Fonte's table and what fills it."""
 
-import os
 from datetime import date, timedelta
 
 import numpy as np
@@ -95,7 +94,8 @@ def test_rows_that_are_there_keep_their_values(rows, capsys):
     seed.main(["--days", "2"])
     before = rows()
     assert seed.main(["--days", "3", "--profile", "uniform", "--random-seed", "7"]) == 0
-    assert "1,440 rows inserted, 2,880 were there already" in capsys.readouterr().out
+    told = "1,440 rows inserted, 2,880 were there already: 0 had a missing value filled, 2,880 differ and keep their"
+    assert told in capsys.readouterr().out
     after = rows()
     assert after[:2880] == before
     assert [row[2] for row in after[2880:]] == synthetic.uniform(date(2024, 5, 22), 1, 7)["power"].tolist()
@@ -124,53 +124,77 @@ def test_a_csv_file_of_real_minutes_is_loaded(rows, capsys):
     ]
 
 
-def test_a_csv_file_may_have_a_mark_other_order_gaps_and_naive_times(rows, tmp_path):
-    file = tmp_path / "some.csv"
-    head = b"\xef\xbb\xbfpower,timestamp\r\n1.5,2024-01-01T00:00:00\r\n,2024-01-01 02:01:00+02:00\r\n"
-    file.write_bytes(head + b"NaN,2024-01-01 00:00Z\r\n")
-    assert seed.main(["--csv", str(file)]) == 2
-    file.write_bytes(head + b"1.5,2024-01-01 00:00Z\r\n")
-    assert seed.main(["--csv", str(file)]) == 0
-    assert rows(
-        "SELECT to_char(timestamp AT TIME ZONE 'UTC', 'HH24:MI'), wind_speed, power FROM data ORDER BY timestamp"
-    ) == [("00:00", None, 1.5), ("00:01", None, None)]
+MINUTES = {"2024-01-01 00:00": (1.0, None), "2024-01-01 00:01": (2.0, 20.0), "2024-01-01 00:02": (None, None)}
+
+
+def offered(values):
+    """The columns of rows {timestamp: (wind_speed, power)}."""
+    columns = {"timestamp": np.array(list(values), "datetime64[us]")}
+    for place, name in enumerate(("wind_speed", "power")):
+        columns[name] = np.array([row[place] for row in values.values()], float)
+    return columns
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("second", "replace", "expected", "counts"),
     [
-        (None, "expected a file that is there"),
-        ("", "the header is empty"),
-        ("time,power\n", "the header is time, power; expected timestamp and some of wind_speed, power"),
-        ("timestamp,power,power\n", "each once"),
-        ("timestamp," + "p" * 5000 + "\n", "ppp...; expected timestamp"),
-        ('timestamp,"po\x1b[31mw\ner"\n', "the header is timestamp, po [31mw er; expected"),
-        ('timestamp,power\n2024-01-01,"1\x1b[31m\n2"\n', '"1 [31m 2"'),
-        ("timestamp,power\n2024-01-01," + "9" * 5000 + "\n", "99..."),
-        (
-            "timestamp,power\n2024-01-01,1\n2024-01-02,much\n",
-            'invalid input syntax for type double precision: "much" (line 3, column power',
-        ),
-        ("timestamp,power\n2024-13-01,1\n", "2024-13-01"),
-        ("timestamp,power\n,1\n", "null value"),
-        ("timestamp,power\ninfinity,1\n", "infinity"),
-        ("timestamp,power\n2024-01-01,1,2\n", "extra data"),
-        (b"timestamp,pot\xeancia\n", "can't decode byte 0xea"),
-        ("timestamp,power\n2024-01-01,1\n2024-01-01,2\n", "different rows for the timestamp 2024-01-01 00:00:00+00:00"),
+        # What is offered, and what then stands there; inserted, present, filled and differing rows.
+        ({"2024-01-01 00:03": (3.0, 30.0)}, False, {"2024-01-01 00:03": (3.0, 30.0)}, (1, 0, 0, 0)),
+        ({"2024-01-01 00:00": (None, 10.0)}, False, {"2024-01-01 00:00": (1.0, 10.0)}, (0, 1, 1, 0)),
+        ({"2024-01-01 00:01": (2.0, 20.0)}, False, {}, (0, 1, 0, 0)),
+        ({"2024-01-01 00:01": (None, None)}, False, {}, (0, 1, 0, 0)),
+        ({"2024-01-01 00:01": (2.0, 21.0)}, False, {}, (0, 1, 0, 1)),
+        ({"2024-01-01 00:00": (9.0, 10.0)}, False, {"2024-01-01 00:00": (1.0, 10.0)}, (0, 1, 1, 1)),
+        ({"2024-01-01 00:01": (2.0, 21.0)}, True, {"2024-01-01 00:01": (2.0, 21.0)}, (0, 1, 0, 1)),
+        ({"2024-01-01 00:01": (None, 21.0)}, True, {"2024-01-01 00:01": (2.0, 21.0)}, (0, 1, 0, 1)),
+        ({"2024-01-01 00:00": (9.0, 10.0)}, True, {"2024-01-01 00:00": (9.0, 10.0)}, (0, 1, 1, 1)),
+        (MINUTES, False, {}, (0, 3, 0, 0)),
+        (MINUTES, True, {}, (0, 3, 0, 0)),
     ],
 )
-def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, tmp_path, capsys, content, said):
-    seed.main(["--days", "1"])
-    before = rows("SELECT count(*) FROM data")
-    file = tmp_path / "bad.csv"
-    if content is not None:
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert seed.main(["--csv", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-    assert error[:-1].isprintable()
-    assert rows("SELECT count(*) FROM data") == before
+def test_a_null_is_filled_and_a_value_stays_unless_it_is_to_be_replaced(
+    rows, empty_fonte, make_pool, second, replace, expected, counts
+):
+    with make_pool(empty_fonte).begin() as connection:
+        assert seeding.merge(connection, [offered(MINUTES)]) == (3, 0, 0, 0)
+        assert seeding.merge(connection, [offered(second)], replace=replace) == counts
+    held = rows("SELECT to_char(timestamp, 'YYYY-MM-DD HH24:MI'), wind_speed, power FROM data ORDER BY timestamp")
+    assert {moment: values for moment, *values in map(tuple, held)} == {
+        moment: list(values) for moment, values in {**MINUTES, **expected}.items()
+    }
+
+
+def test_rows_of_one_timestamp_complete_each_other_and_must_not_contradict(rows, empty_fonte, make_pool):
+    first, again = {"2024-01-01 00:00": (1.0, None)}, {"2024-01-01 00:00": (None, 5.0)}
+    pool = make_pool(empty_fonte)
+    with pool.begin() as connection:
+        assert seeding.merge(connection, [offered(first), offered(again), offered(again)]) == (1, 0, 0, 0)
+    assert rows("SELECT wind_speed, power FROM data") == [(1.0, 5.0)]
+    other = {"2024-01-01 00:00": (None, 6.0)}
+    with pytest.raises(seeding.Contradiction, match="a.csv: two rows for 2024-01-01 00:00"), pool.begin() as connection:
+        seeding.merge(connection, [offered(again), offered(other)], "a.csv", replace=True)
+    assert rows("SELECT wind_speed, power FROM data") == [(1.0, 5.0)]
+
+
+def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path, capsys):
+    for name, content in {
+        "wind.csv": "timestamp,wind_speed\n2024-01-01 00:00,1\n2024-01-01 00:01,2\n",
+        "power.csv": "timestamp,power\n2024-01-01 00:00,10\n2024-01-01 00:01,20\n",
+        "corrected.csv": "timestamp,wind_speed,power\n2024-01-01 00:00,1,11\n2024-01-01 00:01,2,20\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+    assert seed.main(["--csv", str(tmp_path / "wind.csv"), str(tmp_path / "power.csv")]) == 0
+    told = "2 rows inserted, 2 were there already: 2 had a missing value filled, 0 differ and keep their values\n"
+    assert told in capsys.readouterr().out
+    assert seed.main(["--csv", str(tmp_path / "corrected.csv")]) == 0
+    told = (
+        "0 rows inserted, 2 were there already: 0 had a missing value filled, 1 differ and keep their values; --replace"
+    )
+    assert told in capsys.readouterr().out
+    assert rows("SELECT power FROM data ORDER BY timestamp") == [(10.0,), (20.0,)]
+    assert seed.main(["--csv", str(tmp_path / "corrected.csv"), "--replace"]) == 0
+    assert "0 had a missing value filled, 1 differed and were overwritten\n" in capsys.readouterr().out
+    assert rows("SELECT power FROM data ORDER BY timestamp") == [(11.0,), (20.0,)]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +205,7 @@ def test_a_csv_file_that_cannot_be_loaded_is_bad_input_and_loads_nothing(rows, t
         (["--start", "20.05.2024"], "'20.05.2024' is not a date: expected YYYY-MM-DD"),
         (["--random-seed", "-1"], "argument --random-seed: -1: expected 0 or more"),
         (["--profile", "storm"], "'storm'"),
-        (["--start", "9999-12-31", "--days", "2"], "expected 1 to 1;"),
+        (["--start", "9999-12-30", "--days", "2"], "expected 1 to 1;"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, empty_fonte):
@@ -193,18 +217,13 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, emp
     assert error.count("\n") == 1
 
 
-def test_a_csv_file_that_can_be_read_only_once_is_refused_and_not_cut(rows, run_command, capsys, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert seed.main(["--csv", str(tmp_path / "pipe")]) == 2
-    assert "expected a file that is there and can be read twice" in capsys.readouterr().err
-
-
 def test_the_printed_period_is_utc_whatever_the_time_zone_of_the_server(administrator, empty_fonte, capsys):
     with administrator.connect() as connection:
         connection.execute(text(f"ALTER DATABASE {empty_fonte.database} SET timezone = 'America/Sao_Paulo'"))
     assert seed.main(["--days", "1"]) == 0
     assert "from 2024-05-20 00:00 UTC to 2024-05-20 23:59 UTC" in capsys.readouterr().out
     assert seed.main(["--start", "0001-01-01", "--days", "1"]) == 0
+    assert seed.main(["--start", "9999-12-30", "--days", "1"]) == 0
 
 
 def test_a_database_that_is_away_is_exit_code_3_without_the_password(monkeypatch, capsys, refused_port):

@@ -179,7 +179,7 @@ REFUSED_TO_READERS = """
 REFUSED_TO = {
     "fonte_reader": "",
     "alvo_reader": "INSERT INTO signal (name) VALUES ('more')",
-    "fonte_writer": "UPDATE data SET power = 1",
+    "fonte_writer": "",
     "alvo_writer": """
         UPDATE data SET timestamp = timestamp
         UPDATE data SET signal_id = signal_id

@@ -54,7 +54,8 @@ def seeded(url, days: int):
     """Fill a Fonte with so many days from the default start on."""
     pool = engine.create(url, "test")
     with pool.begin() as connection:
-        seeding.fill_synthetic(connection, seeding.START, days, "turbine", seeding.RANDOM_SEED, lambda done, days: None)
+        start, end = seeding.midnight(seeding.START), seeding.midnight(seeding.START, days)
+        seeding.fill_synthetic(connection, start, end, "turbine", seeding.RANDOM_SEED)
     pool.dispose()
     return url
 

@@ -1,0 +1,479 @@
+"""Files as people have them, through seed.py --csv: the values in Fonte are those of the file, or nothing is loaded."""
+
+import gzip
+import io
+import lzma
+import os
+import shlex
+import threading
+import zipfile
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from sqlalchemy import text
+
+import seed
+from fonte import files
+
+GREENBYTE = """\
+# This file was exported by Greenbyte at 2022-02-02 12:00:00.
+#
+# Turbine: Example 1
+# Time zone: UTC
+#
+# Date and time,Wind speed (m/s),"Wind speed, Standard deviation (m/s)",Power (kW),Nacelle ambient temperature (°C)
+2016-01-03 00:00:00,6.25,0.5,333.125,8.5
+2016-01-03 00:10:00,NaN,NaN,NaN,8.25
+"""
+KAGGLE = """\
+Date/Time,LV ActivePower (kW),Wind Speed (m/s),Theoretical_Power_Curve (KWh),Wind Direction (°)
+01 02 2018 00:00,380.047790527343,5.31133604049682,416.328907824861,259.994903564453
+01 02 2018 00:10,453.76919555664,5.67216682434082,519.917511061494,268.64111328125
+"""
+SURFRAD = """\
+ Bondville
+   40.05  -88.37  230 m  version 1
+ 2024   1  1  1  0  0  0.000  95.20    -1.9 0   -9999.9 1     3.1 0
+ 2024   1  1  1  0  1  0.017  95.38    -1.9 0      -2.5 0 -9999.9 1
+"""
+MIDC = """\
+Year,DOY,MST,Avg Wind Speed @ 2m [m/s],Temperature @ 2m [deg C]
+2024,1,0,1.5,-3.25
+2024,1,5,1.75,-3.5
+2024,1,105,2.5,-7.5
+2024,366,2359,3.5,-4.5
+"""
+SRML = """\
+94255\t1999\t9310\t9330
+1\t5\t0.5\t12\t3.5\t12
+1\t10\t0.75\t12\t3.25\t12
+365\t2400\t1.25\t12\t-99\t99
+"""
+TOA5 = """\
+"TOA5","CR1000","CR1000","12345","CR1000.Std.31","CPU:wind.CR1","1234","Table1"
+"TIMESTAMP","RECORD","WS_ms_Avg","AirTC_Avg"
+"TS","RN","meters/second","Deg C"
+"","","Avg","Avg"
+"2024-05-20 00:01:00",0,5.125,"NAN"
+"2024-05-20 00:02:00",1,5.25,11.5
+"""
+GERMAN = "Datum;Zeit;Wind;Leistung\r\n20.05.2024;02:00;5,3;1234,5\r\n20.05.2024;02:01;4;-0,5\r\n"
+EXCEL = 'Time\tWind\tRemark\r\n5/20/2024 12:01:00 AM\t5.5\tgut\r\n5/20/2024 1:02:00 PM\t6.5\tÖl, "neu"\r\n'
+
+# Name: the bytes, the options as docs/your-own-data.md has them, and the rows in Fonte:
+# (timestamp, wind_speed, power, ambient_temperature).
+REAL = {
+    "Greenbyte": (
+        GREENBYTE.encode(),
+        """--comment '#' --header-line 6 --timestamp 'Date and time' --column 'wind_speed=Wind speed (m/s)'
+        'power=Power (kW)' 'ambient_temperature=Nacelle ambient temperature (°C)'""",
+        [("2016-01-03 00:00", 6.25, 333.125, 8.5), ("2016-01-03 00:10", None, None, 8.25)],
+    ),
+    "Kaggle": (
+        KAGGLE.encode(),
+        """--timestamp Date/Time --timestamp-format '%d %m %Y %H:%M' --column 'wind_speed=Wind Speed (m/s)'
+        'power=LV ActivePower (kW)'""",
+        [
+            ("2018-02-01 00:00", 5.31133604049682, 380.047790527343, None),
+            ("2018-02-01 00:10", 5.67216682434082, 453.76919555664, None),
+        ],
+    ),
+    "SURFRAD": (
+        SURFRAD.encode(),
+        """--header-line 0 --first-row 3 --timestamp 1 3 4 5 6 --timestamp-format '%Y %m %d %H %M'
+        --column ambient_temperature=11 wind_speed=13 --missing -9999.9""",
+        [("2024-01-01 00:00", 3.1, None, None), ("2024-01-01 00:01", None, None, -2.5)],
+    ),
+    "MIDC": (
+        MIDC.encode(),
+        """--timestamp Year DOY MST --timestamp-format '%Y %j %H%M' --csv-timezone Etc/GMT+7
+        --column 'wind_speed=Avg Wind Speed @ 2m [m/s]' 'ambient_temperature=Temperature @ 2m [deg C]'""",
+        [
+            ("2024-01-01 07:00", 1.5, None, -3.25),
+            ("2024-01-01 07:05", 1.75, None, -3.5),
+            ("2024-01-01 08:05", 2.5, None, -7.5),
+            ("2025-01-01 06:59", 3.5, None, -4.5),
+        ],
+    ),
+    "SRML": (
+        SRML.encode(),
+        """--header-line 0 --first-row 2 --timestamp =1999 1 2 --timestamp-format '%Y %j %H%M' --label end
+        --csv-timezone Etc/GMT+8 --column wind_speed=3 ambient_temperature=5 --missing -99""",
+        [
+            ("1999-01-01 08:00", 0.5, None, 3.5),
+            ("1999-01-01 08:05", 0.75, None, 3.25),
+            ("2000-01-01 07:55", 1.25, None, None),
+        ],
+    ),
+    "TOA5": (
+        TOA5.encode(),
+        """--header-line 2 --first-row 5 --timestamp TIMESTAMP --label end
+        --column wind_speed=WS_ms_Avg ambient_temperature=AirTC_Avg""",
+        [("2024-05-20 00:00", 5.125, None, None), ("2024-05-20 00:01", 5.25, None, 11.5)],
+    ),
+    "semicolons and decimal commas": (
+        GERMAN.encode(),
+        """--timestamp Datum Zeit --timestamp-format '%d.%m.%Y %H:%M' --csv-timezone Europe/Berlin --decimal ,
+        --column wind_speed=Wind power=Leistung""",
+        [("2024-05-20 00:00", 5.3, 1234.5, None), ("2024-05-20 00:01", 4.0, -0.5, None)],
+    ),
+    "Excel": (
+        EXCEL.encode("utf-16"),
+        """--encoding utf-16 --timestamp Time --timestamp-format '%m/%d/%Y %I:%M:%S %p' --column wind_speed=Wind""",
+        [("2024-05-20 00:01", 5.5, None, None), ("2024-05-20 13:02", 6.5, None, None)],
+    ),
+    "Latin-1": (
+        "timestamp;Vent (Méan);power\n2024-05-20T00:00Z;1.5;2\n".encode("latin-1"),
+        "--encoding latin-1 --column 'wind_speed=Vent (Méan)' power=power",
+        [("2024-05-20 00:00", 1.5, 2.0, None)],
+    ),
+    "pandas with its index": (
+        b",timestamp,power\n0,2024-05-20 00:00:00+00:00,1.5\n1,2024-05-20 00:01:00+00:00,\n",
+        "",
+        [("2024-05-20 00:00", None, 1.5, None), ("2024-05-20 00:01", None, None, None)],
+    ),
+    "R's write.table": (
+        b'"timestamp" "power"\n"1" "2024-05-20 00:00" 1.5\n"2" "2024-05-20 00:01" NA\n',
+        "--index-column",
+        [("2024-05-20 00:00", None, 1.5, None), ("2024-05-20 00:01", None, None, None)],
+    ),
+    "a mark, another order and blank lines": (
+        b"\xef\xbb\xbf\r\npower,timestamp\r\n\r\n1.5,2024-05-20T00:00:00\r\n,2024-05-20 02:01:00+02:00\r\n\r\n",
+        "",
+        [("2024-05-20 00:00", None, 1.5, None), ("2024-05-20 00:01", None, None, None)],
+    ),
+}
+
+
+@pytest.fixture
+def rows(make_database, make_pool, monkeypatch):
+    url = make_database()
+    monkeypatch.setenv("FONTE_DATABASE_URL", url.render_as_string(hide_password=False))
+    pool = make_pool(url)
+
+    def read():
+        moment = "to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')"
+        with pool.connect() as connection:
+            if connection.scalar(text("SELECT to_regclass('data')")) is None:
+                return None
+            query = f"SELECT {moment}, wind_speed, power, ambient_temperature FROM data ORDER BY timestamp"
+            return [tuple(row) for row in connection.execute(text(query))]
+
+    return read
+
+
+@pytest.fixture
+def load(tmp_path, capsys):
+    """Load some bytes as a file; gives the exit code, and what was printed."""
+
+    def run(content, *options, name="some.csv"):
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        code = seed.main(["--csv", str(file), *options])
+        return code, capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(("content", "options", "expected"), REAL.values(), ids=REAL)
+def test_a_real_kind_of_file_loads_with_one_command(rows, load, content, options, expected):
+    code, said = load(content, *shlex.split(options))
+    assert (code, said.err) == (0, "")
+    assert rows() == expected
+
+
+def test_two_columns_are_minutes_of_a_table(rows, load):
+    """One minute file and one in a compressed form give the same rows."""
+    plain = b"timestamp,power\n2024-05-20 00:00,1\n2024-05-20 24:00,2\n"
+    for name, packed in (("a.csv.gz", gzip.compress(plain)), ("a.csv.xz", lzma.compress(plain))):
+        assert load(packed, name=name)[0] == 0
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packing:
+        packing.writestr("inside.csv", plain)
+    assert load(archive.getvalue(), name="a.zip")[0] == 0
+    assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-21 00:00", None, 2.0, None)]
+
+
+def test_standard_input_is_a_file_too(rows, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"timestamp,power\n2024-05-20,1\n")))
+    assert seed.main(["--csv", "-"]) == 0
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[b"timestamp,power\n2024-05-21,2\n"])
+    writer.start()
+    assert seed.main(["--csv", str(tmp_path / "pipe")]) == 0
+    writer.join()
+    assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-21 00:00", None, 2.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("written", "options", "expected"),
+    [
+        ("2024-05-20", [], "2024-05-20 00:00"),
+        ("2024-05-20T01:02", [], "2024-05-20 01:02"),
+        ("2024-05-20 01:02:00.0000000Z", [], "2024-05-20 01:02"),
+        ("2024-05-20 01:02:00 +0200", [], "2024-05-19 23:02"),
+        ("2024-05-20T01:02-03", ["--csv-timezone=Europe/Berlin"], "2024-05-20 04:02"),
+        ("2024-05-20T01:02", ["--csv-timezone=Europe/Berlin"], "2024-05-19 23:02"),
+        ("2024-05-31T24:00", [], "2024-06-01 00:00"),
+        ("2024-05-20 24:00:00+02:00", [], "2024-05-20 22:00"),
+        ("2024-03-30 24:00", ["--csv-timezone=Europe/Berlin"], "2024-03-30 23:00"),
+        ("1.5.2024 24:00", ["--timestamp-format=%d.%m.%Y %H:%M"], "2024-05-02 00:00"),
+        ("12.05.24 00:00", ["--timestamp-format=%d.%m.%y %H:%M"], "2024-05-12 00:00"),
+        ("20-May-2024 01:02 PM", ["--timestamp-format=%d-%b-%Y %I:%M %p"], "2024-05-20 13:02"),
+        ("202405202400", ["--timestamp-format=%Y%m%d%H%M"], "2024-05-21 00:00"),
+        ("2024-05-20 01:02 +0530", ["--timestamp-format=%Y-%m-%d %H:%M %z"], "2024-05-19 19:32"),
+    ],
+)
+def test_a_time_is_read_as_it_is_written(rows, load, written, options, expected):
+    assert load(f"timestamp;power\n{written};1\n", *options)[0] == 0
+    assert rows() == [(expected, None, 1.0, None)]
+
+
+NOT_ISO = "is not ISO 8601: use --timestamp-format"
+
+
+@pytest.mark.parametrize(
+    ("written", "options", "said"),
+    [
+        ("12.05.24 00:00", [], NOT_ISO),
+        ("05/12/2024 00:00", [], NOT_ISO),
+        ("now", [], NOT_ISO),
+        ("today", [], NOT_ISO),
+        ("infinity", [], NOT_ISO),
+        ("2024", [], NOT_ISO),
+        ("20240520", [], NOT_ISO),
+        ("24-05-20 00:00", [], NOT_ISO),
+        ("2024-05-20 00:60", [], NOT_ISO),
+        ("2024-05-20 24:01", [], NOT_ISO),
+        ("2024-02-30 00:00", [], NOT_ISO),
+        ("", [], NOT_ISO),
+        ("1716163200", [], NOT_ISO),
+        ("now", ["--timestamp-format=%d.%m.%Y"], "does not follow --timestamp-format %d.%m.%Y"),
+        ("12.05.24", ["--timestamp-format=%d.%m.%Y"], "does not follow"),
+        ("05/20/2024", ["--timestamp-format=%d/%m/%Y"], "does not follow"),
+        ("20240520 105", ["--timestamp-format=%Y%m%d %H%M"], "does not follow"),
+        ("2024-03-31 02:30", ["--csv-timezone=Europe/Berlin"], "does not exist in Europe/Berlin"),
+        ("2024-10-27 02:30", ["--csv-timezone=Europe/Berlin"], "occurs twice in Europe/Berlin"),
+    ],
+)
+def test_a_time_with_more_than_one_reading_or_none_is_refused(rows, load, written, options, said):
+    code, out = load(f"timestamp;power\n{written};1\n", *options)
+    assert code == 2
+    assert f"1 bad rows, nothing was loaded: line 2: timestamp {written!r} {said}" in out.err
+    assert rows() is None
+
+
+@pytest.mark.parametrize("form", ["%H:%M", "%d.%m %H:%M", "%Y %H:%M", "%Y-%m", "%Q", "Y-m-d"])
+def test_a_format_without_a_whole_day_is_refused(rows, load, form):
+    code, out = load("timestamp,power\n2024-05-20,1\n", f"--timestamp-format={form}")
+    assert (code, rows()) == (2, None)
+    assert f"--timestamp-format {form!r} gives no day" in out.err
+
+
+def local_minutes(zone, start, end, minutes):
+    """A clock's times through a period of UTC, and the moments that they name."""
+    moments = [start + timedelta(minutes=each) for each in range(0, int((end - start) / timedelta(minutes=1)), minutes)]
+    return [(each.astimezone(ZoneInfo(zone)).strftime("%Y-%m-%d %H:%M"), f"{each:%Y-%m-%d %H:%M}") for each in moments]
+
+
+@pytest.mark.parametrize(
+    ("zone", "change", "minutes"),
+    [
+        ("Europe/Berlin", datetime(2024, 10, 27, 1, tzinfo=UTC), 1),
+        ("Europe/Berlin", datetime(2024, 10, 27, 1, tzinfo=UTC), 60),
+        ("Europe/Berlin", datetime(2024, 3, 31, 1, tzinfo=UTC), 10),
+        ("America/New_York", datetime(2024, 11, 3, 6, tzinfo=UTC), 10),
+        ("Australia/Lord_Howe", datetime(2024, 4, 6, 15, tzinfo=UTC), 10),
+    ],
+)
+@pytest.mark.parametrize("piece_lines", [5, 50_000])
+def test_the_order_of_rows_decides_the_hour_that_clocks_repeat(
+    rows, load, monkeypatch, zone, change, minutes, piece_lines
+):
+    monkeypatch.setattr(files, "PIECE_LINES", piece_lines)
+    times = local_minutes(zone, change - timedelta(hours=2), change + timedelta(hours=2), minutes)
+    content = "timestamp,power\n" + "".join(f"{clock},{number}\n" for number, (clock, _) in enumerate(times))
+    assert load(content, f"--csv-timezone={zone}")[0] == 0
+    assert rows() == [(moment, None, float(number), None) for number, (_, moment) in enumerate(times)]
+
+
+@pytest.mark.parametrize("clocks", [["02:00", "02:30"], ["02:50", "02:40", "02:30"], ["02:00", "02:00", "02:00"]])
+def test_an_order_that_does_not_decide_the_repeated_hour_is_an_error(rows, load, clocks):
+    content = "timestamp,power\n" + "".join(f"2024-10-27 {clock},1\n" for clock in clocks)
+    code, out = load(content, "--csv-timezone=Europe/Berlin")
+    assert (code, rows()) == (2, None)
+    assert f"{len(clocks)} bad rows" in out.err
+    assert "the order of the rows does not tell which it is" in out.err
+
+
+BAD = "timestamp,power\n2024-05-20 00:00,1\n2024-05-20 00:01,much\n\n2024-05-20 00:02,2,3\n2024-05-20 00:03\n" + (
+    '2024-05-20 00:04,"3\nnow,4\n2024-05-20 00:05,inf\n2024-05-20 00:06,1_0\n2024-05-20 00:07,True\n'
+    "2024-05-20 00:08,1,5\n2024-05-20 00:09,0x1F\n2024-05-20 00:10,5\n"
+)
+
+
+def test_all_bad_rows_are_counted_and_the_first_five_named(rows, load):
+    code, out = load(BAD)
+    assert (code, rows()) == (2, None)
+    assert out.err.count("\n") == 1
+    assert "10 bad rows, nothing was loaded: line 3: power 'much' is no number with the decimal mark ." in out.err
+    for number, said in (
+        (5, "3 fields instead of 2"),
+        (6, "1 fields instead of 2"),
+        (7, "an open quote"),
+        (8, "'now'"),
+    ):
+        assert f"line {number}: " in out.err
+        assert said in out.err
+    assert "line 9" not in out.err
+    assert "--skip-bad-rows" in out.err
+
+
+@pytest.mark.parametrize("piece_lines", [1, 3, 50_000])
+def test_bad_rows_that_are_skipped_are_written_beside_the_input_and_load_once_mended(
+    rows, load, monkeypatch, tmp_path, piece_lines
+):
+    monkeypatch.setattr(files, "PIECE_LINES", piece_lines)
+    code, out = load(BAD, "--skip-bad-rows")
+    assert code == 0
+    assert f"10 bad rows were left out: {tmp_path / 'some.csv.bad'} holds them" in out.out
+    assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-20 00:10", None, 5.0, None)]
+    left_out = (tmp_path / "some.csv.bad").read_text(encoding="utf-8-sig")
+    assert left_out.splitlines() == [BAD.splitlines()[number - 1] for number in (1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13)]
+    mended = left_out.splitlines()[0] + "\n2024-05-20 00:01,7\n"
+    assert load(mended, name="some.csv.bad")[0] == 0
+    assert len(rows()) == 3
+
+
+def test_rows_that_are_all_bad_are_not_skipped(rows, load):
+    code, _ = load("timestamp,power\nnow,1\n", "--skip-bad-rows")
+    assert (code, rows()) == (2, None)
+
+
+def test_a_file_of_bad_rows_that_cannot_be_written_is_an_error(rows, load, tmp_path):
+    (tmp_path / "some.csv.bad").mkdir()
+    code, out = load(BAD, "--skip-bad-rows")
+    assert (code, rows()) == (2, None)
+    assert "some.csv.bad" in out.err
+
+
+def test_what_a_file_says_is_repeated_cut_and_without_control_characters(rows, load):
+    code, out = load(f"timestamp,power\n2024-05-20,\x1b[31m{'9x' * 4000}\n")
+    assert code == 2
+    assert len(out.err) < 400 + len(str(out.err).split("some.csv")[0])
+    assert "\x1b" not in out.err
+
+
+def packed(content):
+    return gzip.compress(content.encode(), mtime=0)[:-12]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "options", "said"),
+    [
+        ("", "a.csv", [], "no header in 0 lines"),
+        ("timestamp,power\n", "a.csv", [], "no row after its first 1 lines"),
+        (
+            "time,power\n2024-05-20,1\n",
+            "a.csv",
+            [],
+            "the header is 'time,power'; expected timestamp, some of wind_speed, ",
+        ),
+        ("timestamp,power,power\n2024-05-20,1,1\n", "a.csv", [], "each once"),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--column=power=P"], "expected timestamp, P, each once"),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--delimiter=semicolon"], "--delimiter"),
+        ("2024-05-20,1;2\n", "a.csv", ["--header-line=0", "--timestamp=1", "--column=power=2"], "has several readings"),
+        (
+            "timestamp,power\n2024-05-20,1\n2024-05-20,2\n",
+            "a.csv",
+            [],
+            "two rows for 2024-05-20 00:00:00+00:00 hold dif",
+        ),
+        (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], "--encoding names its encoding"),
+        (
+            "timestamp,power\n2024-05-20,1\n".encode("utf-16"),
+            "a.csv",
+            [],
+            "--encoding names its encoding, such as utf-16",
+        ),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], "unknown encoding: klingon"),
+        (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
+        (b"no zip", "a.zip", [], "File is not a zip file"),
+        (packed("timestamp,power\n" + "2024-05-20,1\n" * 999), "a.csv.gz", [], "ended before the end-of-stream"),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--label=end"], "--label end needs two rows"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, content, name, options, said):
+    code, out = load(content, *options, name=name)
+    assert code == 2
+    assert said in out.err
+    assert out.err.count("\n") == 1
+    assert not rows()
+
+
+def test_a_file_that_is_not_there_is_bad_input(rows, tmp_path, capsys):
+    for name, said in ((tmp_path / "none.csv", "No such file"), (tmp_path, "Is a directory")):
+        assert seed.main(["--csv", str(name)]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_nothing_is_loaded_of_several_files_of_which_one_is_bad(rows, load, tmp_path):
+    (tmp_path / "good.csv").write_text("timestamp,power\n2024-05-20,1\n")
+    assert load("timestamp,power\nnow,1\n", str(tmp_path / "good.csv"))[0] == 2
+    assert rows() is None
+
+
+def test_a_first_look_shows_the_form_and_loads_nothing(load, rows):
+    content = "timestamp;power\n2024-05-20 00:00;1\n2024-05-20 00:01;\n2024-05-20 00:02;99999\n2024-05-20 00:05;4\n"
+    code, out = load(content, "--dry-run")
+    assert code == 0
+    for said in (
+        "delimiter ';', timestamp from timestamp, power from power",
+        "  first timestamp=2024-05-20T00:00:00.000000 power=1.0\n",
+        "  last timestamp=2024-05-20T00:05:00.000000 power=4.0\n",
+        "  interval 1 min\n  4 rows\n  1 without power\n  1 with power outside -500 to 9000 kW\n  1 gaps\n",
+        "nothing was loaded, because of --dry-run",
+    ):
+        assert said in out.out
+    assert rows() is None
+
+
+def test_markers_of_missing_values_are_texts_and_numbers(rows, load):
+    values = ["-999", "-999.0", "-9.99e2", "Bad", "", "NULL", "NaN", " NA ", "-998"]
+    content = "timestamp,power\n" + "".join(f"2024-05-20 00:0{n},{value}\n" for n, value in enumerate(values))
+    assert load(content, "--missing", "-999", "Bad")[0] == 0
+    assert [row[2] for row in rows()] == [None] * 8 + [-998.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--csv", "x", "--column", "pressure=P"], "'pressure=P': expected NAME=HEADER, NAME one of wind_speed, power"),
+        (["--csv", "x", "--csv-timezone", "Mars/Base"], "'Mars/Base' is not a time zone"),
+        (["--csv", "x", "--first-row", "-1"], "--first-row"),
+        (["--missing", "-999"], "argument --missing: belongs to --csv FILE"),
+        (["--csv", "x", "--days", "3"], "leave them out with --csv"),
+        (["--csv", "x", "--live"], "not allowed with argument --csv"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        seed.main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_pandas_is_asked_for_where_it_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(seed, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        seed.main(["--csv", "some.csv"])
+    assert "python -m pip install '.[files]'" in capsys.readouterr().err
+
+
+def test_only_a_file_loads_pandas(run_command, make_database):
+    url = make_database().render_as_string(hide_password=False)
+    code = "import seed, sys; seed.main(['--days', '1']); print('pandas' in sys.modules)"
+    assert run_command("-c", code, FONTE_DATABASE_URL=url).stdout.splitlines()[-1] == "False"
