@@ -58,7 +58,7 @@ def _seed(options: argparse.Namespace) -> int:
             for merged in seeding.live(pool, options.profile, options.random_seed, Event()):
                 _report(merged, schema.extent(pool), options)
         with pool.begin() as connection:
-            if options.once and not schema.create_absent(connection):
+            if not schema.create_absent(connection) and options.once:
                 print("Fonte has its table: nothing was written")
                 return 0
             if options.csv:

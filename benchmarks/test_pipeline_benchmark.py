@@ -46,6 +46,7 @@ def fonte(make_database):
     url = make_database()
     pool = engine.create(url, "benchmark")
     with pool.begin() as connection:
+        fonte_schema.create_absent(connection)
         seeding.fill_synthetic(connection, START, START + timedelta(days=365), "turbine", 1)
     with pool.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE data"))

@@ -7,32 +7,46 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from fonte.client import FonteError
-from fonte_alvo import settings
-from fonte_alvo.engine import create, failures
+from fonte_alvo import command, settings
+from fonte_alvo.engine import create, failures, reason
 
 
-def base_url(given: str | None = None) -> AbstractContextManager[str]:
+def base_url(given: str | None = None, *, live: bool = False) -> AbstractContextManager[str]:
     """Give the base URL of the connector: the given one, FONTE_API_URL, or that of one served while the context lasts.
 
-    The embedded database is created and seeded the first time; one that FONTE_DATABASE_URL names is left as it is.
+    The embedded database is created and seeded the first time, and with live set receives each minute while the context
+    lasts; one that FONTE_DATABASE_URL names is left as it is.
     Raises SettingsError and FonteError.
     """
     url = settings.fonte_api_url(given)
-    return _served() if url is None else nullcontext(url)
+    return _served(live) if url is None else nullcontext(url)
+
+
+def _exhaust(minutes: Iterator[object]) -> None:
+    try:
+        for _ in minutes:
+            pass
+    except Exception as error:
+        command.failed("fonte", FonteError(f"no minute is written any more: {reason(error)}"), debug=False)
 
 
 @contextmanager
-def _served() -> Iterator[str]:
+def _served(live: bool) -> Iterator[str]:
     # Loaded here, because they take longer than a day.
     import uvicorn
 
     from fonte import connector, seeding
 
     with failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says", FonteError):
-        url = settings.fonte_database_url()
+        url, stop = settings.fonte_database_url(), threading.Event()
         if settings.fonte_database_is_embedded():
-            with create(url, "fonte seed").begin() as connection:
+            pool = create(url, "fonte seed", check_pooled=True)
+            with pool.begin() as connection:
                 seeding.seed_once(connection)
+            if live:
+                minutes = seeding.live(pool, "turbine", seeding.RANDOM_SEED, stop)
+                next(minutes)
+                threading.Thread(target=_exhaust, args=[minutes], daemon=True).start()
 
     # Its client, in this process, reports its failures: they are not to appear on standard error as well.
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())
@@ -46,5 +60,6 @@ def _served() -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
+            stop.set()
             server.should_exit = True
             thread.join()

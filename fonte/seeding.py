@@ -90,7 +90,7 @@ def live(pool: Engine, profile: str, random_seed: int, stop: Event) -> Iterator[
         with pool.begin() as connection:
             schema.create_absent(connection)
             last = connection.scalar(text("SELECT max(timestamp) FROM data WHERE timestamp <= now()"))
-            start = max(now - timedelta(days=LIVE_DAYS), last or midnight(date.min))
+            start = max(now - timedelta(days=LIVE_DAYS), (last or midnight(date.min)) + timedelta.resolution)
             merged = fill_synthetic(connection, start, now + timedelta(minutes=1), profile, random_seed)
         yield merged
         if stop.wait(60 - time.time() % 60):
@@ -104,10 +104,11 @@ def merge(
 
     source names the rows in the message of Contradiction, which this raises.
     """
-    schema.create_absent(connection)
     connection.execute(text("CREATE TEMP TABLE incoming (LIKE data INCLUDING CONSTRAINTS) ON COMMIT DROP"))
     for columns in batches:
         copy.copy_in(connection, "incoming", columns)
+    # So that the planner knows how many there are.
+    connection.execute(text("ANALYZE incoming"))
     contradiction, *counts = connection.execute(text(_merge_sql(replace))).one()
     if contradiction is not None:
         raise Contradiction(f"{source}: two rows for {contradiction} hold different values: keep one of them")
@@ -123,20 +124,23 @@ def _merge_sql(replace: bool) -> str:
 
     # PostgreSQL takes NaN for the largest of all values.
     lowest, highest = "min(nullif({0}, 'NaN'))", "max(nullif({0}, 'NaN'))"
-    fills, differs = "held.{0} IS NULL AND %s.{0} IS NOT NULL", "held.{0} <> %s.{0}"
+    fills, differs = "held.{0} IS NULL AND offered.{0} IS NOT NULL", "coalesce(held.{0} <> offered.{0}, false)"
     first, second = ("excluded", "held") if replace else ("held", "excluded")
-    changes = [fills, differs] if replace else [fills]
+    # An upsert locks a row also where it changes nothing: it receives those alone that it changes.
     return f"""
         WITH offered AS MATERIALIZED (
             SELECT timestamp, {each(f"{highest} AS {{0}}")}, {each(f"{lowest} < {highest}", " OR ")} AS contradicts
             FROM incoming GROUP BY timestamp
+        ), compared AS MATERIALIZED (
+            SELECT offered.*, held.timestamp IS NOT NULL AS present,
+                held.timestamp IS NOT NULL AND ({each(fills, " OR ")}) AS filled, {each(differs, " OR ")} AS differing
+            FROM offered LEFT JOIN data AS held ON held.timestamp = offered.timestamp
         ), merged AS (
-            INSERT INTO data AS held (timestamp, {each("{0}")}) SELECT timestamp, {each("{0}")} FROM offered
+            INSERT INTO data AS held (timestamp, {each("{0}")}) SELECT timestamp, {each("{0}")} FROM compared
+            WHERE NOT present OR filled OR (differing AND {replace})
             ON CONFLICT (timestamp) DO UPDATE SET {each(f"{{0}} = coalesce({first}.{{0}}, {second}.{{0}})")}
-            WHERE {" OR ".join(each(change % "excluded", " OR ") for change in changes)}
         )
-        SELECT min(timestamp) FILTER (WHERE contradicts), count(*) - count(held.timestamp), count(held.timestamp),
-            count(held.timestamp) FILTER (WHERE {each(fills % "offered", " OR ")}),
-            count(*) FILTER (WHERE {each(differs % "offered", " OR ")})
-        FROM offered LEFT JOIN data AS held USING (timestamp)
+        SELECT min(timestamp) FILTER (WHERE contradicts), count(*) FILTER (WHERE NOT present),
+            count(*) FILTER (WHERE present), count(*) FILTER (WHERE filled), count(*) FILTER (WHERE differing)
+        FROM compared
     """

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from support.project import ROOT
 
 import seed
-from fonte import seeding, synthetic
+from fonte import schema, seeding, synthetic
 
 START = date(2024, 5, 20)
 
@@ -156,6 +156,7 @@ def test_a_null_is_filled_and_a_value_stays_unless_it_is_to_be_replaced(
     rows, empty_fonte, make_pool, second, replace, expected, counts
 ):
     with make_pool(empty_fonte).begin() as connection:
+        schema.create_absent(connection)
         assert seeding.merge(connection, [offered(MINUTES)]) == (3, 0, 0, 0)
         assert seeding.merge(connection, [offered(second)], replace=replace) == counts
     held = rows("SELECT to_char(timestamp, 'YYYY-MM-DD HH24:MI'), wind_speed, power FROM data ORDER BY timestamp")
@@ -168,6 +169,7 @@ def test_rows_of_one_timestamp_complete_each_other_and_must_not_contradict(rows,
     first, again = {"2024-01-01 00:00": (1.0, None)}, {"2024-01-01 00:00": (None, 5.0)}
     pool = make_pool(empty_fonte)
     with pool.begin() as connection:
+        schema.create_absent(connection)
         assert seeding.merge(connection, [offered(first), offered(again), offered(again)]) == (1, 0, 0, 0)
     assert rows("SELECT wind_speed, power FROM data") == [(1.0, 5.0)]
     other = {"2024-01-01 00:00": (None, 6.0)}

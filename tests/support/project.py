@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from sqlalchemy import create_engine, text
 
-from fonte import local, seeding
+from fonte import local, schema, seeding
 from fonte_alvo import engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +54,7 @@ def seeded(url, days: int):
     """Fill a Fonte with so many days from the default start on."""
     pool = engine.create(url, "test")
     with pool.begin() as connection:
+        schema.create_absent(connection)
         start, end = seeding.midnight(seeding.START), seeding.midnight(seeding.START, days)
         seeding.fill_synthetic(connection, start, end, "turbine", seeding.RANDOM_SEED)
     pool.dispose()
