@@ -27,8 +27,6 @@ DATABASES = ("fonte", "alvo")
 NOBODY = "65534"
 FAST_SHUTDOWN_S = 1.5
 START_ATTEMPTS = 3
-# How long a server whose guard was killed may take to stop.
-STOP_LIMIT_S = 10.0
 PAUSE_S = 0.01
 
 
@@ -50,7 +48,7 @@ def serve(binaries: Path, folder: Path, fixed_port: int) -> None:
     log = (folder / "server.log").open("wb")
     if not (folder / "data").exists():
         initialise(binaries, folder, log)
-    server = start(binaries, folder, log, unused(folder / "server.lock"), fixed_port)
+    server = start(binaries, folder, log, locked(folder / "server.lock"), fixed_port)
     # The starter reads until nobody can write any more.
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
@@ -74,18 +72,6 @@ def locked(path: Path) -> BinaryIO:
     file = path.open("ab")
     fcntl.flock(file, fcntl.LOCK_EX)
     return file
-
-
-def unused(path: Path) -> BinaryIO:
-    """Return the exclusive lock of a file, once the last process of an earlier server has ended."""
-    file, began = path.open("ab"), time.monotonic()
-    while time.monotonic() - began < STOP_LIMIT_S:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            time.sleep(PAUSE_S)
-    sys.exit("a server whose guard was killed does not answer the signal to stop: kill it")
 
 
 def run_as_owner() -> list[str]:

@@ -149,10 +149,8 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
         return
     if not settings.services_are_external():
         raise SettingsError("Dask needs FONTE_API_URL and ALVO_DATABASE_URL: its workers cannot reach this process")
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise SettingsError(f"Dask needs the package distributed: {INSTALL}") from error
+    from distributed import Client
+
     address = clean(dask)
     try:
         # Of versions that differ it warns in a table.

@@ -7,13 +7,23 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import psutil
 import pytest
 from sqlalchemy import text
-from support.project import ROOT, SCRIPTS, SIXTY_DAYS, alvo_values, bare, external, servers, values_of_days_alone
+from support.project import (
+    ROOT,
+    SCRIPTS,
+    SIXTY_DAYS,
+    alvo_values,
+    bare,
+    external,
+    seeded,
+    servers,
+    values_of_days_alone,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -125,9 +135,16 @@ def connector_process(fonte, port):
             process.kill()
 
 
-def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(sixty_days_fonte, alvo, alvo_pool, make_database):
+@pytest.fixture
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(
+    sixty_days_fonte, alvo, alvo_pool, make_database, free_port
+):
+    port = free_port
     environment = external(f"http://127.0.0.1:{port}", alvo)
     command = [sys.executable, "etl.py", *SIXTY_DAYS]
     with (
@@ -148,3 +165,25 @@ def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(sixty_days_f
     assert held.items() < undisturbed.items()
     assert resumed.returncode == 0
     assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_a_year_whose_connector_is_stopped_three_times_for_8_s_ends_as_if_it_were_not(make_database, alvo, free_port):
+    fonte = seeded(make_database(), 366)
+    moments = random.Random(8)
+    stops = sorted(moments.sample(range(5, 360), 3))
+    command = [sys.executable, "etl.py", "2024-05-20", "2025-05-20", "--columns", "power"]
+    environment = external(f"http://127.0.0.1:{free_port}", alvo)
+    with ExitStack() as connector:
+        connector.enter_context(connector_process(fonte, free_port))
+        with subprocess.Popen(
+            command, cwd=SCRIPTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as run:
+            for number, _ in enumerate(run.stdout):
+                if number in stops:
+                    connector.close()
+                    time.sleep(8)
+                    connector.enter_context(connector_process(fonte, free_port))
+            error = run.stderr.read()
+        assert (run.returncode, error) == (0, "")
+        again = subprocess.run(command, cwd=SCRIPTS, env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout.endswith("366 days: 0 values written, 210,816 unchanged, 0 removed\n")

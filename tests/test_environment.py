@@ -1,0 +1,79 @@
+"""A variable that httpx, OpenSSL, libpq or Python reads is nonsense: a documented exit code, one line at most."""
+
+import subprocess
+import sys
+
+import pytest
+from support.project import SCRIPTS, bare
+
+from fonte_alvo import embedded
+
+pytestmark = pytest.mark.faults
+
+# httpx: "Environment Variables"; the standard library reads the proxies in small letters too.
+HTTPX = "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy REQUEST_METHOD NETRC"
+# OpenSSL: openssl-env(7).
+OPENSSL = """SSL_CERT_FILE SSL_CERT_DIR SSLKEYLOGFILE OPENSSL_CONF OPENSSL_CONF_INCLUDE OPENSSL_CONFIG OPENSSL_ENGINES
+OPENSSL_MODULES OPENSSL_MALLOC_FAILURES OPENSSL_MALLOC_FD OPENSSL_MALLOC_SEED OPENSSL_TRACE OPENSSL_WIN32_UTF8
+OPENSSL_ia32cap OPENSSL_armcap OPENSSL_ppccap OPENSSL_riscvcap OPENSSL_s390xcap OPENSSL_sparcv9cap OSSL_QFILTER QLOGDIR
+CTLOG_FILE RANDFILE"""
+# PostgreSQL: "Environment Variables" of libpq.
+LIBPQ = """PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE PGREQUIREAUTH PGCHANNELBINDING PGSERVICE
+PGSERVICEFILE PGOPTIONS PGAPPNAME PGSSLMODE PGREQUIRESSL PGSSLNEGOTIATION PGSSLCOMPRESSION PGSSLCERT PGSSLKEY
+PGSSLCERTMODE PGSSLROOTCERT PGSSLCRL PGSSLCRLDIR PGSSLSNI PGREQUIREPEER PGSSLMINPROTOCOLVERSION PGSSLMAXPROTOCOLVERSION
+PGGSSENCMODE PGKRBSRVNAME PGGSSLIB PGGSSDELEGATION PGCONNECT_TIMEOUT PGCLIENTENCODING PGTARGETSESSIONATTRS
+PGLOADBALANCEHOSTS PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR PGLOCALEDIR PGDATA"""
+# Python: "Command line and environment", without those with which it does not start (PYTHONHOME, PYTHONIOENCODING and
+# the like), and those whose purpose is to print more (PYTHONVERBOSE, PYTHONINSPECT, PYTHONDEVMODE and the like).
+PYTHON = """PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONBREAKPOINT PYTHONUNBUFFERED PYTHONCASEOK
+PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONNOUSERSITE PYTHONUSERBASE PYTHONEXECUTABLE PYTHONWARNINGS
+PYTHONFAULTHANDLER PYTHONASYNCIODEBUG PYTHONCOERCECLOCALE PYTHONNODEBUGRANGES PYTHONPERFSUPPORT PYTHON_COLORS
+PYTHON_HISTORY PYTHON_BASIC_REPL LANG LC_ALL LC_CTYPE TZ TMPDIR COLUMNS"""
+VARIABLES = " ".join((HTTPX, OPENSSL, LIBPQ, PYTHON)).split()
+# What fails names the variable.
+REFUSED = {"PGSERVICE": "PGSERVICE"}
+
+COMMANDS = {
+    "etl.py": ([SCRIPTS / "etl.py", "2024-05-20"], (0, 4)),
+    "seed.py": ([SCRIPTS / "seed.py", "--once"], (0, 3)),
+    "alvo.schema": (["-m", "alvo.schema"], (0, 4)),
+    # It reaches both databases before it finds that there is no such port.
+    "python -m alvo": (["-m", "alvo", "--port", "99999"], (2, 3)),
+    "https": (
+        [
+            "-c",
+            "from fonte_alvo import command; from fonte import client; import sys; sys.exit(command.run('x', "
+            "lambda: client.connect('https://fonte.example').close() or 0))",
+        ],
+        (0, 3),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder whose embedded server runs, and holds the default days."""
+    home = tmp_path_factory.mktemp("home")
+    embedded.url("alvo", home / ".embedded")
+    subprocess.run([sys.executable, SCRIPTS / "etl.py", "2024-05-20"], env=bare(home), check=True, capture_output=True)
+    return home
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("value", ["nonsense", "\udcff://[::1:x%", ""], ids=["a word", "no UTF-8", "empty"])
+def test_nonsense_in_a_variable_is_one_line_at_most(home, tmp_path, name, value):
+    arguments, codes = COMMANDS[name]
+    wrong = {}
+    for variable in VARIABLES:
+        run = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**bare(home), variable: value},
+            capture_output=True,
+            timeout=120,
+        )
+        lines = run.stderr.decode(errors="replace").splitlines()
+        expected = codes[:1] if not lines or name == "python -m alvo" else codes[1:]
+        if run.returncode not in codes or len(lines) > 1 or (run.returncode == 0 and lines):
+            wrong[variable] = (run.returncode, expected, lines[-3:])
+    assert wrong == {}
