@@ -128,12 +128,15 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
         dialect: Dialect, record: ConnectionPoolEntry, arguments: tuple[Any, ...], parameters: dict[str, Any]
     ) -> extensions.connection:
         try:
-            connection = _connected(dialect, arguments, parameters)
+            connection = dialect.connect(*arguments, **parameters)
+        except UnicodeDecodeError as error:
+            # A server speaks its own language before it knows the client's encoding.
+            raise OperationalError(error.object.decode("latin-1")) from None
         except PostgresError:
             # The embedded server may have been started anew.
             if not embedded.find_again(parameters):
                 raise
-            connection = _connected(dialect, arguments, parameters)
+            connection = dialect.connect(*arguments, **parameters)
         # SQLAlchemy asks the server some questions before it hands the connection out.
         start(connection, record)
         return connection
@@ -141,14 +144,6 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkout", start)
     event.listen(engine, "checkin", stop)
-
-
-def _connected(dialect: Dialect, arguments: tuple[Any, ...], parameters: dict[str, Any]) -> extensions.connection:
-    try:
-        return dialect.connect(*arguments, **parameters)
-    except UnicodeDecodeError as error:
-        # A server speaks its own language before it knows the client's encoding.
-        raise OperationalError(error.object.decode("latin-1")) from None
 
 
 def cut(connection: extensions.connection) -> None:

@@ -157,10 +157,8 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
         warnings.filterwarnings("ignore", module="distributed.client")
         client: Any = Client(dask, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as error:
-        said = clean(str(error))
-        raise ClusterError(
-            f"no Dask scheduler answers at {address}: {said}; start it, or correct its address"
-        ) from error
+        said = f"no Dask scheduler answers at {address}: {clean(str(error))}"
+        raise ClusterError(f"{said}; start it, or correct its address") from error
     seen_at = monotonic()
 
     def check() -> None:
