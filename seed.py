@@ -51,11 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _seed(options: argparse.Namespace) -> int:
     if options.dry_run:
-        return _look(options)
+        _load(None, options)
+        print("nothing was loaded, because of --dry-run")
+        return 0
     with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL", FonteError):
         pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=TIME_LIMIT_S)
+        made = options.profile, options.random_seed
         if options.live:
-            for merged in seeding.live(pool, options.profile, options.random_seed, Event()):
+            for merged in seeding.live(pool, *made, Event()):
                 _report(merged, schema.extent(pool), options)
         with pool.begin() as connection:
             if not schema.create_absent(connection) and options.once:
@@ -65,51 +68,35 @@ def _seed(options: argparse.Namespace) -> int:
                 merged = _load(connection, options)
             else:
                 bounds = seeding.midnight(options.start), seeding.midnight(options.start, options.days)
-                merged = seeding.fill_synthetic(
-                    connection, *bounds, options.profile, options.random_seed, _show_progress
-                )
+                merged = seeding.fill_synthetic(connection, *bounds, *made, _show_progress)
         _report(merged, schema.extent(pool), options)
     return 0
 
 
-def _look(options: argparse.Namespace) -> int:
-    # Loaded here and below, because pandas takes longer than a day.
-    from fonte import files
-
-    for name in options.csv:
-        with files.opened(name, options) as file:
-            print(file.form)
-            for line in files.look(file):
-                print(line)
-    print("nothing was loaded, because of --dry-run")
-    return 0
-
-
-def _load(connection: Connection, options: argparse.Namespace) -> Merged:
+def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
+    """Merge the files; without a connection tell what they hold."""
+    # Loaded here, because pandas takes longer than a day.
     from fonte import files
 
     merged = []
     for name in options.csv:
         with files.opened(name, options) as file:
             print(file.form)
-            merged.append(seeding.merge(connection, file, name, replace=options.replace))
+            if connection is None:
+                print(*files.look(file), sep="\n")
+            else:
+                merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:
-            print(f"{name}: {file.bad_rows:,} bad rows were left out: {file.left_out} holds them")
+            print(f"{name}: {file.bad_rows:,} bad rows are left out: {file.left_out} is for them")
     return seeding.total(merged)
 
 
 def _report(merged: Merged, extent: schema.Extent, options: argparse.Namespace) -> None:
-    fate = "differed and were overwritten" if options.replace else "differ and keep their values"
-    if merged.filled or merged.differing:
-        fate = f": {merged.filled:,} had a missing value filled, {merged.differing:,} {fate}"
-    else:
-        fate = " and keep their values"
-    hint = "; --replace overwrites them" if merged.differing and not options.replace else ""
-    print(f"{merged.inserted:,} rows inserted, {merged.present:,} were there already{fate}{hint}")
-    first, last = (
-        f"{each:%Y-%m-%d %H:%M} UTC" if each else "nothing" for each in (extent.first_timestamp, extent.last_timestamp)
-    )
-    print(f"Fonte holds {extent.rows:,} rows from {first} to {last}", flush=True)
+    filled = f"{merged.filled:,} had missing values filled"
+    differing = f"{merged.differing:,} that differ {'are overwritten' if options.replace else 'keep their values'}"
+    print(f"{merged.inserted:,} rows inserted, {merged.present:,} were there already: {filled}, {differing}")
+    first, last = (each and f"{each:%Y-%m-%d %H:%M} UTC" for each in (extent.first_timestamp, extent.last_timestamp))
+    print(f"Fonte holds {extent.rows:,} rows from {first or 'nothing'} to {last or 'nothing'}", flush=True)
 
 
 def _show_progress(done: int, days: int) -> None:
@@ -153,8 +140,8 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
         add("--decimal", choices=[".", ","], default=".", help="decimal mark (default: %(default)s)"),
         add("--encoding", default="utf-8-sig", metavar="NAME", help="such as latin-1, utf-16 (default: utf-8)"),
         add("--comment", metavar="MARK", help="leave out lines that begin with it"),
-        add("--header-line", type=_count, metavar="N", help="0: columns are named 1, 2, 3 (default: the first line)"),
-        add("--first-row", type=_count, default=0, metavar="N", help="its line (default: after the header)"),
+        add("--header-line", type=int, metavar="N", help="0: columns are named 1, 2, 3 (default: the first line)"),
+        add("--first-row", type=int, default=0, metavar="N", help="its line (default: after the header)"),
         add("--index-column", action="store_true", help="rows begin with a column that the header leaves out"),
         add("--skip-bad-rows", action="store_true", help="load the others; FILE.bad receives the bad ones"),
         add("--replace", action="store_true", help="overwrite values that differ"),
@@ -173,12 +160,6 @@ def _column(text: str) -> tuple[str, str]:
     if name not in names or not header:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=HEADER, NAME one of {', '.join(names)}")
     return name, header
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
-    return int(text)
 
 
 if __name__ == "__main__":

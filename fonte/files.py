@@ -10,15 +10,14 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from fonte import schema
-from fonte.arrow import Timestamps
+from fonte.arrow import Timestamps, Values
 from fonte.seeding import NAMES, Columns
 from fonte_alvo.command import Failure
 
@@ -27,9 +26,9 @@ PIECE_LINES = 50_000
 SAMPLE_LINES = 100
 SHOWN_BAD_ROWS = 5
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks": " "}
-MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None")
-ISO_8601 = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(?P<offset> ?(Z|[+-]\d\d(:?\d\d)?))?)?")
-NAT = np.datetime64("NaT")
+MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None"]
+ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?)?"
+END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
 # A field may be as long as its line.
 csv.field_size_limit(2**31 - 1)
 
@@ -44,10 +43,10 @@ class FileError(Failure):
 def opened(name: str, options: Namespace) -> Iterator["File"]:
     """Open a file, - for standard input, and find out its form. Raises FileError."""
     # Each line is one text: pandas knows the compressions, the encodings and the ends of lines.
-    raw = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE}
-    text = {"dtype": object, "na_filter": False, "skip_blank_lines": False, "encoding": options.encoding}
+    lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
+    texts = {"dtype": object, "na_filter": False, "encoding": options.encoding, "iterator": True}
     try:
-        with pd.read_csv(sys.stdin.buffer if name == "-" else name, iterator=True, **raw, **text) as reader:
+        with pd.read_csv(sys.stdin.buffer if name == "-" else name, **lines, **texts) as reader:
             yield File(name, options, reader)
     except (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise FileError(f"{name}: {_shown(error, 200)}; --encoding names its encoding, such as utf-16") from error
@@ -61,32 +60,41 @@ class File:
         self.name, self.options, self._reader = name, options, reader
         self.left_out = Path("standard-input.bad" if name == "-" else f"{name}.bad")
         self.bad_rows, self._told, self._interval = 0, list[str](), np.timedelta64(0, "us")
-        self._length, self._after, self._widths = _places(options.timestamp_format, len(options.timestamp))
+        # Of each local day whose clocks repeat an hour: how often its times went back, and the last of them.
+        self._repeated: dict[object, tuple[int, np.datetime64]] = {}
+        has = set(re.findall("%(.)", options.timestamp_format or "%Y%j"))
+        if not has & {"Y", "y"} or not ("j" in has or ("d" in has and has & {"m", "b", "B"})):
+            raise FileError(
+                f"--timestamp-format {options.timestamp_format!r} gives no day: expected %Y, %m and %d, or %Y and %j"
+            )
         self._start = self._lines(options.header_line or 0).tolist()
         header = self._header()
         self._start += self._lines(options.first_row - 1 - len(self._start)).tolist()
-        self._first, self._held = self._lines(PIECE_LINES), pd.Series(dtype=object)
+        self._first = self._lines(PIECE_LINES)
         sample = [line for line in self._first if not self._is_empty(line)][:SAMPLE_LINES]
         if not sample:
             raise FileError(f"{name}: no row after its first {len(self._start)} lines")
         self._delimiter, self._names = self._understood(header, sample)
-        self._headers = self._wanted(self._names)
-        self.form = f"{name}: delimiter {self._delimiter!r}, timestamp from {' '.join(options.timestamp)}" + "".join(
-            f", {variable} from {column}" for variable, column in self._headers.items()
-        )
+        self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
+        columns = [f"{variable} from {self._names[place]}" for variable, place in self._places.items()]
+        times = " ".join(options.timestamp)
+        self.form = f"{name}: delimiter {self._delimiter!r}, {', '.join([f'timestamp from {times}', *columns])}"
 
     def __iter__(self) -> Iterator[Columns]:
         """Yield timestamps (n,) and values (n,) of each variable, NaN where there is none."""
         lines, rows = self._first, 0
         while len(lines):
-            following = self._lines(PIECE_LINES)
-            columns = self._columns(pd.concat([self._held, lines]), last=not len(following))
+            columns = self._columns(lines)
             rows += len(columns["timestamp"])
             yield columns
-            lines = following
+            lines = self._lines(PIECE_LINES)
+        for day, (times_back, _) in self._repeated.items():
+            if times_back != 1:
+                said = f"clocks in {self.options.csv_timezone} repeat an hour on {day}"
+                raise FileError(f"{self.name}: {said}, and the order of rows does not tell which is which: give UTC")
         if self.bad_rows and not (rows and self.options.skip_bad_rows):
             told = "; ".join(self._told) + "; ..." * (self.bad_rows > SHOWN_BAD_ROWS)
-            remedy = "--decimal and --missing say how values are written, --skip-bad-rows leaves such rows out"
+            remedy = "--decimal, --missing and --timestamp-format tell what is meant, --skip-bad-rows leaves them out"
             raise FileError(f"{self.name}: {self.bad_rows:,} bad rows, nothing was loaded: {told}; {remedy}")
 
     def _lines(self, count: int) -> pd.Series:
@@ -121,12 +129,10 @@ class File:
                 fitting.setdefault(str([names, rows]), (delimiter, names))
         if len(fitting) == 1:
             return next(iter(fitting.values()))
-        shown = f"{self.name}: the {'header' if header else 'first row'} is {_shown(header or sample[0], 200)}"
-        if fitting:
-            raise FileError(f"{shown}, which has several readings: --delimiter names the delimiter")
-        columns = [*self.options.timestamp, *(dict(self.options.column).values() or [f"some of {', '.join(NAMES)}"])]
-        remedy = "--timestamp and --column name the columns, --header-line, --delimiter and --encoding tell the form"
-        raise FileError(f"{shown}; expected {', '.join(columns)}, each once: {remedy}")
+        wanted = [*self.options.timestamp, *(dict(self.options.column).values() or [f"some of {' '.join(NAMES)}"])]
+        found = f"{'more than one' if fitting else 'no'} delimiter gives the columns {', '.join(wanted)}, each once"
+        remedy = "--timestamp and --column name the columns, --delimiter, --header-line and --encoding tell the form"
+        raise FileError(f"{self.name}: {found}, in {_shown(header or sample[0], 200)}: {remedy}")
 
     def _wanted(self, names: list[str]) -> dict[str, str]:
         """Return the column of each variable; nothing unless all that is wanted is there once."""
@@ -134,84 +140,91 @@ class File:
         times = [each for each in self.options.timestamp if each[0] != "="]
         return headers if all(names.count(each) == 1 for each in [*times, *headers.values()]) else {}
 
-    def _columns(self, lines: pd.Series, *, last: bool) -> Columns:
-        """Return the columns of these lines; those at their end whose hour the next ones decide are held."""
+    def _columns(self, lines: pd.Series) -> Columns:
         problems: dict[int, str] = {}
         rows: dict[int, list[str]] = {}
         for number, line in lines.items():
+            fields = _split(line, self._delimiter)
             if self._is_empty(line):
                 continue
-            fields = _split(line, self._delimiter)
             if len(fields) == len(self._names) and not line.count('"') % 2:
-                rows[number] = fields
+                rows[number] = [field.strip() for field in fields]
             else:
                 problems[number] = (
                     f"{len(fields)} fields instead of {len(self._names)}, or an open quote: {_shown(line)}"
                 )
         table = pd.DataFrame.from_dict(rows, orient="index", columns=range(len(self._names)), dtype=object)
-        values = {name: self._numbers(table, name, problems) for name in self._headers}
-        timestamps, twice = self._timestamps(table, problems)
-        decided = len(table) if last else int(np.flatnonzero(~twice).max(initial=-1)) + 1
-        self._held = lines[table.index[decided:]]
-        self._tell({number: problems[number] for number in sorted(problems.keys() - self._held.index)}, lines)
-        good = ~table.index.isin([*problems, *self._held.index])
+        values = {name: self._numbers(table[place], name, problems) for name, place in self._places.items()}
+        timestamps = self._timestamps(table, problems)
+        self._tell(dict(sorted(problems.items())), lines)
+        good = ~table.index.isin(list(problems))
         return {"timestamp": self._labelled(timestamps[good]), **{name: each[good] for name, each in values.items()}}
 
     def _tell(self, problems: dict[int, str], lines: pd.Series) -> None:
-        if problems and self.options.skip_bad_rows:
+        if problems and self.options.skip_bad_rows and not self.options.dry_run:
             with self.left_out.open("a" if self.bad_rows else "w", encoding=self.options.encoding) as stream:
                 start = [] if self.bad_rows else self._start
                 stream.writelines(f"{line}\n" for line in [*start, *lines[list(problems)]])
-        self.bad_rows += len(problems)
         told = [f"line {number}: {problem}" for number, problem in problems.items()]
         self._told += told[: SHOWN_BAD_ROWS - len(self._told)]
+        self.bad_rows += len(problems)
 
-    def _numbers(self, table: pd.DataFrame, name: str, problems: dict[int, str]) -> npt.NDArray[np.float64]:
-        texts = table[self._names.index(self._headers[name])].str.strip()
+    def _numbers(self, texts: pd.Series, name: str, problems: dict[int, str]) -> Values:
         mark, markers = self.options.decimal, [*MISSING, *self.options.missing]
-        points = texts if mark == "." else texts.str.translate(str.maketrans({mark: ".", ".": mark}))
+        points = texts if mark == "." else texts.str.translate(str.maketrans(",.", ".,"))
         numbers = pd.to_numeric(points, errors="coerce").astype(float)
         missing = texts.isin(markers) | numbers.isin(pd.to_numeric(pd.Series(markers), errors="coerce").dropna())
         for number, text in texts[~missing & ~np.isfinite(numbers)].items():
             problems[number] = f"{name} {_shown(text)} is no number with the decimal mark {mark}"
         return np.asarray(numbers.mask(missing), float)
 
-    def _timestamps(self, table: pd.DataFrame, problems: dict[int, str]) -> tuple[Timestamps, npt.NDArray[np.bool_]]:
-        """Return the timestamps, and which of them name an hour that occurs twice."""
+    def _timestamps(self, table: pd.DataFrame, problems: dict[int, str]) -> Timestamps:
+        """Return the timestamps, NaT where there is a problem."""
         form, zone = self.options.timestamp_format, self.options.csv_timezone
+        example = datetime(2024, 5, 20, tzinfo=UTC).strftime(form or "")
+        widths = [len(part) for part in example.split(" ")]
         parts = [
-            (table[self._names.index(each)] if each[0] != "=" else pd.Series(each[1:], table.index, dtype=object))
-            .str.strip()
-            .map(lambda text, width=width: text.zfill(width) if text.isdecimal() else text)
-            for each, width in zip(self.options.timestamp, self._widths, strict=True)
+            table[self._names.index(each)] if each[0] != "=" else pd.Series(each[1:], table.index, dtype=object)
+            for each in self.options.timestamp
         ]
+        if len(widths) == len(parts):
+            # A number that lost its leading zeros, as 5 for 00:05 in %H%M.
+            filled = [part.str.zfill(width) for part, width in zip(parts, widths, strict=True)]
+            parts = [part.mask(part.str.isdecimal(), full) for part, full in zip(parts, filled, strict=True)]
         written = parts[0].str.cat(parts[1:], sep=" ")
-        normal = written.map(self._normal)
-        parsed = pd.to_datetime(normal, format=form or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+        # pandas reads words such as now, and 105 as 10:05 in %H%M.
+        valid = written.str.contains(r"\d") if form else written.str.fullmatch(ISO_8601)
+        if re.search("%[YymdjHMS]%[YymdjHMS]", form or ""):
+            valid &= written.str.len() == len(example)
+        texts = written.where(valid.astype(bool), "").str.replace(END_OF_DAY, "00", regex=True)
+        parsed = pd.to_datetime(texts, format=form or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
         wall = parsed.to_numpy().astype("datetime64[us]")
-        wall = wall + ((normal != written) & (normal != "")).to_numpy().astype("timedelta64[D]")
-        timestamps, twice = wall, np.zeros(len(wall), bool)
+        wall += written.str.contains(END_OF_DAY).to_numpy(bool).astype("timedelta64[D]")
+        timestamps: Timestamps = wall
         if zone:
-            naive = ["%z" not in form if form else not re.search("[Z+-]", text[10:]) for text in normal]
-            local, twice = _to_utc(np.where(naive, wall, NAT), zone)
-            timestamps = np.where(naive, local, wall)
+            naive = ["%z" not in form if form else not re.search("[Z+-]", text[10:]) for text in texts]
+            timestamps = np.where(naive, self._utc(np.where(naive, wall, np.datetime64("NaT"))), wall)
+        said = f"does not follow --timestamp-format {form}" if form else "is not ISO 8601: use --timestamp-format"
         for place in np.flatnonzero(np.isnat(timestamps)):
-            said = f"does not follow --timestamp-format {form}" if form else "is not ISO 8601: use --timestamp-format"
-            if twice[place]:
-                said = f"occurs twice in {zone}, and the order of the rows does not tell which it is"
-            elif not np.isnat(wall[place]):
-                said = f"does not exist in {zone}, where clocks go forward then"
-            problems[table.index[place]] = f"timestamp {_shown(written.iloc[place])} {said}"
-        return timestamps, twice
+            why = said if np.isnat(wall[place]) else f"does not exist in {zone}, where clocks go forward then"
+            problems[table.index[place]] = f"timestamp {_shown(written.iloc[place])} {why}"
+        return timestamps
 
-    def _normal(self, text: str) -> str:
-        """Return a time as pandas can read it, with 00:00 for 24:00, or nothing where it is none."""
-        form = self.options.timestamp_format
-        # pandas reads words such as now, and takes 105 for 10:05 in %H%M.
-        if not (re.search(r"\d", text) and self._length in (0, len(text)) if form else ISO_8601.fullmatch(text)):
-            return ""
-        hour = len(text) - self._after if form else len("YYYY-MM-DDT")
-        return f"{text[:hour]}00{text[hour + 2 :]}" if re.match(r"24[:.0]*(?![:.\d])", text[hour:]) else text
+    def _utc(self, wall: Timestamps) -> Timestamps:
+        """Return times of the zone in UTC; the hour that clocks repeat comes again where its times go back."""
+        utc, second = np.empty_like(wall), np.empty_like(wall)
+        for times, is_first in ((utc, True), (second, False)):
+            how = {"ambiguous": np.full(len(wall), is_first), "nonexistent": "NaT"}
+            times[:] = pd.DatetimeIndex(wall).tz_localize(self.options.csv_timezone, **how).tz_convert(None)
+        twice = ~np.isnat(utc) & (utc != second)
+        days = wall.astype("datetime64[D]")
+        for day in np.unique(days[twice]):
+            places = np.flatnonzero(twice & (days == day))
+            times_back, last = self._repeated.get(day, (0, day - 1))
+            back = times_back + np.cumsum(np.diff(wall[places], prepend=last) <= np.timedelta64(0))
+            utc[places] = np.where(back > 0, second[places], utc[places])
+            self._repeated[day] = int(back[-1]), wall[places[-1]]
+        return utc
 
     def _labelled(self, timestamps: Timestamps) -> Timestamps:
         """Return the starts of the intervals."""
@@ -226,6 +239,7 @@ class File:
 def look(file: File) -> Iterator[str]:
     """Read a file to its end, and yield lines that tell what it holds."""
     last, edges, steps, counts = np.empty(0, "datetime64[us]"), list[str](), Counter[int](), Counter[str]()
+    plausible = {each.name: each for each in schema.VARIABLES}
     for columns in file:
         timestamps = columns["timestamp"]
         steps.update(np.diff(np.concatenate([last, timestamps])).astype(int).tolist())
@@ -233,58 +247,16 @@ def look(file: File) -> Iterator[str]:
         for place in (0, -1) if len(timestamps) else ():
             edges.append(" ".join(f"{name}={values[place]}" for name, values in columns.items()))
         counts["rows"] += len(timestamps)
-        for each in schema.VARIABLES:
-            if each.name in columns:
-                values = columns[each.name]
-                outside = (values < each.lowest) | (values > each.highest)
-                counts[f"without {each.name}"] += int(np.isnan(values).sum())
-                counts[f"with {each.name} outside {each.lowest} to {each.highest} {each.unit}"] += int(outside.sum())
+        for each in (plausible[name] for name in columns if name in plausible):
+            values = columns[each.name]
+            outside = (values < each.lowest) | (values > each.highest)
+            counts[f"without {each.name}"] += int(np.isnan(values).sum())
+            counts[f"with {each.name} outside {each.lowest} to {each.highest} {each.unit}"] += int(outside.sum())
     interval = max(steps, key=steps.__getitem__, default=0)
     counts["gaps"] = sum(count for step, count in steps.items() if step > interval)
     counts["not later than the row before"] = sum(count for step, count in steps.items() if step <= 0)
-    yield f"  first {edges[0]}"
-    yield f"  last {edges[-1]}"
-    yield f"  interval {interval / 60e6:g} min"
+    yield f"  first {edges[0]}\n  last {edges[-1]}\n  interval {interval / 60e6:g} min"
     yield from (f"  {count:,} {what}" for what, count in counts.items())
-
-
-def _places(form: str | None, columns: int) -> tuple[int, int, list[int]]:
-    """Return the length of a time without marks between its parts, the hour's place from its end, columns' digits."""
-    if form is None:
-        return 0, 0, [0] * columns
-    early, late = (datetime(2024, 5, 20, hour, tzinfo=UTC).strftime(form) for hour in (11, 22))
-    day = None
-    with suppress(ValueError):
-        day = pd.to_datetime(early, format=form)
-    if day is None or (day.year, day.month, day.day) != (2024, 5, 20):
-        raise FileError(f"--timestamp-format {form!r} gives no day: expected one such as '%d.%m.%Y %H:%M'")
-    hour = next((len(early) - place for place, pair in enumerate(zip(early, late, strict=True)) if len({*pair}) > 1), 0)
-    length = len(early) if re.search("%[YymdjHMS]%[YymdjHMS]", form) else 0
-    parts = [len(part) for part in early.split(" ")]
-    return length, hour, parts if len(parts) == columns else [0] * columns
-
-
-def _to_utc(wall: Timestamps, zone: tzinfo) -> tuple[Timestamps, npt.NDArray[np.bool_]]:
-    """Return times of a zone in UTC, NaT where they have no meaning, and which of them occur twice.
-
-    The hour that clocks repeat has its second pass where the times of its day go back, once.
-    """
-    index = pd.DatetimeIndex(wall)
-    utc, second = (
-        index.tz_localize(zone, ambiguous=np.full(len(wall), is_first), nonexistent="NaT")
-        .tz_convert(None)
-        .to_numpy()
-        .astype("datetime64[us]")
-        for is_first in (True, False)
-    )
-    twice = ~np.isnat(utc) & (utc != second)
-    days = wall.astype("datetime64[D]")
-    for day in np.unique(days[twice]):
-        places = np.flatnonzero(twice & (days == day))
-        back = np.flatnonzero(np.diff(wall[places]) <= np.timedelta64(0)) + 1
-        later = places[back[0] :] if len(back) == 1 else places
-        utc[later] = second[later] if len(back) == 1 else NAT
-    return utc, twice
 
 
 def _split(line: str, delimiter: str) -> list[str]:

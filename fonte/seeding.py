@@ -89,7 +89,7 @@ def live(pool: Engine, profile: str, random_seed: int, stop: Event) -> Iterator[
         now = datetime.now(UTC).replace(second=0, microsecond=0)
         with pool.begin() as connection:
             schema.create_absent(connection)
-            last = connection.scalar(text("SELECT max(timestamp) FROM data WHERE timestamp <= now()"))
+            last = connection.scalar(text("SELECT max(timestamp) FROM data WHERE timestamp <= :now"), {"now": now})
             start = max(now - timedelta(days=LIVE_DAYS), (last or midnight(date.min)) + timedelta.resolution)
             merged = fill_synthetic(connection, start, now + timedelta(minutes=1), profile, random_seed)
         yield merged

@@ -1,17 +1,23 @@
 """Fonte's table and what fills it."""
 
-from datetime import date, timedelta
+import signal
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from support.project import ROOT
+from support.project import ROOT, bare, wait_until
 
+import etl
 import seed
-from fonte import schema, seeding, synthetic
+from fonte import local, schema, seeding, synthetic
 
 START = date(2024, 5, 20)
 
@@ -81,7 +87,7 @@ def test_uniform_values_fill_their_ranges():
 def test_the_default_is_ten_days_and_says_so(rows, capsys):
     assert seed.main([]) == 0
     assert capsys.readouterr().out == (
-        "14,400 rows inserted, 0 were there already and keep their values\n"
+        "14,400 rows inserted, 0 were there already: 0 had missing values filled, 0 that differ keep their values\n"
         "Fonte holds 14,400 rows from 2024-05-20 00:00 UTC to 2024-05-29 23:59 UTC\n"
     )
     expected = synthetic.turbine(START, 10, seeding.RANDOM_SEED)
@@ -94,7 +100,7 @@ def test_rows_that_are_there_keep_their_values(rows, capsys):
     seed.main(["--days", "2"])
     before = rows()
     assert seed.main(["--days", "3", "--profile", "uniform", "--random-seed", "7"]) == 0
-    told = "1,440 rows inserted, 2,880 were there already: 0 had a missing value filled, 2,880 differ and keep their"
+    told = "1,440 rows inserted, 2,880 were there already: 0 had missing values filled, 2,880 that differ keep their"
     assert told in capsys.readouterr().out
     after = rows()
     assert after[:2880] == before
@@ -186,16 +192,14 @@ def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path,
     }.items():
         (tmp_path / name).write_text(content)
     assert seed.main(["--csv", str(tmp_path / "wind.csv"), str(tmp_path / "power.csv")]) == 0
-    told = "2 rows inserted, 2 were there already: 2 had a missing value filled, 0 differ and keep their values\n"
+    told = "2 rows inserted, 2 were there already: 2 had missing values filled, 0 that differ keep their values\n"
     assert told in capsys.readouterr().out
     assert seed.main(["--csv", str(tmp_path / "corrected.csv")]) == 0
-    told = (
-        "0 rows inserted, 2 were there already: 0 had a missing value filled, 1 differ and keep their values; --replace"
-    )
+    told = "0 rows inserted, 2 were there already: 0 had missing values filled, 1 that differ keep their"
     assert told in capsys.readouterr().out
     assert rows("SELECT power FROM data ORDER BY timestamp") == [(10.0,), (20.0,)]
     assert seed.main(["--csv", str(tmp_path / "corrected.csv"), "--replace"]) == 0
-    assert "0 had a missing value filled, 1 differed and were overwritten\n" in capsys.readouterr().out
+    assert "0 had missing values filled, 1 that differ are overwritten\n" in capsys.readouterr().out
     assert rows("SELECT power FROM data ORDER BY timestamp") == [(11.0,), (20.0,)]
 
 
@@ -256,3 +260,104 @@ def test_a_long_seed_shows_progress_on_a_terminal_only(rows, capsys, monkeypatch
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     seed.main(["--days", "61"])
     assert capsys.readouterr().err == "\r60 of 61 days\r61 of 61 days\n"
+
+
+class Minutes:
+    """Stands for Event: it lets so many minutes pass, one each time it is waited for, and is then set."""
+
+    def __init__(self, clock, minutes):
+        self.clock, self.minutes = clock, minutes
+
+    def wait(self, timeout):
+        assert 0 < timeout <= 60
+        self.clock.moment += timedelta(minutes=1)
+        self.minutes -= 1
+        return self.minutes < 0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of day that seeding sees: its moment can be set."""
+
+    class Clock(datetime):
+        moment = datetime(2026, 3, 9, 12, 30, 17, tzinfo=UTC)
+
+        @classmethod
+        def now(cls, zone=None):
+            return cls.moment.astimezone(zone)
+
+    monkeypatch.setattr(seeding, "datetime", Clock)
+    return Clock
+
+
+@pytest.mark.parametrize(
+    ("last", "first_written"),
+    [
+        (None, datetime(2026, 2, 27, 12, 30, tzinfo=UTC)),
+        (datetime(2024, 5, 29, 23, 59, tzinfo=UTC), datetime(2026, 2, 27, 12, 30, tzinfo=UTC)),
+        (datetime(2026, 3, 9, 12, 10, tzinfo=UTC), datetime(2026, 3, 9, 12, 11, tzinfo=UTC)),
+        (datetime(2026, 3, 9, 12, 30, tzinfo=UTC), datetime(2026, 3, 9, 12, 31, tzinfo=UTC)),
+    ],
+)
+def test_a_live_turbine_fills_to_now_and_then_turns_each_minute(
+    rows, empty_fonte, make_pool, clock, last, first_written
+):
+    pool = make_pool(empty_fonte)
+    with pool.begin() as connection:
+        schema.create_absent(connection)
+        if last:
+            connection.execute(text("INSERT INTO data (timestamp) VALUES (:last)"), {"last": last})
+    written = sum(merged.inserted for merged in seeding.live(pool, "turbine", 7, Minutes(clock, 2)))
+    end = datetime(2026, 3, 9, 12, 33, tzinfo=UTC)
+    held = {timestamp: values for timestamp, *values in map(tuple, rows()) if timestamp != last}
+    assert len(held) == written == (end - first_written) // timedelta(minutes=1)
+    days = (end.date() - first_written.date()).days + 1
+    minutes, columns = synthetic.minutes(first_written.date(), days), synthetic.turbine(first_written.date(), days, 7)
+    made = dict(zip(minutes.tolist(), zip(*(values.tolist() for values in columns.values()), strict=True), strict=True))
+    assert held == {
+        moment.replace(tzinfo=UTC): list(values)
+        for moment, values in made.items()
+        if first_written <= moment.replace(tzinfo=UTC) < end
+    }
+
+
+def test_seed_live_tells_what_it_writes_until_it_is_interrupted(rows, empty_fonte, folder):
+    environment = {**bare(folder), "FONTE_DATABASE_URL": empty_fonte.render_as_string(hide_password=False)}
+    line = [sys.executable, "seed.py", "--live"]
+    with subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as live:
+        assert live.stdout.readline().startswith(b"14,401 rows inserted, 0 were there already")
+        assert live.stdout.readline().startswith(b"Fonte holds 14,401 rows from ")
+        live.send_signal(signal.SIGINT)
+        assert live.wait() == 130
+    assert len(rows()) == 14401
+
+
+def test_the_embedded_fonte_turns_while_a_live_connector_is_served_so_that_today_has_data(
+    tmp_path, monkeypatch, alvo, capsys
+):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path / "home"))
+    with local.base_url(live=True) as base_url:
+        period = httpx.get(f"{base_url}/period").json()
+        monkeypatch.setenv("FONTE_API_URL", base_url)
+        for word, days_ago in (("today", 0), ("yesterday", 1)):
+            for zone in ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"):
+                assert etl.main([word, "--timezone", zone]) == 0
+                day = datetime.now(ZoneInfo(zone)).date() - timedelta(days=days_ago)
+                assert capsys.readouterr().out.startswith(f"{day} {zone}")
+    last = datetime.fromisoformat(period["last_timestamp"])
+    assert period["first_timestamp"] == "2024-05-20T00:00:00Z"
+    assert datetime.now(UTC) - last < timedelta(minutes=2)
+    assert period["rows"] == 2 * 14400 + 1
+
+
+def test_a_live_turbine_that_stops_says_so_on_one_line(tmp_path, monkeypatch, capsys):
+    def breaking(*_):
+        yield "the first minutes"
+        raise DBAPIError("INSERT", {}, Exception("the disk is full"))
+
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(seeding, "live", breaking)
+    said = []
+    with local.base_url(live=True):
+        wait_until(lambda: said.append(capsys.readouterr().err) or any(said))
+    assert "".join(said) == "fonte: no minute is written any more: the disk is full\n"
