@@ -82,6 +82,16 @@ def alvo_database_url(given: str | None = None) -> URL:
     return _parsed("the given URL of Alvo", given) if given else _database_url("ALVO_DATABASE_URL", "alvo")
 
 
+def dagster_timezone() -> str:
+    """Return DAGSTER_TIMEZONE: the zone whose local days are Dagster's partitions; UTC by default."""
+    return _read("DAGSTER_TIMEZONE") or "UTC"
+
+
+def dagster_start_date() -> str | None:
+    """Return DAGSTER_START_DATE: the first of Dagster's partitions; None where it is unset."""
+    return _read("DAGSTER_START_DATE")
+
+
 def child_environment(**settings: str) -> dict[str, str]:
     """Return the environment for a process that is to have these settings."""
     return {**os.environ, **settings}

@@ -123,6 +123,13 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, value):
     assert settings.fonte_database_is_embedded()
 
 
+def test_the_partitions_of_dagster_have_settings(monkeypatch):
+    assert (settings.dagster_timezone(), settings.dagster_start_date()) == ("UTC", None)
+    monkeypatch.setenv("DAGSTER_TIMEZONE", "America/Sao_Paulo")
+    monkeypatch.setenv("DAGSTER_START_DATE", "2026-01-01")
+    assert (settings.dagster_timezone(), settings.dagster_start_date()) == ("America/Sao_Paulo", "2026-01-01")
+
+
 def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
     monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
     file = tmp_path / ".env"
