@@ -164,7 +164,7 @@ def test_the_launchpad_takes_the_run_configuration_as_it_is_written(ask, selecto
 
 
 def test_of_many_runs_at_once_two_ask_fonte(ask, selector, backfilled):
-    run_ids = [launched(ask, selector, "ten_minute_statistics_job", {"dagster/partition": day}, {}) for day in DAYS[:4]]
+    run_ids = [launched(ask, selector, "materialize_ten_minute_statistics", {"dagster/partition": day}, {}) for day in DAYS[:4]]
     runs = finished(ask, run_ids)
     assert {run["status"] for run in runs} == {"SUCCESS"}
     moments = sorted([(run["startTime"], 1) for run in runs] + [(run["endTime"], -1) for run in runs])

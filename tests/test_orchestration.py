@@ -1,15 +1,17 @@
 """Dagster in this process: days, ranges, ticks, failures and checks, over a real Fonte and a real Alvo."""
 
 import base64
+import io
 import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from sqlalchemy import text
 from support.faulty import answering, http
 from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, values_of_days_alone
@@ -17,10 +19,11 @@ from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, values_of_days
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
 
+from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
 from orchestration.dagster import resources  # noqa: E402
-from orchestration.dagster.definitions import defs  # noqa: E402
-from orchestration.dagster.quality import ASSET, CHECKS  # noqa: E402
+from orchestration.dagster.definitions import Range, defs  # noqa: E402
+from orchestration.dagster.quality import ASSET, CHECKS, COMPLETE  # noqa: E402
 
 DAY = "2024-05-21"
 EMPTY_DAY = "2024-06-21"
@@ -37,7 +40,7 @@ def instance(monkeypatch):
 
 @pytest.fixture
 def daily_job():
-    return defs.resolve_job_def("ten_minute_statistics_job")
+    return defs.resolve_job_def("materialize_ten_minute_statistics")
 
 
 @pytest.fixture
@@ -58,7 +61,14 @@ def events(run, kind):
 
 
 def materialised(run):
-    return {data.materialization.partition: data.materialization for data in events(run, Type.ASSET_MATERIALIZATION)}
+    """The materialization of each partition."""
+    made = [data.materialization for data in events(run, Type.ASSET_MATERIALIZATION)]
+    return {each.partition: each for each in made if each.asset_key == ASSET}
+
+
+def checked(run):
+    """Whether each check passed, by the day and its name."""
+    return {(data.partition, data.check_name): data.passed for data in events(run, Type.ASSET_CHECK_EVALUATION)}
 
 
 def figures(run, *names, day=DAY):
@@ -90,27 +100,69 @@ def test_a_partition_tells_what_it_did(materialise, fonte_api, alvo):
     assert told == (1440, 100.0, 144, 576)
     assert figures(run, "seconds")[0] > 0
     assert "1,440 of 1,440 samples (100.0%), 144 windows" in figures(run, "summary")[0]
-    picture = figures(run, "plot")[0].partition("base64,")[2].removesuffix(")")
-    assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
+    assert image(figures(run, "picture")[0]).format == "PNG"
+
+
+def image(markdown):
+    """The picture in Markdown."""
+    encoded = markdown.partition("base64,")[2].removesuffix(")")
+    return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+
+
+def test_metadata_begins_with_the_summary_and_the_pictures(materialise, fonte_api, alvo):
+    metadata = materialised(materialise())[DAY].metadata
+    assert list(metadata)[:4] == ["summary", "wind_speed (m/s)", "power (kW)", "picture"]
+
+
+@pytest.mark.parametrize(
+    "values", ["value", "random() * 1e6", "0", "CASE WHEN random() < 0.5 THEN 1.7e308 ELSE -1.7e308 END"]
+)
+def test_dagster_shows_the_small_pictures_in_place(materialise, connector, fonte_pool, alvo, monkeypatch, values):
+    """It puts Markdown of 1,000 characters and more behind a click."""
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"UPDATE data SET power = {values.replace('value', 'power')}"))
+    for name in ("wind_speed (m/s)", "power (kW)"):
+        (markdown,) = figures(materialise(), name)
+        assert len(markdown) < 1000
+        picture = image(markdown)
+        assert (picture.format, picture.height) == ("WEBP", 96)
+        assert picture.width > 20
+
+
+def test_a_small_picture_shows_a_gap_and_where_the_values_lie(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = CASE WHEN timestamp::time < '12:00' THEN 1 ELSE 9 END"))
+        connection.execute(text("DELETE FROM data WHERE timestamp::time >= '06:00' AND timestamp::time < '12:00'"))
+    picture = image(figures(materialise(), "power (kW)")[0]).convert("L")
+    dark = [[y for y in range(picture.height) if picture.getpixel((x, y)) < 128] for x in (10, 110, 200)]
+    assert dark == [[94, 95], [], [0, 1]]
+
+
+def test_a_variable_without_a_value_has_no_picture(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = NULL"))
+    metadata = materialised(materialise())[DAY].metadata
+    assert [name for name in ("wind_speed (m/s)", "power (kW)") if name in metadata] == ["wind_speed (m/s)"]
 
 
 def test_the_checks_of_a_whole_day_pass(materialise, fonte_api, alvo):
-    evaluations = events(materialise(), Type.ASSET_CHECK_EVALUATION)
-    assert {(check.check_name, check.partition, check.passed) for check in evaluations} == {
-        (name, DAY, True) for name in CHECKS
-    }
+    run = materialise()
+    assert checked(run) == {(DAY, name): True for name in CHECKS}
 
 
 @pytest.mark.parametrize(
     ("check", "damage"),
     [
-        ("rows_match_coverage", "DELETE FROM data WHERE timestamp = '2024-05-21 13:00Z'"),
-        ("rows_match_coverage", "INSERT INTO data SELECT '2024-05-21 12:00Z', id, 1 FROM signal"),
+        ("every_window_has_its_rows", "DELETE FROM data WHERE timestamp = '2024-05-21 13:00Z'"),
+        ("every_window_has_its_rows", "INSERT INTO data SELECT '2024-05-21 12:00Z', id, 1 FROM signal"),
         ("mean_between_min_and_max", "UPDATE data SET value = 1e9 FROM signal WHERE id = signal_id AND name ~ 'min'"),
         ("mean_between_min_and_max", "UPDATE data SET value = -1e9 FROM signal WHERE id = signal_id AND name ~ 'max'"),
-        ("no_nan", "UPDATE data SET value = 'infinity' FROM signal WHERE id = signal_id AND name ~ 'std'"),
-        ("fresh", "DELETE FROM data WHERE timestamp >= '2024-05-21 23:50Z'"),
-        ("fresh", "DELETE FROM data USING signal WHERE id = signal_id AND name ~ 'power'"),
+        ("values_are_finite", "UPDATE data SET value = 'infinity' FROM signal WHERE id = signal_id AND name ~ 'std'"),
+        (COMPLETE, "DELETE FROM data WHERE timestamp >= '2024-05-21 23:50Z'"),
+        (COMPLETE, "DELETE FROM data USING signal WHERE id = signal_id AND name ~ 'power'"),
     ],
 )
 def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, monkeypatch, alvo_pool, check, damage):
@@ -133,24 +185,35 @@ def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, 
     assert check in failed
 
 
-def test_a_day_that_stops_early_is_not_fresh(materialise, connector, fonte_pool, alvo, monkeypatch):
+def test_a_day_that_stops_early_is_not_complete(materialise, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET power = NULL WHERE timestamp >= '2024-05-21 23:50Z'"))
     checks = events(materialise(), Type.ASSET_CHECK_EVALUATION)
-    assert [(check.check_name, check.severity.value) for check in checks if not check.passed] == [("fresh", "WARN")]
+    assert [(check.check_name, check.severity.value) for check in checks if not check.passed] == [(COMPLETE, "WARN")]
 
 
 @pytest.mark.parametrize("variables", [["wind_speed"], ["ambient_temperature"]])
-def test_an_empty_day_is_skipped_with_its_reason(materialise, fonte_api, alvo, variables):
+def test_an_empty_day_says_why_and_only_warns(materialise, fonte_api, alvo, variables):
     run = materialise(EMPTY_DAY, variables=variables)
     assert run.success
-    (skipped,) = events(run, Type.ASSET_OBSERVATION)
-    reason = skipped.asset_observation.description
-    assert reason.startswith(f"{EMPTY_DAY} skipped: Fonte holds no finite sample of {variables[0]} from {EMPTY_DAY}")
-    assert materialised(run) == {}
-    assert events(run, Type.ASSET_CHECK_EVALUATION) == []
+    metadata = materialised(run)[EMPTY_DAY].metadata
+    assert metadata["empty"].value is True
+    assert metadata["reason"].value.startswith(f"Fonte holds no finite sample of {variables[0]} from {EMPTY_DAY}")
+    assert checked(run) == {(EMPTY_DAY, name): name != COMPLETE for name in CHECKS}
     assert alvo_values(alvo) is None
+
+
+def test_an_empty_day_that_alvo_holds_stays_and_fails_its_check(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    assert materialise().success
+    before = alvo_values(alvo)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data WHERE timestamp::date = '2024-05-21'"))
+    run = materialise()
+    assert run.success
+    assert checked(run)[DAY, "every_window_has_its_rows"] is False
+    assert alvo_values(alvo) == before
 
 
 def fonte_is_down(monkeypatch, port):
@@ -234,12 +297,12 @@ def test_a_range_is_one_run_and_each_day_its_own_partition(materialise, fonte_ap
     assert len(events(run, Type.ASSET_CHECK_EVALUATION)) == 10 * len(CHECKS)
 
 
-def test_an_empty_day_does_not_stop_a_range(materialise, fonte_api, alvo):
+def test_an_empty_day_does_not_stop_a_range_nor_hide_its_checks(materialise, fonte_api, alvo):
     run = materialise("2024-05-28", "2024-05-31")
     assert run.success
-    assert sorted(materialised(run)) == ["2024-05-28", "2024-05-29"]
-    skipped = [data.asset_observation.partition for data in events(run, Type.ASSET_OBSERVATION)]
-    assert skipped == ["2024-05-30", "2024-05-31"]
+    empty = {day: "empty" in done.metadata for day, done in materialised(run).items()}
+    assert empty == {"2024-05-28": False, "2024-05-29": False, "2024-05-30": True, "2024-05-31": True}
+    assert checked(run) == {(day, name): name != COMPLETE or not empty[day] for day in empty for name in CHECKS}
 
 
 def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api, alvo, monkeypatch):
@@ -259,7 +322,7 @@ def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api,
 def test_a_range_on_dask_gives_the_same_results(materialise, fonte_api, alvo, undisturbed):
     distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
     ) as cluster:
         run = materialise("2024-05-20", "2024-05-29", variables=["power"], dask=cluster.scheduler_address)
     assert run.success
@@ -324,34 +387,103 @@ def total(run):
     return output.metadata["total"].value
 
 
-def run_range(instance, first, last, **config):
-    run_config = {"ops": {"run_etl": {"config": {"start_date": first, "end_date": last, **config}}}}
+def run_range(instance, first, last, places, **config):
+    run_config = {
+        "ops": {"run_etl": {"config": {"start_date": first, "end_date": last, **config}}},
+        "resources": places,
+    }
     return defs.resolve_job_def("etl").execute_in_process(run_config, instance, raise_on_error=False)
 
 
-def test_a_range_goes_where_its_run_configuration_says(instance, shared_connector, make_database, monkeypatch):
+def resource(name, url):
+    return {name: {"config": {"url": url}}}
+
+
+def test_a_range_goes_where_its_resources_say(instance, shared_connector, make_database, monkeypatch):
     url = make_database()
-    config = {"api_url": shared_connector, "database_url": url.render_as_string(hide_password=False)}
-    run = run_range(instance, "2024-05-28", "2024-05-30", variables=["power"], **config)
+    monkeypatch.setenv("ELSEWHERE", url.render_as_string(hide_password=False))
+    places = resource("fonte", shared_connector) | resource("alvo", {"env": "ELSEWHERE"})
+    run = run_range(instance, "2024-05-28", "2024-05-30", places, variables=["power"])
     assert total(run) == "2 days: 1,152 values written, 0 unchanged, 0 removed"
     assert len(alvo_values(url)) == 1152
 
 
 @pytest.mark.parametrize(
-    ("dates", "config", "kind"),
+    ("dates", "places", "config", "kind"),
     [
-        (("2024-05-20", "today"), {}, "BadPeriod"),
-        (("2024-05-21", "2024-05-20"), {}, "BadPeriod"),
-        ((DAY, DAY), {"api_url": "localhost:8000"}, "SettingsError"),
-        ((DAY, DAY), {"database_url": "mysql://localhost"}, "SettingsError"),
-        ((DAY, DAY), {"days_at_once": 0}, "ValidationError"),
+        (("2024-05-20", "tomorrow"), {}, {}, "BadPeriod"),
+        (("2024-05-21", "2024-05-20"), {}, {}, "BadPeriod"),
+        ((DAY, DAY), resource("fonte", "localhost:8000"), {}, "SettingsError"),
+        ((DAY, DAY), resource("alvo", "mysql://localhost"), {}, "SettingsError"),
+        ((DAY, DAY), {}, {"days_at_once": 0}, "ValidationError"),
     ],
 )
-def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, dates, config, kind):
-    run = run_range(instance, *dates, **config)
+def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, dates, places, config, kind):
+    run = run_range(instance, *dates, places, **config)
     assert failure(run).cls_name == kind
     assert events(run, Type.STEP_UP_FOR_RETRY) == []
     assert alvo_values(alvo) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("alvo", "postgresql://user:secret@host/alvo"),
+        ("alvo", "postgresql://user:se/cret@host/alvo"),
+        ("alvo", "postgresql://host/alvo?user=u&password=secret"),
+        ("fonte", "http://user:secret@host:8000"),
+        ("fonte", "http://secret@host"),
+        ("fonte", "https://host/?api_token=secret"),
+        ("alvo", {"env": "NOT_SET"}),
+    ],
+)
+@pytest.mark.parametrize("job", ["etl", "materialize_ten_minute_statistics"])
+def test_a_secret_in_a_run_configuration_makes_no_run(instance, job, name, url):
+    """Dagster keeps the configuration of every run, and shows it."""
+    partition = {} if job == "etl" else {"partition_key": DAY}
+    with pytest.raises(SettingsError) as refused:
+        defs.resolve_job_def(job).execute_in_process({"resources": resource(name, url)}, instance, **partition)
+    assert "env: NAME" in str(refused.value) or "NOT_SET" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert instance.get_runs() == []
+
+
+@pytest.mark.parametrize(
+    "value", ["http://user:secret@127.0.0.1:{port}/?token=secret", "http://secret@127.0.0.1:{port}"]
+)
+def test_no_secret_of_a_setting_reaches_the_event_log(materialise, instance, alvo, refused_port, monkeypatch, value):
+    monkeypatch.setenv("FONTE_API_URL", value.format(port=refused_port))
+    run = materialise()
+    assert not run.success
+    assert f"Fonte at http://127.0.0.1:{refused_port}" in failure(run).message
+    assert "secret" not in "".join(map(str, instance.all_logs(run.run_id)))
+
+
+def test_the_launchpad_opens_with_yesterday_and_the_two_variables():
+    """Also on the days after the process has started: the word is read by the run."""
+    config = defs.resolve_job_def("etl").run_config
+    assert config["ops"]["run_etl"]["config"] == {
+        "start_date": "yesterday",
+        "end_date": "yesterday",
+        "variables": ["wind_speed", "power"],
+        "days_at_once": 2,
+    }
+
+
+def test_the_day_that_the_launchpad_opens_with_is_yesterday(instance, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    moved = "timestamp + (:day - timestamp::date) * interval '1 day'"
+    with fonte_pool.begin() as connection:
+        update = text(f"UPDATE data SET timestamp = {moved} WHERE timestamp::date = '2024-05-29'")
+        connection.execute(update, {"day": yesterday})
+    run = defs.resolve_job_def("etl").execute_in_process(instance=instance)
+    assert total(run) == "1 day: 1,152 values written, 0 unchanged, 0 removed"
+    assert {timestamp.date() for timestamp, _ in alvo_values(alvo)} == {yesterday}
+
+
+def test_the_field_of_the_last_day_says_that_it_is_carried_too():
+    assert "which is carried too" in Range.model_fields["end_date"].description
 
 
 def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, make_database, tmp_path, monkeypatch):

@@ -8,12 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from pathlib import Path
 
+import httpx
+
+from fonte.client import Client
 from fonte_alvo import command, settings
+from orchestration.dagster import resources
 from orchestration.dagster.resources import AlvoDatabase, FonteApi
 
 DEFINITIONS = "orchestration.dagster.definitions"
+LOOK_EVERY_S = 0.5
+# Partitions are listed a day each: one stray row of the year 1 would make 700,000.
+EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 def main() -> int:
@@ -36,19 +45,43 @@ def _serve(port: str) -> int:
         environment = settings.child_environment(
             FONTE_API_URL=str(http.base_url),
             ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False),
+            DAGSTER_START_DATE=str(_start_date(http)),
             DAGSTER_HOME=str(_dagster_home()),
             # `dg dev`, which it recommends instead, needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
         )
         line = [str(Path(sys.executable).with_name("dagster")), "dev", "--module-name", DEFINITIONS, "--port", port]
-        # Of a session of its own, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
+        # In another session, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
         with subprocess.Popen(line, env=environment, start_new_session=True) as dagster:
             try:
+                _announce(dagster, f"http://127.0.0.1:{port}")
                 return dagster.wait()
             except KeyboardInterrupt:
                 dagster.send_signal(signal.SIGINT)
                 dagster.wait()
                 return 130  # 128 + SIGINT, as a shell reports it
+
+
+def _announce(dagster: subprocess.Popen[bytes], url: str) -> None:
+    """Print the URL when a browser finds Dagster there; nothing where it ends before."""
+    while dagster.poll() is None:
+        try:
+            httpx.get(f"{url}/server_info", trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            with suppress(subprocess.TimeoutExpired):
+                dagster.wait(LOOK_EVERY_S)
+        else:
+            print(f"open {url}", flush=True)
+            return
+
+
+def _start_date(http: Client) -> date:
+    """Return DAGSTER_START_DATE, or the day on which Fonte's data start. Raises FonteError and SettingsError."""
+    # Here, where a setting that it cannot use is reported on one line.
+    from orchestration.dagster import partitions
+
+    held = None if settings.dagster_start_date() else resources.period(http)
+    return max(held.first, EARLIEST).astimezone(partitions.ZONE).date() if held else partitions.start()
 
 
 def _dagster_home() -> Path:
