@@ -9,14 +9,19 @@ from sqlalchemy import Engine
 
 from alvo.aggregation import STATISTICS
 from fonte import client
+from fonte_alvo.engine import DatabaseError
 from orchestration import day, days
 from orchestration.dagster import quality, resources
-from orchestration.dagster.partitions import DAYS, HOUR, ZONE
+from orchestration.dagster.partitions import DAYS, FIRST, HOUR, ZONE
 from orchestration.dagster.resources import AlvoDatabase, FonteApi, connected
 from orchestration.day import COLUMNS, Day, EmptyPeriod, Outcome
 
 # dagster.yaml says how many runs may ask Fonte at once.
 POOL = "fonte"
+# How long samples may come late.
+LATE_DAYS = 7
+# So that run monitoring's limit in dagster.yaml is far from what a run takes.
+DAYS_PER_RUN = 366
 
 
 class Options(dg.Config):
@@ -69,7 +74,7 @@ def observe_fonte(fonte: dg.ResourceParam[FonteApi]) -> Iterator[dg.ObserveResul
     deps=[quality.FONTE],
     group_name=quality.GROUP,
     partitions_def=DAYS,
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=dg.BackfillPolicy.multi_run(DAYS_PER_RUN),
     check_specs=quality.SPECS,
     owners=quality.OWNERS,
     kinds={"python"},
@@ -138,13 +143,33 @@ daily_job = dg.define_asset_job(
     [ten_minute_statistics],
     description="Materializes partitions of ten_minute_statistics: what the schedule `daily` runs.",
 )
-daily_schedule = dg.build_schedule_from_partitioned_job(
-    daily_job,
+
+
+@dg.schedule(
+    job=daily_job,
     name="daily",
-    description=f"Every day at {HOUR:02}:00 in {ZONE.key}, for the day before.",
-    hour_of_day=HOUR,
+    cron_schedule=f"0 {HOUR} * * *",
+    execution_timezone=ZONE.key,
+    description=f"Every day at {HOUR:02}:00 in {ZONE.key}: the day before, and late ones of the last {LATE_DAYS}.",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
+def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Ask for a run of the day before, and of each recent day that Alvo records as incomplete."""
+    tick = context.scheduled_execution_time.astimezone(ZONE).date()
+    yesterday = tick - timedelta(days=1)
+    if yesterday < FIRST:
+        yield dg.SkipReason(f"the first day that is a partition, {FIRST}, is not over yet")
+        return
+    yield dg.RunRequest(str(yesterday), partition_key=str(yesterday))
+    try:
+        late = quality.incomplete(AlvoDatabase(), max(FIRST, tick - timedelta(days=LATE_DAYS)), yesterday)
+    except DatabaseError as error:
+        # The run of the day before tries again, and fails with the reason.
+        context.log.warning(f"no late day is asked for: {error}")
+        return
+    for each in late:
+        yield dg.RunRequest(f"{each} on {tick}", partition_key=str(each), tags={"late": "true"})
+
 
 defs = dg.Definitions(
     assets=[observe_fonte, ten_minute_statistics, quality.ALVO],

@@ -32,6 +32,7 @@ def start() -> date:
 
 
 ZONE = zone()
-DAYS = dg.DailyPartitionsDefinition(start_date=start().isoformat(), timezone=ZONE.key)
+FIRST = start()
+DAYS = dg.DailyPartitionsDefinition(start_date=FIRST.isoformat(), timezone=ZONE.key)
 # A UTC day is over in Sao Paulo, too, at 03:00 there; a site's own day is loaded at 03:00 at the site.
 HOUR = 6 if ZONE.key == "UTC" else 3

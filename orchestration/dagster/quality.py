@@ -2,11 +2,11 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 import numpy as np
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
 
 from alvo import plot, screen
 from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
@@ -14,7 +14,7 @@ from fonte_alvo import engine
 from orchestration import day as one
 from orchestration.dagster import thumbnail
 from orchestration.dagster.partitions import DAYS, HOUR, ZONE
-from orchestration.dagster.resources import Period
+from orchestration.dagster.resources import AlvoDatabase, Period
 from orchestration.day import SAMPLE_INTERVAL, Day, EmptyPeriod, Outcome
 
 ASSET = dg.AssetKey("ten_minute_statistics")
@@ -56,6 +56,11 @@ CHECKS = {
 }
 WARNINGS = {COMPLETE}
 SPECS = [dg.AssetCheckSpec(name, asset=ASSET, description=CHECKS[name], partitions_def=DAYS) for name in CHECKS]
+
+INCOMPLETE = text("""
+    SELECT period_start FROM load
+    WHERE period_start >= :first AND period_start < :end AND (samples < expected OR finished_at < period_end)
+""")
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 Metadata = Mapping[str, dg.MetadataValue | int | float]
@@ -108,6 +113,18 @@ def _held(alvo: Engine, day: Day, variables: Sequence[str]) -> tuple[Timestamps,
         if not inspect(alvo).has_table("data"):
             return np.empty(0, "datetime64[us]"), {name: np.empty(0) for name in names}, 0
         return screen.values(alvo, day.start, day.end, names)
+
+
+def incomplete(alvo: AlvoDatabase, first: date, end: date) -> list[date]:
+    """Return the days from first on, before end, that Alvo records with too few samples, or loaded too early.
+
+    Raises SettingsError and DatabaseError.
+    """
+    bounds = {"first": datetime.combine(first, time(), ZONE), "end": datetime.combine(end, time(), ZONE)}
+    with engine.failures("Alvo", "check ALVO_DATABASE_URL"), alvo.connect(1) as pool, pool.connect() as connection:
+        if not inspect(connection).has_table("load"):
+            return []
+        return sorted({start.astimezone(ZONE).date() for start in connection.scalars(INCOMPLETE, bounds)})
 
 
 def _evaluations(day: Day, checked: Checked) -> Iterator[Event]:
