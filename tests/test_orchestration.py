@@ -1,13 +1,16 @@
 """Dagster in this process: days, ranges, ticks, failures and checks, over a real Fonte and a real Alvo."""
 
 import base64
+import importlib
 import io
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -23,7 +26,8 @@ from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
 from orchestration.dagster import resources  # noqa: E402
 from orchestration.dagster.definitions import Range, defs  # noqa: E402
-from orchestration.dagster.quality import ASSET, CHECKS, COMPLETE  # noqa: E402
+from orchestration.dagster.quality import ALVO, ASSET, CHECKS, COMPLETE, FONTE  # noqa: E402
+from orchestration.dagster.resources import FonteApi  # noqa: E402
 
 DAY = "2024-05-21"
 EMPTY_DAY = "2024-06-21"
@@ -360,12 +364,190 @@ def test_a_tick_runs_the_day_before(daily_job, instance, fonte_api, alvo, make_d
     assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [day, day])
 
 
+def tick_of(schedule, instance, moment):
+    with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
+        return schedule.evaluate_tick(context).run_requests
+
+
+LOADS = """CREATE TABLE load (
+    period_start timestamptz, period_end timestamptz, variable text, statistics text[], samples integer,
+    expected integer, finished_at timestamptz, PRIMARY KEY (period_start, period_end, variable)
+)"""
+
+
+def record(pool, day, samples=1440, finished="2024-06-01", variable="power"):
+    """Record a load as alvo.load does."""
+    row = {"day": day, "samples": samples, "finished": finished, "variable": variable}
+    with pool.begin() as connection:
+        connection.execute(text(LOADS.replace("TABLE", "TABLE IF NOT EXISTS")))
+        period = "CAST(:day AS timestamptz), CAST(:day AS timestamptz) + interval '1 day'"
+        values = f"{period}, :variable, '{{mean}}', :samples, 1440, :finished"
+        connection.execute(text(f"INSERT INTO load VALUES ({values})"), row)
+
+
+def test_a_tick_asks_for_the_late_days_of_the_last_seven_too(instance, alvo_pool):
+    record(alvo_pool, "2024-05-22", samples=1)  # too long ago
+    record(alvo_pool, "2024-05-23", samples=1439)
+    record(alvo_pool, "2024-05-24")
+    record(alvo_pool, "2024-05-25", finished="2024-05-25 12:00Z")  # before the day was over
+    record(alvo_pool, "2024-05-26", samples=0, variable="wind_speed")
+    record(alvo_pool, "2024-05-26", samples=1)
+    record(alvo_pool, "2024-05-29", samples=1)  # asked for anyway
+    requests = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
+    assert [request.partition_key for request in requests] == ["2024-05-29", "2024-05-23", "2024-05-25", "2024-05-26"]
+    assert len({request.run_key for request in requests}) == 4
+
+
+def test_a_late_day_is_asked_for_at_each_tick(instance, alvo_pool):
+    """Dagster starts no second run for a run key."""
+    record(alvo_pool, "2024-05-26", samples=1)
+    schedule = defs.resolve_schedule_def("daily")
+    first, second = (tick_of(schedule, instance, datetime(2024, 5, day, 6, tzinfo=UTC))[1] for day in (29, 30))
+    assert first.partition_key == second.partition_key == "2024-05-26"
+    assert first.run_key != second.run_key
+
+
+def test_a_tick_asks_for_the_day_before_where_alvo_is_away(instance, monkeypatch, refused_port):
+    alvo_is_down(monkeypatch, refused_port)
+    (request,) = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
+    assert request.partition_key == "2024-05-29"
+
+
 def test_a_tick_before_the_first_day_is_over_says_why_it_runs_nothing(instance):
     moment = datetime(2024, 5, 20, 6, tzinfo=UTC)
     with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
         result = defs.resolve_schedule_def("daily").evaluate_tick(context)
     assert result.run_requests == []
     assert result.skip_message
+
+
+@pytest.fixture
+def load_definitions(monkeypatch):
+    """Load the definitions anew, with settings."""
+
+    def load(**settings):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        for name in ("partitions", "quality", "definitions"):
+            monkeypatch.delitem(sys.modules, f"orchestration.dagster.{name}")
+            monkeypatch.delattr(f"orchestration.dagster.{name}")
+        # As the package does, when it is loaded first.
+        for kind in (dg.BetaWarning, dg.PreviewWarning):
+            warnings.filterwarnings("ignore", category=kind)
+        return importlib.import_module("orchestration.dagster.definitions").defs
+
+    return load
+
+
+def test_partitions_can_be_the_local_days_of_a_site(load_definitions, instance, fonte_api, alvo, make_database):
+    zone = "America/Sao_Paulo"
+    local = load_definitions(DAGSTER_TIMEZONE=zone)
+    schedule = local.resolve_schedule_def("daily")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", zone)
+    (request,) = tick_of(schedule, instance, datetime(2024, 5, 22, 3, tzinfo=ZoneInfo(zone)))
+    job = local.resolve_job_def("materialize_ten_minute_statistics")
+    run = job.execute_in_process(partition_key=request.partition_key, instance=instance)
+    assert list(materialised(run)) == [DAY]
+    assert checked(run) == {(DAY, name): True for name in CHECKS}
+    assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [DAY, DAY, "--timezone", zone])
+
+
+def test_the_days_of_a_zone_are_those_of_its_clocks(load_definitions):
+    """Both days on which clocks change are partitions, and one whose midnight does not exist."""
+    local = load_definitions(DAGSTER_TIMEZONE="America/Sao_Paulo", DAGSTER_START_DATE="2018-02-01")
+    days = local.resolve_asset_graph().get(ASSET).partitions_def.get_partition_keys()
+    assert days[0] == "2018-02-01"
+    assert {"2018-02-17", "2018-02-18", "2018-11-04"} <= set(days)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DAGSTER_TIMEZONE", "America/Brasilia"),
+        ("DAGSTER_TIMEZONE", "/etc/localtime"),
+        ("DAGSTER_TIMEZONE", "America"),
+        ("DAGSTER_START_DATE", "yesterday"),
+    ],
+)
+def test_the_one_command_names_a_setting_of_partitions_that_it_cannot_use(run_command, fonte_api, alvo, name, value):
+    known = {"FONTE_API_URL": fonte_api, "ALVO_DATABASE_URL": os.environ["ALVO_DATABASE_URL"]}
+    run = run_command("-m", "orchestration.dagster", **known, **{name: value})
+    assert (run.returncode, run.stdout) == (2, "")
+    assert len(run.stderr.splitlines()) == 1
+    assert f"{name} is '{value}'" in run.stderr
+
+
+def test_the_connector_reports_where_its_data_start(fonte_api):
+    with FonteApi().connect() as http:
+        held = resources.period(http)
+    assert (held.first, held.last) == (datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 29, 23, 59, tzinfo=UTC))
+    assert held.rows == 14_400
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(404),
+        http(body=[]),
+        http(body={"first_timestamp": None, "last_timestamp": None, "rows": 0}),
+        http(body={"first_timestamp": "soon", "last_timestamp": "later", "rows": 1}),
+    ],
+)
+def test_a_period_that_the_connector_does_not_report_is_none(answer):
+    with answering(http(), answer) as server, FonteApi(server.url).connect() as connection:
+        assert resources.period(connection) is None
+
+
+def test_a_naive_period_is_utc():
+    body = {"first_timestamp": "2024-05-20T00:00:00", "last_timestamp": "2024-05-21T00:00:00Z", "rows": 1}
+    with answering(http(), http(body=body)) as server, FonteApi(server.url).connect() as connection:
+        assert resources.period(connection).first == datetime(2024, 5, 20, tzinfo=UTC)
+
+
+def test_the_run_and_a_click_observe_what_fonte_holds(materialise, instance, fonte_api, alvo):
+    click = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={FONTE.key})
+    for made in (materialise(), click.execute_in_process(instance=instance)):
+        (observed,) = [data.asset_observation for data in events(made, Type.ASSET_OBSERVATION)]
+        assert observed.asset_key == FONTE.key
+        assert observed.metadata["dagster/row_count"].value == 14_400
+        assert observed.metadata["first_timestamp"].value == datetime(2024, 5, 20, tzinfo=UTC).timestamp()
+
+
+def test_the_graph_leads_from_fontes_data_to_alvos():
+    graph = defs.resolve_asset_graph()
+    assert graph.get(ASSET).parent_keys == {FONTE.key}
+    assert graph.get(ALVO.key).parent_keys == {ASSET}
+    for node in map(graph.get, (FONTE.key, ASSET, ALVO.key)):
+        assert node.description
+        assert node.owners
+        assert node.kinds
+
+
+def test_only_the_day_before_today_makes_alvo_fresh(materialise, connector, fonte_pool, alvo, monkeypatch):
+    """A load of old data says nothing about the newest."""
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    yesterday, today = (datetime.now(UTC).date() - timedelta(days=days) for days in (1, 0))
+    with fonte_pool.begin() as connection:
+        connection.execute(text(shifted("2024-05-29", yesterday)))
+        connection.execute(text(shifted("2024-05-28", yesterday - timedelta(days=1))))
+        connection.execute(text(f"DELETE FROM data WHERE timestamp::date = '{today}'"))
+    fresh = [loaded(materialise(str(day))) for day in (DAY, yesterday - timedelta(days=1), yesterday)]
+    assert fresh == [False, False, True]
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"DELETE FROM data WHERE timestamp >= '{yesterday} 23:50Z'"))
+    assert not loaded(materialise(str(yesterday)))
+
+
+def loaded(run):
+    """Whether a run made Alvo's data fresh."""
+    made = [data.materialization.asset_key for data in events(run, Type.ASSET_MATERIALIZATION)]
+    return ALVO.key in made
+
+
+def shifted(day, to):
+    """SQL that moves a day of Fonte."""
+    moved = f"timestamp + ('{to}' - timestamp::date) * interval '1 day'"
+    return f"UPDATE data SET timestamp = {moved} WHERE timestamp::date = '{day}'"
 
 
 def test_the_schedule_is_on_and_fires_at_three_in_sao_paulo():
@@ -473,10 +655,8 @@ def test_the_launchpad_opens_with_yesterday_and_the_two_variables():
 def test_the_day_that_the_launchpad_opens_with_is_yesterday(instance, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
-    moved = "timestamp + (:day - timestamp::date) * interval '1 day'"
     with fonte_pool.begin() as connection:
-        update = text(f"UPDATE data SET timestamp = {moved} WHERE timestamp::date = '2024-05-29'")
-        connection.execute(update, {"day": yesterday})
+        connection.execute(text(shifted("2024-05-29", yesterday)))
     run = defs.resolve_job_def("etl").execute_in_process(instance=instance)
     assert total(run) == "1 day: 1,152 values written, 0 unchanged, 0 removed"
     assert {timestamp.date() for timestamp, _ in alvo_values(alvo)} == {yesterday}

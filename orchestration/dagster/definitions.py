@@ -160,7 +160,7 @@ def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequ
     if yesterday < FIRST:
         yield dg.SkipReason(f"the first day that is a partition, {FIRST}, is not over yet")
         return
-    yield dg.RunRequest(str(yesterday), partition_key=str(yesterday))
+    yield _request(yesterday, str(yesterday))
     try:
         late = quality.incomplete(AlvoDatabase(), max(FIRST, tick - timedelta(days=LATE_DAYS)), yesterday)
     except DatabaseError as error:
@@ -168,7 +168,12 @@ def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequ
         context.log.warning(f"no late day is asked for: {error}")
         return
     for each in late:
-        yield dg.RunRequest(f"{each} on {tick}", partition_key=str(each), tags={"late": "true"})
+        yield _request(each, f"{each} on {tick}")
+
+
+def _request(day: date, run_key: str) -> dg.RunRequest:
+    """Ask for a run of a day; Dagster starts one for a run key."""
+    return dg.RunRequest(run_key, partition_key=str(day), tags={"dagster/partition": str(day)})
 
 
 defs = dg.Definitions(
