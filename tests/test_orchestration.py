@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -12,15 +13,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import psutil
 import pytest
 import yaml
 from PIL import Image
 from sqlalchemy import text
 from support.faulty import answering, http
-from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, values_of_days_alone
+from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, bare, values_of_days_alone
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
+import grpc  # noqa: E402
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
 from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
@@ -704,6 +708,25 @@ def test_the_one_command_names_a_setting_that_it_cannot_use(run_command, fonte_a
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
     assert name in run.stderr
+
+
+def test_a_code_server_starts_its_partitions_where_fontes_data_start(connector, fonte_pool, alvo, folder):
+    """As compose.yaml has it."""
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data WHERE timestamp < '2024-05-25 01:00Z'"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "orchestration.dagster", "--code-server", "127.0.0.1", "--port", str(port)]
+    environment = bare(folder) | {"FONTE_API_URL": connector, "DAGSTER_TIMEZONE": "Asia/Tokyo"}
+    with (
+        subprocess.Popen(command, cwd=folder, env=environment) as process,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        asked = health_pb2.HealthCheckRequest(service="DagsterApi")
+        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=60, wait_for_ready=True)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert psutil.Process(process.pid).environ()["DAGSTER_START_DATE"] == "2024-05-25"
+        process.terminate()
 
 
 @pytest.mark.parametrize(("goes", "code"), [(fonte_is_down, 3), (alvo_is_down, 4)])

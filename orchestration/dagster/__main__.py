@@ -1,9 +1,11 @@
 """The connector, the databases and Dagster in one command; Ctrl-C stops them all.
 
 FONTE_API_URL and ALVO_DATABASE_URL name services of your own; what is unset is started here. Dagster keeps its runs
-in the folder .dagster of FONTE_ALVO_HOME.
+in the folder .dagster of FONTE_ALVO_HOME. Partitions start where Fonte's data start, unless DAGSTER_START_DATE says
+otherwise.
 """
 
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from fonte_alvo import command, settings
 from orchestration.dagster import resources
 from orchestration.dagster.resources import AlvoDatabase, FonteApi
 
+DAGSTER = Path(sys.executable).with_name("dagster")
 DEFINITIONS = "orchestration.dagster.definitions"
 LOOK_EVERY_S = 0.5
 # Partitions are listed a day each: one stray row of the year 1 would make 700,000.
@@ -29,9 +32,22 @@ def main() -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="python -m orchestration.dagster", description=__doc__)
     parser.add_argument("--port", default="3000", help="where the browser finds Dagster; default: %(default)s")
+    parser.add_argument("--code-server", metavar="HOST", help="serve only the definitions, on --port of this host")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     options = parser.parse_args()
-    return command.run("python -m orchestration.dagster", lambda: _serve(options.port), debug=options.debug)
+
+    def act() -> int:
+        return _serve_code(options.code_server, options.port) if options.code_server else _serve(options.port)
+
+    return command.run("python -m orchestration.dagster", act, debug=options.debug)
+
+
+def _serve_code(host: str, port: str) -> int:
+    """Become a code server, for a daemon and a webserver elsewhere; DAGSTER_HOME is theirs."""
+    with FonteApi().connect() as http:
+        environment = settings.child_environment(DAGSTER_START_DATE=str(_start_date(http)))
+    line = [str(DAGSTER), "api", "grpc", "--module-name", DEFINITIONS, "--host", host, "--port", port]
+    os.execve(DAGSTER, line, environment)
 
 
 def _serve(port: str) -> int:
@@ -50,7 +66,7 @@ def _serve(port: str) -> int:
             # `dg dev`, which it recommends instead, needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
         )
-        line = [str(Path(sys.executable).with_name("dagster")), "dev", "--module-name", DEFINITIONS, "--port", port]
+        line = [str(DAGSTER), "dev", "--module-name", DEFINITIONS, "--port", port]
         # In another session, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
         with subprocess.Popen(line, env=environment, start_new_session=True) as dagster:
             try:
