@@ -21,7 +21,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="tox -e orchestra
 
 from dagster._core.scheduler.instigation import ScheduleInstigatorData  # noqa: E402
 
-from orchestration.dagster.quality import CHECKS  # noqa: E402
+from orchestration.dagster.quality import CHECKS, COMPLETE  # noqa: E402
 
 ASSET = "/assets/ten_minute_statistics"
 TODAY = datetime.now(UTC).date()
@@ -279,6 +279,10 @@ def test_the_browser_shows_the_checks_of_good_days_beside_those_of_an_empty_one(
         page.get_by_text(name, exact=True).first.wait_for()
     page.get_by_text(f"Checks ({len(CHECKS)})").wait_for()
     assert page.get_by_text("Succeeded").count() == len(CHECKS)
+    page.goto(f"{ASSET}?view=checks&checkDetail={COMPLETE}")
+    page.get_by_role("tab", name="Partitions").last.click()
+    page.get_by_text(re.compile(r"^Passed \((8|1\d)\)")).wait_for()
+    page.get_by_text("Failed (2)", exact=True).wait_for()
 
 
 def test_the_launchpad_of_the_job_opens_filled_and_without_an_error(page, ask, selector):

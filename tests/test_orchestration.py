@@ -30,6 +30,7 @@ from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
 from orchestration.dagster import resources  # noqa: E402
 from orchestration.dagster.definitions import Range, defs  # noqa: E402
+from orchestration.dagster.partitions import DAYS  # noqa: E402
 from orchestration.dagster.quality import ALVO, ASSET, CHECKS, COMPLETE, FONTE  # noqa: E402
 from orchestration.dagster.resources import FonteApi  # noqa: E402
 
@@ -311,6 +312,19 @@ def test_an_empty_day_does_not_stop_a_range_nor_hide_its_checks(materialise, fon
     empty = {day: "empty" in done.metadata for day, done in materialised(run).items()}
     assert empty == {"2024-05-28": False, "2024-05-29": False, "2024-05-30": True, "2024-05-31": True}
     assert checked(run) == {(day, name): name != COMPLETE or not empty[day] for day in empty for name in CHECKS}
+
+
+def test_the_checks_of_each_day_are_those_of_its_latest_materialization(materialise, instance, fonte_api, alvo):
+    """Others count as missing in the UI."""
+    for _ in range(2):
+        materialise("2024-05-28", "2024-05-31")
+    keys = [(dg.AssetCheckKey(ASSET, name), DAYS) for name in CHECKS]
+    for key, state in instance.event_log_storage.get_asset_check_state(keys).items():
+        days = {status.name: subset.subset_value for status, subset in state.subsets.items() if not subset.is_empty}
+        shown = {status: sorted(subset.get_partition_keys()) for status, subset in days.items()}
+        good, empty = ["2024-05-28", "2024-05-29"], ["2024-05-30", "2024-05-31"]
+        expected = {"SUCCEEDED": good, "FAILED": empty} if key.name == COMPLETE else {"SUCCEEDED": good + empty}
+        assert shown == expected
 
 
 def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api, alvo, monkeypatch):

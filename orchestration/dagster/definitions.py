@@ -96,9 +96,9 @@ def ten_minute_statistics(
         for each, done in _carried(_between(keys.start, keys.end), config, http, engine):
             _log(context.op_execution_context, each, done)
             if isinstance(done, EmptyPeriod):
-                yield from quality.empty(each, config.variables, done, engine)
+                yield from quality.empty(context.instance, each, config.variables, done, engine)
             else:
-                yield from quality.events(each, done, engine, known)
+                yield from quality.events(context.instance, each, done, engine, known)
     for spec in quality.SPECS:
         # Its evaluations are made above, a partition each.
         yield dg.Output(None, spec.get_python_identifier())

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 import numpy as np
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from sqlalchemy import Engine, inspect, text
 
 from alvo import plot, screen
@@ -75,17 +76,21 @@ def held(period: Period | None) -> Metadata:
     return {"first_timestamp": first, "last_timestamp": last, "dagster/row_count": period.rows}
 
 
-def empty(day: Day, variables: Sequence[str], reason: EmptyPeriod, alvo: Engine) -> Iterator[Event]:
+def empty(
+    instance: dg.DagsterInstance, day: Day, variables: Sequence[str], reason: EmptyPeriod, alvo: Engine
+) -> Iterator[Event]:
     """Yield an empty day: a materialization of nothing, for without one a backfill fails, and its checks.
 
     Raises DatabaseError.
     """
     metadata: dict[str, bool | str] = {"empty": True, "reason": f"{reason}; Alvo stays as it was"}
     yield dg.AssetMaterialization(ASSET, metadata=metadata, partition=str(day.date))
-    yield from _evaluations(day, _checked(day, dict.fromkeys(variables, 0), *_held(alvo, day, variables)))
+    yield from _evaluations(instance, day, _checked(day, dict.fromkeys(variables, 0), *_held(alvo, day, variables)))
 
 
-def events(day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]) -> Iterator[Event]:
+def events(
+    instance: dg.DagsterInstance, day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]
+) -> Iterator[Event]:
     """Yield a day's materialization, with its figures and pictures, and its checks, all of what Alvo holds now.
 
     units: of the variables, where they are known. Raises DatabaseError.
@@ -101,7 +106,7 @@ def events(day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]) -> I
     }
     yield dg.AssetMaterialization(ASSET, metadata=metadata, partition=str(day.date))
     checked = _checked(day, done.windows, window_starts, signals, not_finite)
-    yield from _evaluations(day, checked)
+    yield from _evaluations(instance, day, checked)
     if checked[COMPLETE][0] and timedelta() <= datetime.now(UTC) - day.end < timedelta(days=1):
         yield dg.AssetMaterialization(ALVO.key, metadata={"loaded": str(day.date)})
 
@@ -127,11 +132,17 @@ def incomplete(alvo: AlvoDatabase, first: date, end: date) -> list[date]:
         return sorted({start.astimezone(ZONE).date() for start in connection.scalars(INCOMPLETE, bounds)})
 
 
-def _evaluations(day: Day, checked: Checked) -> Iterator[Event]:
+def _evaluations(instance: dg.DagsterInstance, day: Day, checked: Checked) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield the checks of a day that is materialized; Dagster shows those alone that name its materialization."""
+    key = str(day.date)
+    latest = dg.AssetRecordsFilter(ASSET, asset_partitions=[key])
+    (made,) = instance.fetch_materializations(latest, limit=1).records
+    target = AssetCheckEvaluationTargetMaterializationData(
+        storage_id=made.storage_id, run_id=made.run_id, timestamp=made.timestamp
+    )
     for name, (passed, metadata) in checked.items():
         severity = dg.AssetCheckSeverity.WARN if name in WARNINGS else dg.AssetCheckSeverity.ERROR
-        key = str(day.date)
-        yield dg.AssetCheckEvaluation(ASSET, name, passed, metadata, severity=severity, partition=key)
+        yield dg.AssetCheckEvaluation(ASSET, name, passed, metadata, target, severity, partition=key)
 
 
 def _picture(day: Day, window_starts: Timestamps, signals: Mapping[str, Values], axes: Mapping[str, str]) -> str:
