@@ -116,11 +116,11 @@ def variables(http: Client) -> dict[str, Variable]:
     """Ask the connector once for its variables, by name; empty where it describes none, as another server may."""
     if http.variables is None:
         try:
-            told = json.loads(_ask(http, "columns"))
+            told = json.loads(ask(http, "columns")[1])
             ranges = {str(each["name"]): (each.get("lowest", "-inf"), each.get("highest", "inf")) for each in told}
             units = {str(each["name"]): str(each["unit"]) for each in told}
             http.variables = {name: Variable(units[name], *map(float, ranges[name])) for name in units}
-        except (httpx.HTTPError, BadAnswer, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (httpx.HTTPError, FonteError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             http.variables = {}
     return http.variables
 
@@ -128,16 +128,23 @@ def variables(http: Client) -> dict[str, Variable]:
 def period(http: Client) -> str:
     """Ask the connector for the period that it holds, in words; empty where it tells none."""
     try:
-        told = json.loads(_ask(http, "period"))
+        told = json.loads(ask(http, "period")[1])
         first, last = (_moment(told[f"{bound}_timestamp"]) for bound in ("first", "last"))
         return f"Fonte holds {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
-    except (httpx.HTTPError, BadAnswer, ValueError, KeyError, TypeError, RecursionError):
+    except (httpx.HTTPError, FonteError, BadAnswer, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
-def _ask(http: Client, route: str) -> bytearray:
-    with http.stream("GET", route, headers=HEADERS) as response:
-        return _read(response, MAX_ERROR_BYTES, monotonic())
+def ask(http: Client, route: str) -> tuple[int, bytes]:
+    """Ask the connector for a small answer; return its status and its body, cut at MAX_ERROR_BYTES or a little more.
+
+    Raises httpx.HTTPError, and FonteError where the answer takes too long.
+    """
+    try:
+        with http.stream("GET", route, headers=HEADERS) as response:
+            return response.status_code, bytes(_read(response, MAX_ERROR_BYTES, monotonic()))
+    except BadAnswer as error:
+        raise FonteError(f"Fonte at {shown_url(http.base_url)} failed: {error}") from error
 
 
 def _through_proxy(url: httpx.URL, error: Exception) -> str:

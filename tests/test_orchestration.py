@@ -1,27 +1,39 @@
 """Dagster in this process: days, ranges, ticks, failures and checks, over a real Fonte and a real Alvo."""
 
 import base64
+import importlib
+import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from datetime import UTC, datetime
+import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import psutil
 import pytest
 import yaml
+from PIL import Image
 from sqlalchemy import text
 from support.faulty import RESET, answering, http
-from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, values_of_days_alone
+from support.project import ROOT, SCRIPTS, SETTINGS, alvo_values, bare, values_of_days_alone
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
+import grpc  # noqa: E402
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
 from fonte.client import FonteError  # noqa: E402
+from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
 from orchestration.dagster import resources  # noqa: E402
-from orchestration.dagster.definitions import defs  # noqa: E402
-from orchestration.dagster.quality import ASSET, CHECKS  # noqa: E402
+from orchestration.dagster.definitions import Range, defs  # noqa: E402
+from orchestration.dagster.partitions import DAYS  # noqa: E402
+from orchestration.dagster.quality import ALVO, ASSET, CHECKS, COMPLETE, FONTE  # noqa: E402
+from orchestration.dagster.resources import FonteApi  # noqa: E402
 
 DAY = "2024-05-21"
 EMPTY_DAY = "2024-06-21"
@@ -38,7 +50,7 @@ def instance(monkeypatch):
 
 @pytest.fixture
 def daily_job():
-    return defs.resolve_job_def("ten_minute_statistics_job")
+    return defs.resolve_job_def("materialize_ten_minute_statistics")
 
 
 @pytest.fixture
@@ -59,7 +71,14 @@ def events(run, kind):
 
 
 def materialised(run):
-    return {data.materialization.partition: data.materialization for data in events(run, Type.ASSET_MATERIALIZATION)}
+    """The materialization of each partition."""
+    made = [data.materialization for data in events(run, Type.ASSET_MATERIALIZATION)]
+    return {each.partition: each for each in made if each.asset_key == ASSET}
+
+
+def checked(run):
+    """Whether each check passed, by the day and its name."""
+    return {(data.partition, data.check_name): data.passed for data in events(run, Type.ASSET_CHECK_EVALUATION)}
 
 
 def figures(run, *names, day=DAY):
@@ -91,27 +110,69 @@ def test_a_partition_tells_what_it_did(materialise, fonte_api, alvo):
     assert told == (1440, 100.0, 144, 576)
     assert figures(run, "seconds")[0] > 0
     assert "1,440 of 1,440 samples (100.0%), 144 windows" in figures(run, "summary")[0]
-    picture = figures(run, "plot")[0].partition("base64,")[2].removesuffix(")")
-    assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
+    assert image(figures(run, "picture")[0]).format == "PNG"
+
+
+def image(markdown):
+    """The picture in Markdown."""
+    encoded = markdown.partition("base64,")[2].removesuffix(")")
+    return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+
+
+def test_metadata_begins_with_the_summary_and_the_pictures(materialise, fonte_api, alvo):
+    metadata = materialised(materialise())[DAY].metadata
+    assert list(metadata)[:4] == ["summary", "wind_speed (m/s)", "power (kW)", "picture"]
+
+
+@pytest.mark.parametrize(
+    "values", ["value", "random() * 1e6", "0", "CASE WHEN random() < 0.5 THEN 1.7e308 ELSE -1.7e308 END"]
+)
+def test_dagster_shows_the_small_pictures_in_place(materialise, connector, fonte_pool, alvo, monkeypatch, values):
+    """It puts Markdown of 1,000 characters and more behind a click."""
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"UPDATE data SET power = {values.replace('value', 'power')}"))
+    for name in ("wind_speed (m/s)", "power (kW)"):
+        (markdown,) = figures(materialise(), name)
+        assert len(markdown) < 1000
+        picture = image(markdown)
+        assert (picture.format, picture.height) == ("WEBP", 96)
+        assert picture.width > 20
+
+
+def test_a_small_picture_shows_a_gap_and_where_the_values_lie(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = CASE WHEN timestamp::time < '12:00' THEN 1 ELSE 9 END"))
+        connection.execute(text("DELETE FROM data WHERE timestamp::time >= '06:00' AND timestamp::time < '12:00'"))
+    picture = image(figures(materialise(), "power (kW)")[0]).convert("L")
+    dark = [[y for y in range(picture.height) if picture.getpixel((x, y)) < 128] for x in (10, 110, 200)]
+    assert dark == [[94, 95], [], [0, 1]]
+
+
+def test_a_variable_without_a_value_has_no_picture(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET power = NULL"))
+    metadata = materialised(materialise())[DAY].metadata
+    assert [name for name in ("wind_speed (m/s)", "power (kW)") if name in metadata] == ["wind_speed (m/s)"]
 
 
 def test_the_checks_of_a_whole_day_pass(materialise, fonte_api, alvo):
-    evaluations = events(materialise(), Type.ASSET_CHECK_EVALUATION)
-    assert {(check.check_name, check.partition, check.passed) for check in evaluations} == {
-        (name, DAY, True) for name in CHECKS
-    }
+    run = materialise()
+    assert checked(run) == {(DAY, name): True for name in CHECKS}
 
 
 @pytest.mark.parametrize(
     ("check", "damage"),
     [
-        ("rows_match_coverage", "DELETE FROM data WHERE timestamp = '2024-05-21 13:00Z'"),
-        ("rows_match_coverage", "INSERT INTO data SELECT '2024-05-21 12:00Z', id, 1 FROM signal"),
+        ("every_window_has_its_rows", "DELETE FROM data WHERE timestamp = '2024-05-21 13:00Z'"),
+        ("every_window_has_its_rows", "INSERT INTO data SELECT '2024-05-21 12:00Z', id, 1 FROM signal"),
         ("mean_between_min_and_max", "UPDATE data SET value = 1e9 FROM signal WHERE id = signal_id AND name ~ 'min'"),
         ("mean_between_min_and_max", "UPDATE data SET value = -1e9 FROM signal WHERE id = signal_id AND name ~ 'max'"),
-        ("no_nan", "UPDATE data SET value = 'infinity' FROM signal WHERE id = signal_id AND name ~ 'std'"),
-        ("fresh", "DELETE FROM data WHERE timestamp >= '2024-05-21 23:50Z'"),
-        ("fresh", "DELETE FROM data USING signal WHERE id = signal_id AND name ~ 'power'"),
+        ("values_are_finite", "UPDATE data SET value = 'infinity' FROM signal WHERE id = signal_id AND name ~ 'std'"),
+        (COMPLETE, "DELETE FROM data WHERE timestamp >= '2024-05-21 23:50Z'"),
+        (COMPLETE, "DELETE FROM data USING signal WHERE id = signal_id AND name ~ 'power'"),
     ],
 )
 def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, monkeypatch, alvo_pool, check, damage):
@@ -134,24 +195,45 @@ def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, 
     assert check in failed
 
 
-def test_a_day_that_stops_early_is_not_fresh(materialise, connector, fonte_pool, alvo, monkeypatch):
+def test_a_day_that_stops_early_is_not_complete(materialise, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET power = NULL WHERE timestamp >= '2024-05-21 23:50Z'"))
     checks = events(materialise(), Type.ASSET_CHECK_EVALUATION)
-    assert [(check.check_name, check.severity.value) for check in checks if not check.passed] == [("fresh", "WARN")]
+    assert [(check.check_name, check.severity.value) for check in checks if not check.passed] == [(COMPLETE, "WARN")]
+
+
+def test_implausible_values_are_a_warning(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("UPDATE data SET wind_speed = -999 WHERE timestamp < '2024-05-21 01:00Z'"))
+    checks = events(materialise(), Type.ASSET_CHECK_EVALUATION)
+    failed = [check for check in checks if not check.passed]
+    assert [(check.check_name, check.severity.value) for check in failed] == [("values_are_plausible", "WARN")]
+    assert failed[0].metadata["wind_speed_implausible"].value == 60
 
 
 @pytest.mark.parametrize("variables", [["wind_speed"], ["ambient_temperature"]])
-def test_an_empty_day_is_skipped_with_its_reason(materialise, fonte_api, alvo, variables):
+def test_an_empty_day_says_why_and_only_warns(materialise, fonte_api, alvo, variables):
     run = materialise(EMPTY_DAY, variables=variables)
     assert run.success
-    (skipped,) = events(run, Type.ASSET_OBSERVATION)
-    reason = skipped.asset_observation.description
-    assert reason.startswith(f"{EMPTY_DAY} skipped: Fonte holds no finite sample of {variables[0]} from {EMPTY_DAY}")
-    assert materialised(run) == {}
-    assert events(run, Type.ASSET_CHECK_EVALUATION) == []
+    metadata = materialised(run)[EMPTY_DAY].metadata
+    assert metadata["empty"].value is True
+    assert metadata["reason"].value.startswith(f"Fonte holds no finite sample of {variables[0]} from {EMPTY_DAY}")
+    assert checked(run) == {(EMPTY_DAY, name): name != COMPLETE for name in CHECKS}
     assert alvo_values(alvo) is None
+
+
+def test_an_empty_day_that_alvo_holds_stays_and_fails_its_check(materialise, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    assert materialise().success
+    before = alvo_values(alvo)
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data WHERE timestamp::date = '2024-05-21'"))
+    run = materialise()
+    assert run.success
+    assert checked(run)[DAY, "every_window_has_its_rows"] is False
+    assert alvo_values(alvo) == before
 
 
 def fonte_is_down(monkeypatch, port):
@@ -254,12 +336,25 @@ def test_a_range_is_one_run_and_each_day_its_own_partition(materialise, fonte_ap
     assert len(events(run, Type.ASSET_CHECK_EVALUATION)) == 10 * len(CHECKS)
 
 
-def test_an_empty_day_does_not_stop_a_range(materialise, fonte_api, alvo):
+def test_an_empty_day_does_not_stop_a_range_nor_hide_its_checks(materialise, fonte_api, alvo):
     run = materialise("2024-05-28", "2024-05-31")
     assert run.success
-    assert sorted(materialised(run)) == ["2024-05-28", "2024-05-29"]
-    skipped = [data.asset_observation.partition for data in events(run, Type.ASSET_OBSERVATION)]
-    assert skipped == ["2024-05-30", "2024-05-31"]
+    empty = {day: "empty" in done.metadata for day, done in materialised(run).items()}
+    assert empty == {"2024-05-28": False, "2024-05-29": False, "2024-05-30": True, "2024-05-31": True}
+    assert checked(run) == {(day, name): name != COMPLETE or not empty[day] for day in empty for name in CHECKS}
+
+
+def test_the_checks_of_each_day_are_those_of_its_latest_materialization(materialise, instance, fonte_api, alvo):
+    """Others count as missing in the UI."""
+    for _ in range(2):
+        materialise("2024-05-28", "2024-05-31")
+    keys = [(dg.AssetCheckKey(ASSET, name), DAYS) for name in CHECKS]
+    for key, state in instance.event_log_storage.get_asset_check_state(keys).items():
+        days = {status.name: subset.subset_value for status, subset in state.subsets.items() if not subset.is_empty}
+        shown = {status: sorted(subset.get_partition_keys()) for status, subset in days.items()}
+        good, empty = ["2024-05-28", "2024-05-29"], ["2024-05-30", "2024-05-31"]
+        expected = {"SUCCEEDED": good, "FAILED": empty} if key.name == COMPLETE else {"SUCCEEDED": good + empty}
+        assert shown == expected
 
 
 def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api, alvo, monkeypatch):
@@ -279,7 +374,7 @@ def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api,
 def test_a_range_on_dask_gives_the_same_results(materialise, fonte_api, alvo, undisturbed):
     distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
     ) as cluster:
         run = materialise("2024-05-20", "2024-05-29", variables=["power"], dask=cluster.scheduler_address)
     assert run.success
@@ -317,12 +412,190 @@ def test_a_tick_runs_the_day_before(daily_job, instance, fonte_api, alvo, make_d
     assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [day, day])
 
 
+def tick_of(schedule, instance, moment):
+    with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
+        return schedule.evaluate_tick(context).run_requests
+
+
+LOADS = """CREATE TABLE load (
+    period_start timestamptz, period_end timestamptz, variable text, statistics text[], samples integer,
+    expected integer, finished_at timestamptz, PRIMARY KEY (period_start, period_end, variable)
+)"""
+
+
+def record(pool, day, samples=1440, finished="2024-06-01", variable="power"):
+    """Record a load as alvo.load does."""
+    row = {"day": day, "samples": samples, "finished": finished, "variable": variable}
+    with pool.begin() as connection:
+        connection.execute(text(LOADS.replace("TABLE", "TABLE IF NOT EXISTS")))
+        period = "CAST(:day AS timestamptz), CAST(:day AS timestamptz) + interval '1 day'"
+        values = f"{period}, :variable, '{{mean}}', :samples, 1440, :finished"
+        connection.execute(text(f"INSERT INTO load VALUES ({values})"), row)
+
+
+def test_a_tick_asks_for_the_late_days_of_the_last_seven_too(instance, alvo_pool):
+    record(alvo_pool, "2024-05-22", samples=1)  # too long ago
+    record(alvo_pool, "2024-05-23", samples=1439)
+    record(alvo_pool, "2024-05-24")
+    record(alvo_pool, "2024-05-25", finished="2024-05-25 12:00Z")  # before the day was over
+    record(alvo_pool, "2024-05-26", samples=0, variable="wind_speed")
+    record(alvo_pool, "2024-05-26", samples=1)
+    record(alvo_pool, "2024-05-29", samples=1)  # asked for anyway
+    requests = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
+    assert [request.partition_key for request in requests] == ["2024-05-29", "2024-05-23", "2024-05-25", "2024-05-26"]
+    assert len({request.run_key for request in requests}) == 4
+
+
+def test_a_late_day_is_asked_for_at_each_tick(instance, alvo_pool):
+    """Dagster starts no second run for a run key."""
+    record(alvo_pool, "2024-05-26", samples=1)
+    schedule = defs.resolve_schedule_def("daily")
+    first, second = (tick_of(schedule, instance, datetime(2024, 5, day, 6, tzinfo=UTC))[1] for day in (29, 30))
+    assert first.partition_key == second.partition_key == "2024-05-26"
+    assert first.run_key != second.run_key
+
+
+def test_a_tick_asks_for_the_day_before_where_alvo_is_away(instance, monkeypatch, refused_port):
+    alvo_is_down(monkeypatch, refused_port)
+    (request,) = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
+    assert request.partition_key == "2024-05-29"
+
+
 def test_a_tick_before_the_first_day_is_over_says_why_it_runs_nothing(instance):
     moment = datetime(2024, 5, 20, 6, tzinfo=UTC)
     with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
         result = defs.resolve_schedule_def("daily").evaluate_tick(context)
     assert result.run_requests == []
     assert result.skip_message
+
+
+@pytest.fixture
+def load_definitions(monkeypatch):
+    """Load the definitions anew, with settings."""
+
+    def load(**settings):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        for name in ("partitions", "quality", "definitions"):
+            monkeypatch.delitem(sys.modules, f"orchestration.dagster.{name}")
+            monkeypatch.delattr(f"orchestration.dagster.{name}")
+        # As the package does, when it is loaded first.
+        for kind in (dg.BetaWarning, dg.PreviewWarning):
+            warnings.filterwarnings("ignore", category=kind)
+        return importlib.import_module("orchestration.dagster.definitions").defs
+
+    return load
+
+
+def test_partitions_can_be_the_local_days_of_a_site(load_definitions, instance, fonte_api, alvo, make_database):
+    zone = "America/Sao_Paulo"
+    local = load_definitions(DAGSTER_TIMEZONE=zone)
+    schedule = local.resolve_schedule_def("daily")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", zone)
+    (request,) = tick_of(schedule, instance, datetime(2024, 5, 22, 3, tzinfo=ZoneInfo(zone)))
+    job = local.resolve_job_def("materialize_ten_minute_statistics")
+    run = job.execute_in_process(partition_key=request.partition_key, instance=instance)
+    assert list(materialised(run)) == [DAY]
+    assert checked(run) == {(DAY, name): True for name in CHECKS}
+    assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [DAY, DAY, "--timezone", zone])
+
+
+def test_the_days_of_a_zone_are_those_of_its_clocks(load_definitions):
+    """Both days on which clocks change are partitions, and one whose midnight does not exist."""
+    local = load_definitions(DAGSTER_TIMEZONE="America/Sao_Paulo", DAGSTER_START_DATE="2018-02-01")
+    days = local.resolve_asset_graph().get(ASSET).partitions_def.get_partition_keys()
+    assert days[0] == "2018-02-01"
+    assert {"2018-02-17", "2018-02-18", "2018-11-04"} <= set(days)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DAGSTER_TIMEZONE", "America/Brasilia"),
+        ("DAGSTER_TIMEZONE", "/etc/localtime"),
+        ("DAGSTER_TIMEZONE", "America"),
+        ("DAGSTER_START_DATE", "yesterday"),
+    ],
+)
+def test_the_one_command_names_a_setting_of_partitions_that_it_cannot_use(run_command, fonte_api, alvo, name, value):
+    known = {"FONTE_API_URL": fonte_api, "ALVO_DATABASE_URL": os.environ["ALVO_DATABASE_URL"]}
+    run = run_command("-m", "orchestration.dagster", **known, **{name: value})
+    assert (run.returncode, run.stdout) == (2, "")
+    assert len(run.stderr.splitlines()) == 1
+    assert f"{name} is '{value}'" in run.stderr
+
+
+def test_the_connector_reports_where_its_data_start(fonte_api):
+    with FonteApi().connect() as http:
+        held = resources.period(http)
+    assert (held.first, held.last) == (datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 29, 23, 59, tzinfo=UTC))
+    assert held.rows == 14_400
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(404),
+        http(body=[]),
+        http(body={"first_timestamp": None, "last_timestamp": None, "rows": 0}),
+        http(body={"first_timestamp": "soon", "last_timestamp": "later", "rows": 1}),
+    ],
+)
+def test_a_period_that_the_connector_does_not_report_is_none(answer):
+    with answering(http(), answer) as server, FonteApi(server.url).connect() as connection:
+        assert resources.period(connection) is None
+
+
+def test_a_naive_period_is_utc():
+    body = {"first_timestamp": "2024-05-20T00:00:00", "last_timestamp": "2024-05-21T00:00:00Z", "rows": 1}
+    with answering(http(), http(body=body)) as server, FonteApi(server.url).connect() as connection:
+        assert resources.period(connection).first == datetime(2024, 5, 20, tzinfo=UTC)
+
+
+def test_the_run_and_a_click_observe_what_fonte_holds(materialise, instance, fonte_api, alvo):
+    click = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={FONTE.key})
+    for made in (materialise(), click.execute_in_process(instance=instance)):
+        (observed,) = [data.asset_observation for data in events(made, Type.ASSET_OBSERVATION)]
+        assert observed.asset_key == FONTE.key
+        assert observed.metadata["dagster/row_count"].value == 14_400
+        assert observed.metadata["first_timestamp"].value == datetime(2024, 5, 20, tzinfo=UTC).timestamp()
+
+
+def test_the_graph_leads_from_fontes_data_to_alvos():
+    graph = defs.resolve_asset_graph()
+    assert graph.get(ASSET).parent_keys == {FONTE.key}
+    assert graph.get(ALVO.key).parent_keys == {ASSET}
+    for node in map(graph.get, (FONTE.key, ASSET, ALVO.key)):
+        assert node.description
+        assert node.owners
+        assert node.kinds
+
+
+def test_only_the_day_before_today_makes_alvo_fresh(materialise, connector, fonte_pool, alvo, monkeypatch):
+    """A load of old data says nothing about the newest."""
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    yesterday, today = (datetime.now(UTC).date() - timedelta(days=days) for days in (1, 0))
+    with fonte_pool.begin() as connection:
+        connection.execute(text(shifted("2024-05-29", yesterday)))
+        connection.execute(text(shifted("2024-05-28", yesterday - timedelta(days=1))))
+        connection.execute(text(f"DELETE FROM data WHERE timestamp::date = '{today}'"))
+    fresh = [loaded(materialise(str(day))) for day in (DAY, yesterday - timedelta(days=1), yesterday)]
+    assert fresh == [False, False, True]
+    with fonte_pool.begin() as connection:
+        connection.execute(text(f"DELETE FROM data WHERE timestamp >= '{yesterday} 23:50Z'"))
+    assert not loaded(materialise(str(yesterday)))
+
+
+def loaded(run):
+    """Whether a run made Alvo's data fresh."""
+    made = [data.materialization.asset_key for data in events(run, Type.ASSET_MATERIALIZATION)]
+    return ALVO.key in made
+
+
+def shifted(day, to):
+    """SQL that moves a day of Fonte."""
+    moved = f"timestamp + ('{to}' - timestamp::date) * interval '1 day'"
+    return f"UPDATE data SET timestamp = {moved} WHERE timestamp::date = '{day}'"
 
 
 def test_the_schedule_is_on_and_fires_at_three_in_sao_paulo():
@@ -344,34 +617,101 @@ def total(run):
     return output.metadata["total"].value
 
 
-def run_range(instance, first, last, **config):
-    run_config = {"ops": {"run_etl": {"config": {"start_date": first, "end_date": last, **config}}}}
+def run_range(instance, first, last, places, **config):
+    run_config = {
+        "ops": {"run_etl": {"config": {"start_date": first, "end_date": last, **config}}},
+        "resources": places,
+    }
     return defs.resolve_job_def("etl").execute_in_process(run_config, instance, raise_on_error=False)
 
 
-def test_a_range_goes_where_its_run_configuration_says(instance, shared_connector, make_database, monkeypatch):
+def resource(name, url):
+    return {name: {"config": {"url": url}}}
+
+
+def test_a_range_goes_where_its_resources_say(instance, shared_connector, make_database, monkeypatch):
     url = make_database()
-    config = {"api_url": shared_connector, "database_url": url.render_as_string(hide_password=False)}
-    run = run_range(instance, "2024-05-28", "2024-05-30", variables=["power"], **config)
+    monkeypatch.setenv("ELSEWHERE", url.render_as_string(hide_password=False))
+    places = resource("fonte", shared_connector) | resource("alvo", {"env": "ELSEWHERE"})
+    run = run_range(instance, "2024-05-28", "2024-05-30", places, variables=["power"])
     assert total(run) == "2 days: 1,152 values written, 0 unchanged, 0 removed"
     assert len(alvo_values(url)) == 1152
 
 
 @pytest.mark.parametrize(
-    ("dates", "config", "kind"),
+    ("dates", "places", "config", "kind"),
     [
-        (("2024-05-20", "today"), {}, "BadPeriod"),
-        (("2024-05-21", "2024-05-20"), {}, "BadPeriod"),
-        ((DAY, DAY), {"api_url": "localhost:8000"}, "SettingsError"),
-        ((DAY, DAY), {"database_url": "mysql://localhost"}, "SettingsError"),
-        ((DAY, DAY), {"days_at_once": 0}, "ValidationError"),
+        (("2024-05-20", "tomorrow"), {}, {}, "BadPeriod"),
+        (("2024-05-21", "2024-05-20"), {}, {}, "BadPeriod"),
+        ((DAY, DAY), resource("fonte", "localhost:8000"), {}, "SettingsError"),
+        ((DAY, DAY), resource("alvo", "mysql://localhost"), {}, "SettingsError"),
+        ((DAY, DAY), {}, {"days_at_once": 0}, "ValidationError"),
     ],
 )
-def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, dates, config, kind):
-    run = run_range(instance, *dates, **config)
+def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, dates, places, config, kind):
+    run = run_range(instance, *dates, places, **config)
     assert failure(run).cls_name == kind
     assert events(run, Type.STEP_UP_FOR_RETRY) == []
     assert alvo_values(alvo) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("alvo", "postgresql://user:secret@host/alvo"),
+        ("alvo", "postgresql://user:se/cret@host/alvo"),
+        ("alvo", "postgresql://host/alvo?user=u&password=secret"),
+        ("fonte", "http://user:secret@host:8000"),
+        ("fonte", "http://secret@host"),
+        ("fonte", "https://host/?api_token=secret"),
+        ("alvo", {"env": "NOT_SET"}),
+    ],
+)
+@pytest.mark.parametrize("job", ["etl", "materialize_ten_minute_statistics"])
+def test_a_secret_in_a_run_configuration_makes_no_run(instance, job, name, url):
+    """Dagster keeps the configuration of every run, and shows it."""
+    partition = {} if job == "etl" else {"partition_key": DAY}
+    with pytest.raises(SettingsError) as refused:
+        defs.resolve_job_def(job).execute_in_process({"resources": resource(name, url)}, instance, **partition)
+    assert "env: NAME" in str(refused.value) or "NOT_SET" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert instance.get_runs() == []
+
+
+@pytest.mark.parametrize(
+    "value", ["http://user:secret@127.0.0.1:{port}/?token=secret", "http://secret@127.0.0.1:{port}"]
+)
+def test_no_secret_of_a_setting_reaches_the_event_log(materialise, instance, alvo, refused_port, monkeypatch, value):
+    monkeypatch.setenv("FONTE_API_URL", value.format(port=refused_port))
+    run = materialise()
+    assert not run.success
+    assert f"Fonte at http://127.0.0.1:{refused_port}" in failure(run).message
+    assert "secret" not in "".join(map(str, instance.all_logs(run.run_id)))
+
+
+def test_the_launchpad_opens_with_yesterday_and_the_two_variables():
+    """Also on the days after the process has started: the word is read by the run."""
+    config = defs.resolve_job_def("etl").run_config
+    assert config["ops"]["run_etl"]["config"] == {
+        "start_date": "yesterday",
+        "end_date": "yesterday",
+        "variables": ["wind_speed", "power"],
+        "days_at_once": 2,
+    }
+
+
+def test_the_day_that_the_launchpad_opens_with_is_yesterday(instance, connector, fonte_pool, alvo, monkeypatch):
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    with fonte_pool.begin() as connection:
+        connection.execute(text(shifted("2024-05-29", yesterday)))
+    run = defs.resolve_job_def("etl").execute_in_process(instance=instance)
+    assert total(run) == "1 day: 1,152 values written, 0 unchanged, 0 removed"
+    assert {timestamp.date() for timestamp, _ in alvo_values(alvo)} == {yesterday}
+
+
+def test_the_field_of_the_last_day_says_that_it_is_carried_too():
+    assert "which is carried too" in Range.model_fields["end_date"].description
 
 
 def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, make_database, tmp_path, monkeypatch):
@@ -412,6 +752,25 @@ def test_the_one_command_names_a_setting_that_it_cannot_use(run_command, fonte_a
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
     assert name in run.stderr
+
+
+def test_a_code_server_starts_its_partitions_where_fontes_data_start(connector, fonte_pool, alvo, folder):
+    """As compose.yaml has it."""
+    with fonte_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data WHERE timestamp < '2024-05-25 01:00Z'"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "orchestration.dagster", "--code-server", "127.0.0.1", "--port", str(port)]
+    environment = bare(folder) | {"FONTE_API_URL": connector, "DAGSTER_TIMEZONE": "Asia/Tokyo"}
+    with (
+        subprocess.Popen(command, cwd=folder, env=environment) as process,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        asked = health_pb2.HealthCheckRequest(service="DagsterApi")
+        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=60, wait_for_ready=True)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert psutil.Process(process.pid).environ()["DAGSTER_START_DATE"] == "2024-05-25"
+        process.terminate()
 
 
 @pytest.mark.parametrize(("goes", "code"), [(fonte_is_down, 3), (alvo_is_down, 4)])

@@ -1,13 +1,17 @@
 """The connector, the databases and Dagster in one command; Ctrl-C stops them all.
 
 FONTE_API_URL and ALVO_DATABASE_URL name services of your own; what is unset is started here. Dagster keeps its runs
-in the folder .dagster of FONTE_ALVO_HOME.
+in the folder .dagster of FONTE_ALVO_HOME. Partitions start where Fonte's data start, unless DAGSTER_START_DATE says
+otherwise.
 """
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -15,44 +19,89 @@ if __name__ == "__main__":
 
     begin("python -m orchestration.dagster")
 
+import httpx
+
+from fonte.client import Client
 from fonte_alvo import command, settings
+from orchestration.dagster import resources
 from orchestration.dagster.resources import AlvoDatabase, FonteApi
 
+DAGSTER = Path(sys.executable).with_name("dagster")
 DEFINITIONS = "orchestration.dagster.definitions"
+LOOK_EVERY_S = 0.5
+# Partitions are listed a day each: one stray row of the year 1 would make 700,000.
+EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 def main() -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="python -m orchestration.dagster", description=__doc__)
     parser.add_argument("--port", default="3000", help="where the browser finds Dagster; default: %(default)s")
+    parser.add_argument("--code-server", metavar="HOST", help="serve only the definitions, on --port of this host")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     options = parser.parse_args()
-    return command.run("python -m orchestration.dagster", lambda: _serve(options.port), debug=options.debug)
+
+    def act() -> int:
+        return _serve_code(options.code_server, options.port) if options.code_server else _serve(options.port)
+
+    return command.run("python -m orchestration.dagster", act, debug=options.debug)
+
+
+def _serve_code(host: str, port: str) -> int:
+    """Become a code server, for a daemon and a webserver elsewhere; DAGSTER_HOME is theirs."""
+    with FonteApi().connect() as http:
+        environment = settings.child_environment(DAGSTER_START_DATE=str(_start_date(http)))
+    line = [str(DAGSTER), "api", "grpc", "--module-name", DEFINITIONS, "--host", host, "--port", port]
+    os.execve(DAGSTER, line, environment)
 
 
 def _serve(port: str) -> int:
     # Also where the shell that started this lets Ctrl-C be ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    # What is away is reported here in one line, and not by runs that fail.
-    with FonteApi().connect() as http:
+    # What is away is reported here in one line, and not by runs that fail. The embedded turbine turns meanwhile.
+    with FonteApi().connect(live=True) as http:
         with AlvoDatabase().connect(connections=1):
             pass
         environment = settings.child_environment(
             FONTE_API_URL=str(http.base_url),
+            DAGSTER_START_DATE=str(_start_date(http)),
             DAGSTER_HOME=str(_dagster_home()),
             # `dg dev`, which it recommends instead, needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
         )
-        line = [str(Path(sys.executable).with_name("dagster")), "dev", "--module-name", DEFINITIONS, "--port", port]
-        # Of a session of its own, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
+        line = [str(DAGSTER), "dev", "--module-name", DEFINITIONS, "--port", port]
+        # In another session, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
         with subprocess.Popen(line, env=environment, start_new_session=True) as dagster:
             try:
+                _announce(dagster, f"http://127.0.0.1:{port}")
                 return dagster.wait()
             except KeyboardInterrupt:
                 dagster.send_signal(signal.SIGINT)
                 dagster.wait()
                 return 130  # 128 + SIGINT, as a shell reports it
+
+
+def _announce(dagster: subprocess.Popen[bytes], url: str) -> None:
+    """Print the URL when a browser finds Dagster there; nothing where it ends before."""
+    while dagster.poll() is None:
+        try:
+            httpx.get(f"{url}/server_info", trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            with suppress(subprocess.TimeoutExpired):
+                dagster.wait(LOOK_EVERY_S)
+        else:
+            print(f"open {url}", flush=True)
+            return
+
+
+def _start_date(http: Client) -> date:
+    """Return DAGSTER_START_DATE, or the day on which Fonte's data start. Raises FonteError and SettingsError."""
+    # Here, where a setting that it cannot use is reported on one line.
+    from orchestration.dagster import partitions
+
+    held = None if settings.dagster_start_date() else resources.period(http)
+    return max(held.first, EARLIEST).astimezone(partitions.ZONE).date() if held else partitions.start()
 
 
 def _dagster_home() -> Path:

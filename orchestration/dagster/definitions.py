@@ -1,8 +1,7 @@
 """Fonte to Alvo under Dagster: a partition a day, its schedule, and a job for any range."""
 
 from collections.abc import Iterator, Sequence
-from datetime import date, timedelta
-from zoneinfo import ZoneInfo
+from datetime import date, datetime, timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -10,14 +9,19 @@ from sqlalchemy import Engine
 
 from alvo.aggregation import STATISTICS
 from fonte import client
+from fonte_alvo.engine import DatabaseError
 from orchestration import day, days
-from orchestration.dagster import quality
+from orchestration.dagster import quality, resources
+from orchestration.dagster.partitions import DAYS, FIRST, HOUR, ZONE
 from orchestration.dagster.resources import AlvoDatabase, FonteApi, connected
 from orchestration.day import COLUMNS, Day, EmptyPeriod, Outcome
 
-HOUR_UTC = 6  # 03:00 in Sao Paulo
 # dagster.yaml says how many runs may ask Fonte at once.
 POOL = "fonte"
+# How long samples may come late.
+LATE_DAYS = 7
+# So that run monitoring's limit in dagster.yaml is far from what a run takes.
+DAYS_PER_RUN = 366
 
 
 class Options(dg.Config):
@@ -29,11 +33,15 @@ class Options(dg.Config):
 
 
 def _between(first: str, last: str) -> list[Day]:
-    """Return the UTC days from first to last, both YYYY-MM-DD. Raises BadPeriod."""
+    """Return the days from first to last, both YYYY-MM-DD, today or yesterday. Raises BadPeriod."""
+    today = datetime.now(ZONE).date()
+    words = {"today": str(today), "yesterday": str(today - timedelta(days=1))}
     try:
-        return list(days.between(date.fromisoformat(first), date.fromisoformat(last), ZoneInfo("UTC")))
+        first_date, last_date = (date.fromisoformat(words.get(text, text)) for text in (first, last))
     except ValueError:
-        raise days.BadPeriod(f"{first!r} to {last!r} is not a range of dates: expected YYYY-MM-DD twice") from None
+        expected = "expected YYYY-MM-DD, today or yesterday, twice"
+        raise days.BadPeriod(f"{first!r} to {last!r} is not a range of dates: {expected}") from None
+    return list(days.between(first_date, last_date, ZONE))
 
 
 def _carried(
@@ -47,82 +55,132 @@ def _carried(
             yield each, result
 
 
+def _log(context: dg.OpExecutionContext, each: Day, done: Outcome | EmptyPeriod) -> None:
+    if isinstance(done, EmptyPeriod):
+        context.log.warning(f"{each.date} is empty: {done}; Alvo stays as it was")
+    else:
+        context.log.info(day.line(each, done))
+
+
+@dg.multi_observable_source_asset(specs=[quality.FONTE])  # type: ignore[untyped-decorator]
+def observe_fonte(fonte: dg.ResourceParam[FonteApi]) -> Iterator[dg.ObserveResult]:
+    """Ask the connector what Fonte holds."""
+    with fonte.connect() as http:
+        yield dg.ObserveResult(asset_key=quality.FONTE.key, metadata=quality.held(resources.period(http)))
+
+
 @dg.asset(
     key=quality.ASSET,
-    partitions_def=quality.DAYS,
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    deps=[quality.FONTE],
+    group_name=quality.GROUP,
+    partitions_def=DAYS,
+    backfill_policy=dg.BackfillPolicy.multi_run(DAYS_PER_RUN),
     check_specs=quality.SPECS,
-    freshness_policy=dg.FreshnessPolicy.cron(f"0 {HOUR_UTC + 2} * * *", timedelta(hours=2)),
-    kinds={"python", "postgres"},
-    # A day without a sample is no materialization.
+    owners=quality.OWNERS,
+    kinds={"python"},
+    # Its materializations are made in it, a partition each.
     output_required=False,
     pool=POOL,
 )
 def ten_minute_statistics(
-    context: dg.AssetExecutionContext, config: Options, fonte: FonteApi, alvo: AlvoDatabase
+    context: dg.AssetExecutionContext,
+    config: Options,
+    fonte: dg.ResourceParam[FonteApi],
+    alvo: dg.ResourceParam[AlvoDatabase],
 ) -> Iterator[quality.Event | dg.AssetObservation | dg.Output[None]]:
-    """Mean, minimum, maximum and standard deviation of 10 minutes, in Alvo; a partition is a UTC day."""
+    """Mean, minimum, maximum and standard deviation of 10 minutes, loaded into Alvo; a partition is a day."""
     keys = context.partition_key_range
     with connected(context.op_execution_context, fonte, alvo, config.days_at_once + 1) as (http, engine):
+        yield dg.AssetObservation(quality.FONTE.key, metadata=quality.held(resources.period(http)))
         known = {name: each.unit for name, each in client.variables(http).items()}
         for each, done in _carried(_between(keys.start, keys.end), config, http, engine):
+            _log(context.op_execution_context, each, done)
             if isinstance(done, EmptyPeriod):
-                reason = f"{each.date} skipped: {done}; Alvo stays as it was"
-                context.log.warning(reason)
-                yield dg.AssetObservation(quality.ASSET, reason, partition=str(each.date))
+                yield from quality.empty(context.instance, each, config.variables, done, engine)
             else:
-                context.log.info(day.line(each, done))
-                yield from quality.events(each, done, engine, known)
+                yield from quality.events(context.instance, each, done, engine, known)
     for spec in quality.SPECS:
-        # Its evaluations are made above, a partition each; of a skipped day there is none.
+        # Its evaluations are made above, a partition each.
         yield dg.Output(None, spec.get_python_identifier())
 
 
 class Range(Options):
     """What the job `etl` is asked for."""
 
-    start_date: str = Field(description="first UTC day, YYYY-MM-DD")
-    end_date: str = Field(description="last UTC day, YYYY-MM-DD")
-    api_url: str | None = Field(None, description="Fonte's API; default: FONTE_API_URL")
-    database_url: str | None = Field(None, description="Alvo's database; default: ALVO_DATABASE_URL")
+    start_date: str = Field("yesterday", description="first day: YYYY-MM-DD, today or yesterday")
+    end_date: str = Field("yesterday", description="last day, which is carried too: YYYY-MM-DD, today or yesterday")
 
 
 @dg.op(pool=POOL)
-def run_etl(context: dg.OpExecutionContext, config: Range) -> None:
-    """Carry the days of a range, as `python etl.py START_DATE END_DATE` does."""
+def run_etl(
+    context: dg.OpExecutionContext,
+    config: Range,
+    fonte: dg.ResourceParam[FonteApi],
+    alvo: dg.ResourceParam[AlvoDatabase],
+) -> None:
+    """Carry the days of a range, the last one included, as `python etl.py START_DATE END_DATE` does."""
     outcomes = []
-    fonte, alvo = FonteApi(url=config.api_url), AlvoDatabase(url=config.database_url)
     with connected(context, fonte, alvo, config.days_at_once) as (http, engine):
         for each, done in _carried(_between(config.start_date, config.end_date), config, http, engine):
-            if isinstance(done, EmptyPeriod):
-                context.log.warning(f"{each.date} skipped: {done}; Alvo stays as it was")
-            else:
-                context.log.info(day.line(each, done))
+            _log(context, each, done)
+            if not isinstance(done, EmptyPeriod):
                 outcomes.append(done)
     context.log.info(days.total(outcomes))
     context.add_output_metadata({"total": days.total(outcomes)})
 
 
-@dg.job(name="etl")
+YESTERDAY = dg.RunConfig(ops={"run_etl": Range()})  # type: ignore[call-arg]
+
+
+@dg.job(name="etl", config=YESTERDAY)
 def etl_job() -> None:
-    """A range of days, from its run configuration alone; partitions stay as they are."""
+    """Any range of days, from the run configuration alone; no partition changes, as none does by `etl.py`."""
     run_etl()
 
 
-daily_job = dg.define_asset_job("ten_minute_statistics_job", [ten_minute_statistics])
-daily_schedule = dg.build_schedule_from_partitioned_job(
-    daily_job,
-    name="daily",
-    description=f"Every day at {HOUR_UTC:02}:00 UTC, 03:00 in Sao Paulo, for the UTC day before.",
-    hour_of_day=HOUR_UTC,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
+daily_job = dg.define_asset_job(
+    "materialize_ten_minute_statistics",
+    [ten_minute_statistics],
+    description="Materializes partitions of ten_minute_statistics: what the schedule `daily` runs.",
 )
 
+
+@dg.schedule(
+    job=daily_job,
+    name="daily",
+    cron_schedule=f"0 {HOUR} * * *",
+    execution_timezone=ZONE.key,
+    description=f"Every day at {HOUR:02}:00 in {ZONE.key}: the day before, and late ones of the last {LATE_DAYS}.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Ask for a run of the day before, and of each recent day that Alvo records as incomplete."""
+    tick = context.scheduled_execution_time.astimezone(ZONE).date()
+    yesterday = tick - timedelta(days=1)
+    if yesterday < FIRST:
+        yield dg.SkipReason(f"the first day that is a partition, {FIRST}, is not over yet")
+        return
+    yield _request(yesterday, str(yesterday))
+    try:
+        late = quality.incomplete(AlvoDatabase(), max(FIRST, tick - timedelta(days=LATE_DAYS)), yesterday)
+    except DatabaseError as error:
+        # The run of the day before tries again, and fails with the reason.
+        context.log.warning(f"no late day is asked for: {error}")
+        return
+    for each in late:
+        yield _request(each, f"{each} on {tick}")
+
+
+def _request(day: date, run_key: str) -> dg.RunRequest:
+    """Ask for a run of a day; Dagster starts one for a run key."""
+    return dg.RunRequest(run_key, partition_key=str(day), tags={"dagster/partition": str(day)})
+
+
 defs = dg.Definitions(
-    assets=[ten_minute_statistics],
+    assets=[observe_fonte, ten_minute_statistics, quality.ALVO],
     jobs=[daily_job, etl_job],
     schedules=[daily_schedule],
-    resources={"fonte": FonteApi(), "alvo": AlvoDatabase()},
+    resources={"fonte": resources.fonte, "alvo": resources.alvo},
     # A day takes less time than the start of a process; a run is a process of its own anyway.
     executor=dg.in_process_executor,
 )

@@ -1,7 +1,11 @@
 """Fonte's API and Alvo's database as Dagster's resources: each is connected once in a run, and tested before use."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import dagster as dg
 import httpx
@@ -12,30 +16,38 @@ from fonte.client import Client, FonteError, RequestRefused
 from fonte_alvo import engine, settings
 from fonte_alvo.command import Failure, clean, shown_url
 from fonte_alvo.engine import DatabaseError
+from fonte_alvo.settings import SettingsError
 from orchestration.days import ClusterError
 
 REMEDY = "check FONTE_API_URL and that a connector runs there"
 RETRIES = 3
 BACKOFF_S = 15.0
+# A password before the host, any user of HTTP, and parameters that are named as secrets are.
+SECRET = re.compile(r"://[^@]*:.*@|^https?://[^/]*@|(password|token|secret|key)=", re.IGNORECASE)
+
+ENVIRONMENT = dg.Selector({"env": str})  # type: ignore[no-untyped-call]
 
 
-class FonteApi(dg.ConfigurableResource[None]):
+class FonteApi(NamedTuple):
     """Fonte's connector: at this URL, or at FONTE_API_URL; where that is unset too, the run serves it itself."""
 
     url: str | None = None
 
     @contextmanager
-    def connect(self) -> Iterator[Client]:
-        """Give a client of a connector that answers. Raises SettingsError and FonteError."""
-        with local.base_url(self.url) as base_url, client.connect(base_url) as http:
-            status = _status(http, "health")
+    def connect(self, *, live: bool = False) -> Iterator[Client]:
+        """Give a client of a connector that answers. Raises SettingsError and FonteError.
+
+        live: an embedded Fonte is given a row each minute meanwhile.
+        """
+        with local.base_url(self.url, live=live) as base_url, client.connect(base_url) as http:
+            status, _ = get(http, "health")
             # A server that has no such route is a connector all the same.
             if status >= 500:
                 raise FonteError(f"Fonte at {shown_url(http.base_url)} is not ready: it answers {status}; {REMEDY}")
             yield http
 
 
-class AlvoDatabase(dg.ConfigurableResource[None]):
+class AlvoDatabase(NamedTuple):
     """Alvo's PostgreSQL: at this URL, or at ALVO_DATABASE_URL; where that is unset too, the embedded one."""
 
     url: str | None = None
@@ -52,13 +64,70 @@ class AlvoDatabase(dg.ConfigurableResource[None]):
             alvo.dispose()
 
 
-def _status(http: Client, route: str) -> int:
-    """Return the status of an answer, whose body, perhaps without end, is not read."""
+class Url(dg.ScalarUnion):
+    """A URL, or `env: NAME`; not one with a password, for Dagster keeps and shows every run configuration."""
+
+    def __init__(self) -> None:
+        super().__init__(scalar_type=str, non_scalar_schema=ENVIRONMENT, _key="Url")
+
+    def post_process(self, value: str | dict[str, str]) -> str:
+        """Return the URL; a launch without one that can be used fails here, before there is a run."""
+        if isinstance(value, dict):
+            url = dg.EnvVar(value["env"]).get_value()
+            if not url:
+                raise SettingsError(f"the variable {value['env']} of the run configuration is not set: set it")
+            return url
+        if SECRET.search(value):
+            raise SettingsError("a run configuration is kept and shown: no password in it, but `url: {env: NAME}`")
+        return value
+
+
+def _url(default: str) -> dict[str, dg.Field]:
+    described = f"the URL, without a password, or `env: NAME`; default: {default}"
+    return {"url": dg.Field(dg.Noneable(Url()), is_required=False, description=described)}
+
+
+@dg.resource(_url("FONTE_API_URL"), description="Fonte's API.")
+def fonte(context: dg.InitResourceContext) -> FonteApi:
+    """Make the resource from the run configuration."""
+    return FonteApi(**context.resource_config)
+
+
+@dg.resource(_url("ALVO_DATABASE_URL"), description="Alvo's PostgreSQL.")
+def alvo(context: dg.InitResourceContext) -> AlvoDatabase:
+    """Make the resource from the run configuration."""
+    return AlvoDatabase(**context.resource_config)
+
+
+def get(http: Client, route: str) -> tuple[int, bytes]:
+    """Ask the connector; return the status and the beginning of the body. Raises FonteError."""
     try:
-        with http.stream("GET", route) as response:
-            return response.status_code
+        return client.ask(http, route)
     except (httpx.HTTPError, UnicodeError, OverflowError) as error:
         raise FonteError(f"Fonte at {shown_url(http.base_url)} failed: {clean(str(error))}; {REMEDY}") from error
+
+
+class Period(NamedTuple):
+    """What Fonte holds."""
+
+    first: datetime
+    last: datetime
+    rows: int
+
+
+def period(http: Client) -> Period | None:
+    """Ask the connector what Fonte holds; None where that is nothing, or it does not say. Raises FonteError."""
+    _, body = get(http, "period")
+    try:
+        told = json.loads(body)
+        first, last = (datetime.fromisoformat(told[f"{end}_timestamp"]) for end in ("first", "last"))
+        return Period(_aware(first), _aware(last), int(told["rows"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+"""The days that are Dagster's partitions: DAGSTER_TIMEZONE and DAGSTER_START_DATE; nothing is asked for them."""
+
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from fonte_alvo import settings
+from fonte_alvo.settings import SettingsError
+
+# Where seed.py starts.
+START = date(2024, 5, 20)
+
+
+def zone() -> ZoneInfo:
+    """Return the zone whose days are partitions. Raises SettingsError."""
+    name = settings.dagster_timezone()
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        expected = "expected one like America/Sao_Paulo"
+        raise SettingsError(f"DAGSTER_TIMEZONE is {name!r}, which is no time zone: {expected}") from None
+
+
+def start() -> date:
+    """Return the first day that is a partition. Raises SettingsError."""
+    given = settings.dagster_start_date()
+    try:
+        return date.fromisoformat(given) if given else START
+    except ValueError:
+        raise SettingsError(f"DAGSTER_START_DATE is {given!r}, which is no date: expected YYYY-MM-DD") from None
+
+
+ZONE = zone()
+FIRST = start()
+DAYS = dg.DailyPartitionsDefinition(start_date=FIRST.isoformat(), timezone=ZONE.key)
+# A UTC day is over in Sao Paulo, too, at 03:00 there; a site's own day is loaded at 03:00 at the site.
+HOUR = 6 if ZONE.key == "UTC" else 3
