@@ -69,5 +69,6 @@ def _duration(window: timedelta) -> str:
 def _gridded(edges: Timestamps, window_starts: Timestamps, values: Values) -> Values:
     """Return the value of each window between the edges, NaN where there is none."""
     grid = np.full(len(edges) - 1, np.nan)
-    grid[(window_starts - edges[0]) // (edges[1] - edges[0])] = values
+    # Matplotlib's own arithmetic overflows beyond.
+    grid[(window_starts - edges[0]) // (edges[1] - edges[0])] = np.clip(values, -1e300, 1e300)
     return grid

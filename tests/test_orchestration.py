@@ -548,7 +548,7 @@ def test_a_period_that_the_connector_does_not_report_is_none(answer):
 
 def test_a_naive_period_is_utc():
     body = {"first_timestamp": "2024-05-20T00:00:00", "last_timestamp": "2024-05-21T00:00:00Z", "rows": 1}
-    with answering(http(), http(body=body)) as server, FonteApi(server.url).connect() as connection:
+    with answering(http(), http(body=body), every_route=True) as server, FonteApi(server.url).connect() as connection:
         assert resources.period(connection).first == datetime(2024, 5, 20, tzinfo=UTC)
 
 
