@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 from sqlalchemy import text
-from support.project import SCRIPTS, running, wait_until
+from support.project import SCRIPTS, running
 
 from alvo import schema
 from fonte_alvo import serving
@@ -114,7 +114,7 @@ def test_clients_that_leave_a_full_machine_leave_nothing_behind(
             come_and_leave(base_url)
             settle(lambda: served(day), log.read_text)
             with administrator.connect() as connection:
-                wait_until(lambda: running(connection, database.database) == 0)
+                settle(lambda: running(connection, database.database) == 0, log.read_text)
             # Pools and the few threads of the other routes keep what they have.
             # Threads that are idle end while others are asked for.
             settle(
