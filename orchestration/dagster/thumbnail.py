@@ -13,38 +13,31 @@ from PIL import Image
 from alvo import plot
 from alvo.aggregation import Timestamps, Values
 
-MOST_CHARACTERS = 999
-ROWS = 48
+ROWS = 40
 SCALE = 2
 NOTHING, BAND, LINE = range(3)
 
 
 def markdown(text: str, windows: Timestamps, window_starts: Timestamps, low: Values, mean: Values, high: Values) -> str:
-    """Return the picture, below its text, with as many columns as there is room for.
+    """Return the picture, below its text: a band from minimum to maximum, and the mean in it.
 
     windows: the starts of all windows of the day; the others: of those that have a value, NaN where there is none.
     """
     held = np.isin(windows, window_starts)
     grid = np.full((3, len(windows)), np.nan)
     grid[:, held] = low, mean, high
-    for together in range(1, len(windows) + 1):
-        drawn = f"{text}\n\n![]({_data_url(_pixels(grid, together))})"
-        if len(drawn) <= MOST_CHARACTERS:
-            break
-    return drawn
+    return f"{text}\n\n![]({_data_url(_pixels(grid))})"
 
 
-def _pixels(grid: Values, together: int) -> npt.NDArray[np.uint8]:
-    """Draw so many windows in each column: a band from minimum to maximum, and their mean in it."""
-    missing = np.full((3, -grid.shape[1] % together), np.nan)
-    low, mean, high = np.append(grid, missing, axis=1).reshape(3, -1, together)
-    least, most = np.nanmin(low), np.nanmax(high)
+def _pixels(grid: Values) -> npt.NDArray[np.uint8]:
+    """Draw a window in each column."""
     # Halved first: the difference of two large doubles may be none.
-    span = (most / 2 - least / 2) or 1.0
-    pixels = np.full((ROWS, len(low)), NOTHING, np.uint8)
-    for column in np.flatnonzero(~np.isnan(mean).all(axis=1)):
-        ends = np.nanmin(low[column]), np.nanmean(mean[column] / together) * together, np.nanmax(high[column])
-        bottom, middle, top = (round((ROWS - 1) * (1 - (end / 2 - least / 2) / span)) for end in ends)
+    halves = grid / 2
+    least, most = np.nanmin(halves), np.nanmax(halves)
+    rows = (ROWS - 1) * (1 - (halves - least) / ((most - least) or 1.0))
+    pixels = np.full((ROWS, grid.shape[1]), NOTHING, np.uint8)
+    for column in np.flatnonzero(~np.isnan(grid[1])):
+        bottom, middle, top = np.rint(rows[:, column]).astype(int)
         pixels[top : bottom + 1, column] = BAND
         pixels[middle, column] = LINE
     return pixels
