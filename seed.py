@@ -83,7 +83,7 @@ def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
         with files.opened(name, options) as file:
             print(file.form)
             if connection is None:
-                print(*files.look(file), sep="\n")
+                print(files.look(file))
             else:
                 merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:

@@ -23,6 +23,8 @@ from fonte_alvo.command import Failure
 
 # Bounds the memory.
 PIECE_LINES = 50_000
+# Among them the header is, and the first row.
+HEAD_LINES = 1000
 SAMPLE_LINES = 100
 SHOWN_BAD_ROWS = 5
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks": " "}
@@ -62,23 +64,25 @@ class File:
         self.bad_rows, self._told, self._interval = 0, list[str](), np.timedelta64(0, "us")
         # Of each local day whose clocks repeat an hour: how often its times went back, and the last of them.
         self._repeated: dict[object, tuple[int, np.datetime64]] = {}
-        has = set(re.findall("%(.)", options.timestamp_format or "%Y%j"))
-        if not has & {"Y", "y"} or not ("j" in has or ("d" in has and has & {"m", "b", "B"})):
-            raise FileError(
-                f"--timestamp-format {options.timestamp_format!r} gives no day: expected %Y, %m and %d, or %Y and %j"
-            )
-        self._start = self._lines(options.header_line or 0).tolist()
-        header = self._header()
-        self._start += self._lines(options.first_row - 1 - len(self._start)).tolist()
-        self._first = self._lines(PIECE_LINES)
+        parts = set(re.findall("%(.)", form := options.timestamp_format or "%Y%j"))
+        if not (parts & {"Y", "y"} and ("j" in parts or (parts & {"m", "b", "B"} and "d" in parts))):
+            raise FileError(f"--timestamp-format {form!r} gives no day: expected %Y, %m and %d, or %Y and %j")
+        head = self._lines(HEAD_LINES)
+        # The header is the line that is named, which may be a comment, or else the first that is not empty.
+        number = options.header_line
+        if number is None:
+            number = next((number for number, line in head.items() if not self._is_empty(line)), 0)
+        header = head.get(number, "").lstrip().removeprefix(options.comment or "")
+        start = max(number, options.first_row - 1)
+        self._start, self._first = head[:start], head[start:]
         sample = [line for line in self._first if not self._is_empty(line)][:SAMPLE_LINES]
         if not sample:
-            raise FileError(f"{name}: no row after its first {len(self._start)} lines")
+            raise FileError(f"{name}: no row after the first {start} lines")
         self._delimiter, self._names = self._understood(header, sample)
         self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
-        columns = [f"{variable} from {self._names[place]}" for variable, place in self._places.items()]
-        times = " ".join(options.timestamp)
-        self.form = f"{name}: delimiter {self._delimiter!r}, {', '.join([f'timestamp from {times}', *columns])}"
+        columns = {"timestamp": " ".join(options.timestamp)} | self._wanted(self._names)
+        taken = ", ".join(f"{variable} from {column}" for variable, column in columns.items())
+        self.form = f"{name}: delimiter {self._delimiter!r}, {taken}"
 
     def __iter__(self) -> Iterator[Columns]:
         """Yield timestamps (n,) and values (n,) of each variable, NaN where there is none."""
@@ -99,23 +103,13 @@ class File:
 
     def _lines(self, count: int) -> pd.Series:
         """Read the next lines; the index holds their numbers."""
-        lines = pd.Series(dtype=object)
         with suppress(StopIteration):
-            lines = self._reader.get_chunk(count)["line"] if count > 0 else lines
-        return lines.set_axis(lines.index + 1)
+            lines = self._reader.get_chunk(count)["line"]
+            return lines.set_axis(lines.index + 1)
+        return pd.Series(dtype=object)
 
     def _is_empty(self, line: str) -> bool:
         return not line.strip() or bool(self.options.comment and line.lstrip().startswith(self.options.comment))
-
-    def _header(self) -> str:
-        """Return the line that is named as the header, without a comment's mark, or the first that is not empty."""
-        if self.options.header_line is not None:
-            return "".join(self._start[-1:]).lstrip().removeprefix(self.options.comment or "")
-        while len(lines := self._lines(1)):
-            self._start += lines.tolist()
-            if not self._is_empty(self._start[-1]):
-                return str(self._start[-1])
-        raise FileError(f"{self.name}: no header in {len(self._start)} lines")
 
     def _understood(self, header: str, sample: list[str]) -> tuple[str, list[str]]:
         """Return the given delimiter, or the only one that gives the wanted columns, and the names of the columns."""
@@ -236,27 +230,24 @@ class File:
         return timestamps - self._interval
 
 
-def look(file: File) -> Iterator[str]:
-    """Read a file to its end, and yield lines that tell what it holds."""
-    last, edges, steps, counts = np.empty(0, "datetime64[us]"), list[str](), Counter[int](), Counter[str]()
-    plausible = {each.name: each for each in schema.VARIABLES}
+def look(file: File) -> str:
+    """Read a file to its end, and return what it holds."""
+    names = ["missing", *(f"{each.name} outside {each.lowest} to {each.highest}" for each in schema.VARIABLES)]
+    edges, steps, counts = list[pd.DataFrame](), Counter[int](), dict.fromkeys(["rows", *names], 0)
     for columns in file:
-        timestamps = columns["timestamp"]
-        steps.update(np.diff(np.concatenate([last, timestamps])).astype(int).tolist())
-        last = np.concatenate([last, timestamps])[-1:]
-        for place in (0, -1) if len(timestamps) else ():
-            edges.append(" ".join(f"{name}={values[place]}" for name, values in columns.items()))
-        counts["rows"] += len(timestamps)
-        for each in (plausible[name] for name in columns if name in plausible):
-            values = columns[each.name]
-            outside = (values < each.lowest) | (values > each.highest)
-            counts[f"without {each.name}"] += int(np.isnan(values).sum())
-            counts[f"with {each.name} outside {each.lowest} to {each.highest} {each.unit}"] += int(outside.sum())
+        table = pd.DataFrame(columns).set_index("timestamp")
+        steps.update(np.diff(pd.concat([*edges[-1:], table]).index.to_numpy()).astype(int).tolist())
+        edges += [table[:1], table[-1:]]
+        counts["rows"] += len(table)
+        counts["missing"] += int(table.isna().to_numpy().sum())
+        for each, name in zip(schema.VARIABLES, names[1:], strict=True):
+            values = table.get(each.name, pd.Series(dtype=float))
+            counts[name] += int(((values < each.lowest) | (values > each.highest)).sum())
     interval = max(steps, key=steps.__getitem__, default=0)
-    counts["gaps"] = sum(count for step, count in steps.items() if step > interval)
-    counts["not later than the row before"] = sum(count for step, count in steps.items() if step <= 0)
-    yield f"  first {edges[0]}\n  last {edges[-1]}\n  interval {interval / 60e6:g} min"
-    yield from (f"  {count:,} {what}" for what, count in counts.items())
+    counts["gaps"] = sum(steps[step] for step in steps if step > interval)
+    counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {interval / 60e6:g} min, {told}"
 
 
 def _split(line: str, delimiter: str) -> list[str]:
