@@ -214,7 +214,7 @@ def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
     state = ask(schedule, s={**names, "scheduleName": "daily"})["scheduleOrError"]["scheduleState"]
     assert state == {"status": "RUNNING"}
     launch = "mutation ($p: ExecutionParams!) {launchRun(executionParams: $p) {... on LaunchRunSuccess {run {runId}}}}"
-    config = (ROOT / "orchestration/etl.yaml").read_text()
+    config = (ROOT / "orchestration/dagster/etl.yaml").read_text()
     run = ask(launch, p={"selector": {**names, "jobName": "etl"}, "runConfigData": config})["launchRun"]["run"]
     look = "query ($id: ID!) {runOrError(runId: $id) {... on Run {status endTime}}}"
     deadline = time.monotonic() + PATIENCE_S
