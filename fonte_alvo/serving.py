@@ -246,11 +246,12 @@ def make_app(
         **described,  # type: ignore[arg-type]
     )
 
-    def unavailable(request: Request, error: Exception) -> JSONResponse:
+    # All of them asynchronous: others run in a thread, which a full machine does not have.
+    async def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
         if (getattr(getattr(error, "orig", error), "pgcode", None) or "")[:2] in _NOT_SET_UP:
             with suppress(SQLAlchemyError):
-                detail = f"{database} is not set up: {obstacle(request.state.engine)}"
+                detail = f"{database} is not set up: {await _in_own_thread(obstacle, request.state.engine)}"
                 return JSONResponse({"detail": detail}, status_code=503)
         detail = f"{database} does not answer; ask again later"
         if isinstance(error, PoolTimeoutError):
@@ -269,7 +270,7 @@ def make_app(
     return app
 
 
-def _overloaded(request: Request, error: Exception) -> JSONResponse:
+async def _overloaded(request: Request, error: Exception) -> JSONResponse:
     # Python has no type of its own for a thread that cannot be started.
     if isinstance(error, RuntimeError) and "start new thread" not in str(error):
         raise error
@@ -278,7 +279,7 @@ def _overloaded(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
 
-def _not_allowed(request: Request, error: Exception) -> JSONResponse:
+async def _not_allowed(request: Request, error: Exception) -> JSONResponse:
     # Each route knows its own methods alone: Starlette's answer would name those of the first.
     described = request.app.openapi()["paths"].get(request.url.path, ["get"])
     methods = sorted(map(str.upper, described))
@@ -286,7 +287,7 @@ def _not_allowed(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": ", ".join(methods)})
 
 
-def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     reported = [_described(error) for error in error.errors()[:_ERRORS_REPORTED]]
     return JSONResponse({"detail": "; ".join(reported)}, status_code=422)
