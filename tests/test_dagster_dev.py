@@ -208,6 +208,7 @@ def launched(ask, selector, job, tags, run_config):
     job = {**selector, "jobName": job}
     metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
     answer = ask(query, p={"selector": job, "runConfigData": run_config, "executionMetadata": metadata})["launchRun"]
+    assert "run" in answer, answer
     return answer["run"]["runId"]
 
 

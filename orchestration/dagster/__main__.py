@@ -62,10 +62,11 @@ def _serve(port: str) -> int:
     # What is away is reported here in one line, and not by runs that fail. The embedded turbine turns meanwhile.
     with FonteApi().connect(live=True) as http:
         with AlvoDatabase().connect(connections=1):
-            pass
+            alvo = settings.alvo_database_url()
         environment = settings.child_environment(
             FONTE_API_URL=str(http.base_url),
             DAGSTER_START_DATE=str(_start_date(http)),
+            ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False),
             DAGSTER_HOME=str(_dagster_home()),
             # `dg dev`, which it recommends instead, needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
