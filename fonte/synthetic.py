@@ -17,6 +17,9 @@ POWER_CURVE_FILE = Path(__file__).with_name("power_curve.csv")
 # From lowest to highest, of each variable in plain random values.
 RANGES = {"wind_speed": (0.0, 25.0), "power": (0.0, 1900.0), "ambient_temperature": (-10.0, 40.0)}
 
+# So that a gap can be seen in the demo: minutes of a day without power, two hours and three single ones.
+GAP_DAY, GAP_MINUTES = date(2024, 5, 28), np.array([*range(540, 660), 197, 822, 1205])
+
 WEIBULL_SHAPE = 2.0
 WEIBULL_SCALE_M_S = 8.5
 WIND_CORRELATION_MINUTES = 180.0
@@ -39,7 +42,7 @@ def uniform(start: date, days: int, random_seed: int) -> dict[str, Values]:
 
 
 def turbine(start: date, days: int, random_seed: int) -> dict[str, Values]:
-    """Return plausible values, rounded to a sensor's resolution; arrays (1440 * days,).
+    """Return plausible values, rounded to a sensor's resolution, NaN in the gap; arrays (1440 * days,).
 
     Wind is an autocorrelated Weibull series: half the squared length of a two-dimensional standard normal vector is
     exponentially distributed, and its 1/shape-th power times the scale is Weibull. Power (kW) follows the measured
@@ -51,6 +54,8 @@ def turbine(start: date, days: int, random_seed: int) -> dict[str, Values]:
 
     curve_speed, curve_power = np.loadtxt(POWER_CURVE_FILE, delimiter=",", skiprows=1, unpack=True)
     power = np.round(np.interp(wind_speed, curve_speed, curve_power, right=curve_power[0]), 1)
+    gap = GAP_MINUTES + (GAP_DAY - start).days * MINUTES_PER_DAY
+    power[gap[(gap >= 0) & (gap < len(power))]] = np.nan
 
     hour = np.arange(days * MINUTES_PER_DAY) % MINUTES_PER_DAY / 60
     daily_cycle = 24.0 + 5.0 * np.cos((hour - 17.0) * (2 * np.pi / 24))

@@ -186,7 +186,8 @@ def test_randomize_overwrites_the_days_of_seeding_where_no_period_is_named(admin
     assert [row[0] for row in after] == [row[0] for row in before]
     assert [row[1:] for row in after] != [row[1:] for row in before]
     columns = synthetic.turbine(seeding.START, seeding.DAYS, answer["random_seed"])
-    assert [row[1:] for row in after] == list(zip(*(values.tolist() for values in columns.values()), strict=True))
+    for place, values in enumerate(columns.values(), start=1):
+        np.testing.assert_array_equal(np.array([row[place] for row in after], float), values)
     [line] = lines
     assert re.fullmatch(
         r'audit action="POST /data/randomize" client="127.0.0.1" rows=14400 '
@@ -224,7 +225,7 @@ def test_randomize_fills_exactly_the_minutes_of_the_period(admin, held, fonte_po
     ],
 )
 def test_randomize_reaches_as_far_as_the_table_does(admin, held, start, end, rows):
-    answer = admin.post("/data/randomize", params={"start_timestamp": start, "end_timestamp": end})
+    answer = admin.post("/data/randomize", params={"start_timestamp": start, "end_timestamp": end}, timeout=60)
     assert (answer.status_code, answer.json()["rows"]) == (200, rows)
     assert len(held(f"timestamp >= '{start}Z' AND timestamp < '{end.removesuffix('Z')}Z'")) == rows
 
@@ -237,8 +238,9 @@ def test_changes_at_once_wait_for_each_other(admin, fonte, held, monkeypatch, ca
         seeded = threads.submit(seed.main, ["--random-seed", "4"])
     assert [future.result().status_code for future in seeds] == [200, 200, 200]
     assert seeded.result() == 0
-    possible = [synthetic.turbine(seeding.START, seeding.DAYS, number)["power"].tolist() for number in (1, 2, 3, 4)]
-    assert [row[2] for row in held()] in possible[:3]
+    possible = [synthetic.turbine(seeding.START, seeding.DAYS, number)["power"] for number in (1, 2, 3)]
+    power = np.array([row[2] for row in held()], float)
+    assert any(np.array_equal(power, values, equal_nan=True) for values in possible)
 
 
 def test_a_change_that_fails_halfway_changes_nothing(admin, held, fonte_pool):

@@ -67,7 +67,7 @@ def test_turbine_wind_is_weibull_and_autocorrelated():
 
 
 def test_turbine_power_follows_the_curve_and_temperature_the_day():
-    columns = synthetic.turbine(START, 100, 1)
+    columns = synthetic.turbine(date(2023, 5, 20), 100, 1)
     wind, power = columns["wind_speed"], columns["power"]
     assert set(power[wind < 2.5]) == {-5.0}
     assert (power[(wind >= 13) & (wind <= 25)] >= 1900).all()
@@ -93,7 +93,10 @@ def test_the_default_is_ten_days_and_says_so(rows, capsys):
     expected = synthetic.turbine(START, 10, seeding.RANDOM_SEED)
     held = rows()
     for number, name in enumerate(expected, start=1):
-        assert [row[number] for row in held] == expected[name].tolist()
+        np.testing.assert_array_equal(np.array([row[number] for row in held], float), expected[name])
+    without = rows("SELECT timestamp::date, count(*) FROM data WHERE power IS NULL GROUP BY 1")
+    assert without == [(date(2024, 5, 28), 123)]
+    assert rows("SELECT count(*) FROM data WHERE power = 'NaN' OR wind_speed IS NULL") == [(0,)]
 
 
 def test_rows_that_are_there_keep_their_values(rows, capsys):

@@ -291,7 +291,7 @@ def test_the_etl_runs_a_day_a_rerun_and_a_range_as_its_writer(
         (["2024-05-20", "--columns", "power"], "576 values written, 0 unchanged"),
         (["2024-05-20", "--columns", "power"], "0 values written, 576 unchanged"),
         (["2024-05-20", "--columns", "power", "--statistics", "mean"], "0 values written, 144 unchanged, 432 removed"),
-        (["2024-05-20", "2024-05-29", "--columns", "power"], "10 days: 5,616 values written, 144 unchanged"),
+        (["2024-05-20", "2024-05-29", "--columns", "power"], "10 days: 5,568 values written, 144 unchanged"),
         (["2024-05-20", "2024-05-29", "--columns", "power", "--resume"], "nothing to do"),
     ):
         assert etl.main(arguments) == 0
