@@ -60,6 +60,7 @@ def _seed(options: argparse.Namespace) -> int:
         if options.live:
             for merged in seeding.live(pool, *made, Event()):
                 _report(merged, schema.extent(pool), options)
+            return 0
         with pool.begin() as connection:
             if not schema.create_absent(connection) and options.once:
                 print("Fonte has its table: nothing was written")

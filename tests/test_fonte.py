@@ -324,6 +324,12 @@ def test_a_live_turbine_fills_to_now_and_then_turns_each_minute(
     }
 
 
+def test_seed_live_writes_live_minutes_alone(rows, monkeypatch, clock):
+    monkeypatch.setattr(seed, "Event", lambda: Minutes(clock, 1))
+    assert seed.main(["--live"]) == 0
+    assert rows("SELECT count(*), min(timestamp)::date FROM data") == [(14402, date(2026, 2, 27))]
+
+
 def test_seed_live_tells_what_it_writes_until_it_is_interrupted(rows, empty_fonte, folder):
     environment = {**bare(folder), "FONTE_DATABASE_URL": empty_fonte.render_as_string(hide_password=False)}
     line = [sys.executable, "seed.py", "--live"]
