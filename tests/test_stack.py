@@ -20,7 +20,12 @@ import psycopg2
 import pytest
 from dotenv import dotenv_values
 from support.project import ROOT, SETTINGS
-from test_compose import EXAMPLE, SERVICES, STAYING
+from test_compose import EXAMPLE
+from test_compose import SERVICES as ALL
+
+# Those that `docker compose up` starts without a profile.
+SERVICES = {name: service for name, service in ALL.items() if "profiles" not in service}
+STAYING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]
 
 pytestmark = pytest.mark.compose
 PATIENCE_S = 300
