@@ -132,7 +132,9 @@ def alvo_api(database):
 
 def running(connection, database):
     """How many sessions of a database run a statement or are in a transaction."""
-    busy = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND state <> 'idle'")
+    # Autovacuum, which many new rows start, is no session of ours.
+    clients = "datname = :name AND backend_type = 'client backend'"
+    busy = text(f"SELECT count(*) FROM pg_stat_activity WHERE {clients} AND state <> 'idle'")
     return connection.scalar(busy, {"name": database})
 
 
