@@ -12,8 +12,6 @@ from datetime import date
 from importlib.util import find_spec
 from threading import Event
 
-from sqlalchemy import Connection
-
 if __name__ == "__main__":
     # Before the imports that may fail, or be interrupted.
     try:
@@ -22,6 +20,8 @@ if __name__ == "__main__":
         print("seed.py: the project is not installed: run python -m pip install . in its folder", file=sys.stderr)
         sys.exit(2)
     begin("seed.py")
+
+from sqlalchemy import Connection
 
 from fonte import schema, seeding
 from fonte.client import FonteError

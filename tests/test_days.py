@@ -98,6 +98,7 @@ def test_a_range_says_a_line_a_day_and_what_it_did_in_all(fonte_api, alvo_pool, 
     expected = [f"2024-05-{day} UTC  {done}" for day in range(20, 30)]
     # The day of the gap: two hours and three minutes without power.
     expected[8] = expected[8].replace("1,440 of", "1,317 of").replace("576", "528")
+    expected[8] += ", left out: 123 values that are NULL, NaN or infinite"
     assert lines == [*expected, "10 days: 5,712 values written, 0 unchanged, 0 removed"]
     assert alvo_values(alvo_pool) == undisturbed
     assert etl.main(RANGE) == 0

@@ -300,7 +300,10 @@ def failure(folder, prefix=()):
     """What a process says that cannot use the server: one line, and its exit code."""
     code = "import sys; from pathlib import Path; from fonte_alvo import command, embedded; sys.exit(command.run('x', "
     code += "lambda: print(embedded.url('alvo', Path(sys.argv[1])))))"
-    run = subprocess.run([*prefix, sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60)
+    command = [*prefix, sys.executable, "-c", code, folder]
+    # Another user cannot write where coverage is counted.
+    environment = {name: value for name, value in os.environ.items() if not (prefix and name.startswith("COVERAGE_"))}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 4, run.stderr
     assert run.stderr.count("\n") == 1
     assert "set FONTE_ALVO_HOME to another folder" in run.stderr
@@ -388,7 +391,7 @@ def test_an_orphaned_server_that_does_not_stop_is_told(folder, monkeypatch):
     with (folder / "server.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OSError, match="its server does not answer within 0 s"):
-            embedded._start_guard(folder)
+            embedded._start_guard(folder, 0)
 
 
 def test_a_process_finds_a_server_that_was_started_anew(folder):
