@@ -293,7 +293,7 @@ def test_a_connector_on_loopback_is_asked_without_a_proxy(host, monkeypatch):
         ("ALL_PROXY", "socks5h://127.0.0.1:1080"),
         ("HTTP_PROXY", "ftp://proxy"),
         ("HTTPS_PROXY", "http://[::1"),
-        ("SSL_CERT_FILE", "/dev/null/none"),
+        ("SSL_CERT_FILE", __file__),
     ],
 )
 def test_an_environment_of_which_no_client_can_be_made_is_named(monkeypatch, name, value):

@@ -394,6 +394,7 @@ def test_an_orphaned_server_that_does_not_stop_is_told(folder, monkeypatch):
             embedded._start_guard(folder, 0)
 
 
+@pytest.mark.faults
 def test_a_process_finds_a_server_that_was_started_anew(folder):
     code = """
 import psutil, sys
