@@ -62,7 +62,7 @@ FONTE_PATIENCE_S = 2.0
 
 
 class DataQuery(PeriodQuery):
-    """What GET /data can be asked."""
+    """The parameters of GET /data."""
 
     signals: Annotated[list[str], AfterValidator(serving.each_once)] = Field(
         [], description=SIGNALS, examples=[["wind_speed_mean", "power_mean"]], json_schema_extra={"uniqueItems": True}
@@ -95,14 +95,14 @@ class ShownPeriod(PeriodQuery):
 
 
 class ViewQuery(ShownPeriod):
-    """What GET /view can be asked."""
+    """The parameters of GET /view."""
 
     # How many buckets the screen has room for; there are as many at most.
     points: int = Field(1000, ge=1, le=5000)
 
 
 class SamplesQuery(ShownPeriod):
-    """What GET /samples can be asked."""
+    """The parameters of GET /samples."""
 
     columns: Annotated[list[str], AfterValidator(serving.each_once)] = Field(min_length=1)
 
@@ -137,7 +137,7 @@ app.state.fonte_api_url = None
 
 @app.get("/signals", responses=PROBLEMS, summary="The signals that Alvo knows, by name")
 def signals(request: Request, query: Annotated[Strict, Query()]) -> list[Signal]:
-    """What `signals` of GET /data may name."""
+    """The names that `signals` of GET /data takes."""
     return [Signal(name=name) for name in sorted(_signal_ids(request.state.engine))]
 
 

@@ -16,7 +16,7 @@ from fonte_alvo import copy
 
 
 class Report(NamedTuple):
-    """What a load did to Alvo's values, as Alvo counted: rows inserted or changed, left untouched, deleted."""
+    """The changes that a load made, as Alvo counted them: rows inserted or changed, left untouched, deleted."""
 
     written: int
     unchanged: int
@@ -24,7 +24,7 @@ class Report(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a load was made of: the statistics of a variable, how many samples it had, and how many it should have."""
+    """The record of a load: the statistics of a variable, its number of samples, and the number expected."""
 
     variable: str
     statistics: Sequence[str]
@@ -99,7 +99,7 @@ _RECORDED = text("""
 
 
 class Recorded(NamedTuple):
-    """What Alvo records of a period: whether it was loaded as asked, and of fewer samples than it should have."""
+    """The record of a period: whether it was loaded as asked, and whether it had fewer samples than expected."""
 
     loaded: bool
     incomplete: bool

@@ -31,7 +31,7 @@ data = sa.Table(
 )
 
 
-# What was loaded, and of how many samples: by it a resumed range decides.
+# The record of each load; --resume and --incomplete decide by it.
 load = sa.Table(
     "load",
     metadata,

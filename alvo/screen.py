@@ -1,4 +1,4 @@
-"""What a screen can show of a period of Alvo: buckets of windows, none of which hides an extreme."""
+"""Reduces a period of Alvo to what a screen can show: buckets of windows, none of which hides an extreme."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ DAY = timedelta(days=1)
 # Each divides a day, so that cells of an hour or a day are made of whole buckets.
 BUCKETS = [WINDOW * windows for windows in (1, 2, 3, 6, 12, 18, 36, 72, 144)]
 CELLS = 80
-# What Python calls a datetime; PostgreSQL's timestamps reach further.
+# The bounds of Python's datetime; PostgreSQL's timestamps reach further.
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 # The square of a larger value is beyond the largest double, which PostgreSQL calls an error.

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from support.faulty import answering, http, stalling
-from support.project import SCRIPTS, alvo_values, connector_over, external, running, wait_until
+from support.project import SCRIPTS, alvo_values, connector_over, external, running, stalled_reader, wait_until
 from test_connector import DAY
 
 import etl
@@ -91,16 +91,6 @@ def test_an_answer_that_drips_is_not_waited_for(monkeypatch):
         server.pause_s = 0.01
         with pytest.raises(FonteError, match=r"took longer than 0\.2 s"):
             fetch(server.url, *DAY_BOUNDS, ["power"])
-
-
-def stalled_reader(base_url):
-    """Ask for everything, and read nothing of it."""
-    url = httpx.URL(base_url)
-    reader = socket.socket()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect((url.host, url.port))
-    reader.sendall(b"GET /data HTTP/1.1\r\nHost: fonte\r\n\r\n")
-    return reader
 
 
 def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch, caplog):
