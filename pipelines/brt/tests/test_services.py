@@ -165,8 +165,11 @@ def services_of(world, name):
 
 
 def postgres_of(world):
-    pid = (world.folder / "postgres/data/postmaster.pid").read_text().split()[0]
-    return [process for process in left(world) if process.pid == int(pid)]
+    """The PostgreSQL server; none while it starts again, when its file is absent or still empty."""
+    with suppress(FileNotFoundError):
+        written = (world.folder / "postgres/data/postmaster.pid").read_text().split()
+        return [process for process in left(world) if [str(process.pid)] == written[:1]]
+    return []
 
 
 def is_new(processes, killed):
