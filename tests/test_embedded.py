@@ -316,6 +316,11 @@ def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path):
     assert "File exists" in failure(tmp_path / "file")
 
 
+def test_a_folder_in_the_place_of_the_servers_log_is_a_clear_error(tmp_path):
+    (tmp_path / "server.log").mkdir()
+    assert "Is a directory" in failure(tmp_path)
+
+
 def test_a_folder_of_root_tells_another_user_that_it_is_roots(folder):
     said = failure(folder, become(pwd.getpwnam("daemon").pw_uid))
     assert "Operation not permitted; it belongs to root: run as that user" in said
@@ -394,10 +399,9 @@ def test_an_orphaned_server_that_does_not_stop_is_told(folder, monkeypatch):
             embedded._start_guard(folder, 0)
 
 
-@pytest.mark.faults
 def test_a_process_finds_a_server_that_was_started_anew(folder):
     code = """
-import psutil, sys
+import fcntl, os, signal, sys
 from pathlib import Path
 from sqlalchemy import text
 from fonte_alvo import embedded, engine
@@ -406,10 +410,10 @@ pool = engine.create(embedded.url("alvo", folder), "test", check_pooled=True)
 for _ in range(3):
     with pool.connect() as connection:
         print(connection.scalar(text("SELECT current_database()")))
-    server = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
-    servers = [server, *server.children()]
-    server.kill()
-    psutil.wait_procs(servers)
+    os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    with (folder / "server.lock").open("ab") as lock:
+        # Until the last process of the server has ended.
+        fcntl.flock(lock, fcntl.LOCK_EX)
 """
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("alvo\n" * 3, "")

@@ -339,6 +339,20 @@ def test_an_embedded_server_that_does_not_start_is_a_failure_of_its_side(fonte_a
     assert run_failing(capsys, "2024-05-20")[0] == 3
 
 
+def test_a_signal_id_beyond_an_integer_is_exit_code_4_and_one_line(fonte_api, alvo, alvo_pool, capsys):
+    assert etl.main(["2024-05-20"]) == 0
+    with alvo_pool.begin() as connection:
+        connection.execute(text("ALTER TABLE signal ALTER id TYPE bigint"))
+        connection.execute(text("ALTER TABLE data ALTER signal_id TYPE bigint"))
+        connection.execute(text("UPDATE signal SET name = name || '_before'"))
+        connection.execute(text("ALTER TABLE signal ALTER id RESTART WITH 3000000000"))
+    capsys.readouterr()
+    code, message = run_failing(capsys, "2024-05-20")
+    assert (code, message.count("\n")) == (4, 1)
+    assert "3000000000" in message
+    assert len(alvo_values(alvo_pool)) == 1152
+
+
 def test_an_alvo_that_is_away_is_exit_code_4(fonte_api, capsys, monkeypatch, refused_port):
     monkeypatch.setenv("ALVO_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:{refused_port}/alvo")
     code, message = run_failing(capsys, "2024-05-20")
