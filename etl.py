@@ -1,5 +1,9 @@
 """A day from Fonte to Alvo: extract 1-minute samples, aggregate them to 10-minute statistics, replace the day.
 
+  python etl.py 2024-05-20                           a day of wind speed and power
+  python etl.py yesterday --columns power            one variable alone; the others stay as they are
+  python etl.py 2024-05-20 2024-05-29 --resume       ten days, without those that are loaded already
+
 exit codes:
   0  done
   1  the Dask cluster failed
@@ -8,6 +12,7 @@ exit codes:
   4  Alvo failed
   5  no finite sample in the whole day; Alvo stays as it was
   6  Alvo is loaded, but the picture of --plot or standard output cannot be written
+  130  interrupted; 141  the reader of a pipe is gone
 
 environment (a file .env in the folder FONTE_ALVO_HOME serves too; unset, that is {home}):
   FONTE_API_URL      the connector; unset, this process serves it on a free loopback port
@@ -19,6 +24,7 @@ To start anew, delete that folder while no command runs.
 """
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -29,6 +35,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -40,6 +47,7 @@ if __name__ == "__main__":
         print("etl.py: the project is not installed: run python -m pip install . in its folder", file=sys.stderr)
         sys.exit(2)
     begin("etl.py")
+    started = perf_counter()
 
 from sqlalchemy import Engine
 
@@ -51,6 +59,7 @@ from fonte_alvo import command, engine, settings
 from orchestration import day, days
 from orchestration.day import COLUMNS, Day, EmptyPeriod, Outcome
 
+QUERY = 'python -m alvo "SELECT timestamp, name, value FROM data JOIN signal ON id = signal_id ORDER BY 1, 2 LIMIT 8"'
 # As many steps as a picture is wide; more would hide the mean in its own zigzag.
 PLOT_POINTS = 360
 
@@ -61,8 +70,8 @@ class PictureError(command.Failure):
     exit_code = 6
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
+    """Run the command, which the clock perf_counter saw start; returns its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(words)
     # Today depends on the zone.
@@ -71,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("columns", "statistics"):
         if len(set(getattr(options, name))) < len(getattr(options, name)):
             parser.error(f"argument --{name}: {' '.join(getattr(options, name))}: expected each name once")
+    options.started = started or perf_counter()
     options.words, options.dates = words, [str(options.date), str(options.last_date)]
     return command.run("etl.py", lambda: _run(options), debug=options.debug)
 
@@ -104,12 +114,27 @@ def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
         with days.running(asked, *how) as results:
             return _run_range(options, asked, results, fonte, left_out, note)
     (only,) = asked
+    began = perf_counter()
     try:
         done = day.run(fonte, alvo, only, options.columns, options.statistics)
     except EmptyPeriod as error:
         return command.failed("etl.py", _explained(error, fonte), debug=options.debug)
-    print(day.summary(only, done))
+    seconds = {"start": began - options.started} | done.seconds
+    print(day.summary(only, done._replace(seconds=seconds)) + _notes(options, [done]))
     return 0
+
+
+def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
+    """Warn of statistics that are gone, and say where days that are new to the embedded Alvo can be seen."""
+    removed = sum(outcome.report.removed for outcome in outcomes)
+    if removed and not set(STATISTICS) <= set(options.statistics):
+        asked = " ".join(options.statistics)
+        return f"\nAlvo keeps only the statistics that were asked, {asked}: the others of these variables are removed"
+    old = removed or any(outcome.report.unchanged for outcome in outcomes)
+    if old or not outcomes or not settings.alvo_database_is_embedded():
+        return ""
+    where = os.path.relpath(settings.embedded_folder())
+    return f"\nAlvo is an embedded PostgreSQL in {where}. See what it holds:\n  {QUERY}"
 
 
 def _left_out(options: argparse.Namespace, incomplete: Sequence[Day]) -> str:
@@ -164,7 +189,7 @@ def _run_range(
         command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
         return 130  # 128 + SIGINT, as a shell reports it
     failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
-    print(days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note)
+    print(days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note + _notes(options, outcomes))
     if failed and options.keep_going:
         again = _again(options, failed)
         command.complain(f"etl.py: {days.count(len(failed))} failed. Run them again with:\n  {again}")
@@ -209,9 +234,7 @@ def _again(options: argparse.Namespace, asked: Sequence[Day]) -> str:
 
 def _parser(zone: tzinfo = UTC) -> command.Parser:
     description = (__doc__ or "").format(home=settings.home(), folder=settings.embedded_folder())
-    parser = command.Parser(
-        prog="etl.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser(prog="etl.py", description=description)
     in_zone = partial(command.day, zone=zone)
     parser.add_argument("date", type=in_zone, metavar="DATE", help="the day, YYYY-MM-DD, today or yesterday")
     parser.add_argument("last_date", type=in_zone, metavar="LAST_DATE", nargs="?", help="last day of a range")
@@ -236,7 +259,6 @@ def _parser(zone: tzinfo = UTC) -> command.Parser:
     parser.add_argument("--dask", metavar="ADDRESS", help=dask)
     picture = "draw what Alvo then holds of the days into this file, which ends in .png or .svg"
     parser.add_argument("--plot", type=_picture_file, metavar="FILE", help=picture)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
 
@@ -259,4 +281,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started=started))

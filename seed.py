@@ -1,8 +1,17 @@
 """Create Fonte, fill it, and print the period that it holds. A value that is there stays; a missing one is filled.
 
 FONTE_DATABASE_URL names the database; unset, it is the embedded PostgreSQL's (see etl.py --help).
-Exit codes: 0 done, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot be written. Nothing is
-written unless all is. docs/your-own-data.md shows five kinds of files, each with the command that loads it.
+Nothing is written unless all is.
+
+  python seed.py                                     ten days of a turbine, from 2024-05-20 on
+  python seed.py --csv scada.csv --dry-run           what a file holds, without loading it
+  python seed.py --live                              each minute as it comes, until Ctrl-C
+
+A CSV file has a header, a column `timestamp` in ISO 8601, and a column for each variable that it holds; the options say
+how it differs. docs/your-own-data.md shows five kinds of files, each with its command.
+
+Exit codes: 0 done, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot be written, 130
+interrupted, 141 the reader of a pipe is gone.
 """
 
 import argparse
@@ -107,7 +116,7 @@ def _show_progress(done: int, days: int) -> None:
 
 def _parser() -> tuple[command.Parser, list[argparse.Action]]:
     """Return the parser, and its options that only --csv takes."""
-    parser = command.Parser(prog="seed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(prog="seed.py", description=__doc__)
     start = "first UTC day, YYYY-MM-DD, yesterday or today (default: %(default)s)"
     days = "number of days (default: %(default)s)"
     profile = "plausible values of a turbine, or plain random ones (default: %(default)s)"
@@ -116,7 +125,6 @@ def _parser() -> tuple[command.Parser, list[argparse.Action]]:
     parser.add_argument("--days", type=int, metavar="N", default=seeding.DAYS, help=days)
     parser.add_argument("--profile", choices=list(seeding.PROFILES), default="turbine", help=profile)
     parser.add_argument("--random-seed", type=int, metavar="N", default=seeding.RANDOM_SEED, help=seed)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--once", action="store_true", help="do nothing where Fonte has its table already")
     live = "fill from the last value, ten days ago at most, to now, and then each minute, until Ctrl-C"

@@ -1,6 +1,14 @@
-"""Serves Alvo's page and API on this machine, with the embedded databases where none are named."""
+"""Serve Alvo's page and API on 127.0.0.1 until Ctrl-C, or answer a query.
+
+  python -m alvo                                     the page, on http://127.0.0.1:8080
+  python -m alvo "SELECT * FROM signal"              what a query finds, as CSV; it cannot change anything
+  python -m alvo --url                               run the embedded PostgreSQL for psql and other tools, until Ctrl-C
+
+Alvo is the database that ALVO_DATABASE_URL names; unset, it is the embedded one (see etl.py --help).
+"""
 
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -12,35 +20,73 @@ if __name__ == "__main__":
     begin("python -m alvo")
 
 import uvicorn
+from sqlalchemy import URL, text
 
 from alvo import api, schema
 from fonte import local
 from fonte_alvo import command, engine, settings
 
+MEND = "set ALVO_DATABASE_URL, or mend what the message says"
+
+
+class QueryError(command.Failure):
+    """Alvo refuses a query."""
+
+    exit_code = 2
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page until Ctrl-C; returns an exit code as etl.py's."""
-    parser = command.Parser(prog="python -m alvo", description="Serve Alvo's page and API on 127.0.0.1.")
-    parser.add_argument("--port", type=int, default=8080, help="where the browser finds the page; default: 8080")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    """Run the command; returns an exit code as etl.py's."""
+    parser = command.Parser("python -m alvo", __doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("query", nargs="?", metavar="QUERY", help="a SELECT")
+    what.add_argument("--url", action="store_true", help="show the embedded Alvo's URL, and keep its server running")
+    what.add_argument("--port", type=int, default=8080, help="where the browser finds the page; default: %(default)s")
     options = parser.parse_args(arguments)
-    return command.run("python -m alvo", lambda: _serve(options.port), debug=options.debug)
+
+    def act() -> int:
+        if options.query is not None:
+            return _answer(options.query)
+        return _hold() if options.url else _serve(options.port)
+
+    return command.run("python -m alvo", act, debug=options.debug)
+
+
+def _answer(query: str) -> int:
+    with engine.failures("Alvo", MEND), engine.create(settings.alvo_database_url(), "alvo query").begin() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        with engine.failures("the query", "nothing was changed: correct it and run again", QueryError):
+            copy = f"COPY ({query.rstrip().rstrip(';')}\n) TO STDOUT (FORMAT csv, HEADER)"
+            connection.connection.cursor().copy_expert(copy, sys.stdout)
+    return 0
+
+
+def _hold() -> int:
+    if not settings.alvo_database_is_embedded():
+        raise settings.SettingsError("ALVO_DATABASE_URL names Alvo already: --url is for the embedded one")
+    url = settings.alvo_database_url()
+    # Not the other parameters, which only libpq knows.
+    plain = URL.create("postgresql", url.username, url.password, url.host, url.port, url.database)
+    print(plain.render_as_string(hide_password=False), flush=True)
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    return 130  # 128 + SIGINT, as a shell reports it
 
 
 def _serve(port: int) -> int:
     settings.alvo_admin()
-    with local.base_url() as base_url:
-        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
+    try:
+        listener = socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise settings.SettingsError(f"port {port} cannot be used: {error}; choose another by --port") from error
+    with listener, local.base_url() as base_url:
+        with engine.failures("Alvo", MEND):
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)
         api.app.state.fonte_api_url = base_url
-        try:
-            listener = socket.create_server(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise settings.SettingsError(f"port {port} cannot be used: {error}; choose another by --port") from error
         logging.basicConfig(format="%(levelname)s: %(message)s")
         print(f"Alvo: http://127.0.0.1:{listener.getsockname()[1]} until Ctrl-C", flush=True)
-        with listener, suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
             uvicorn.Server(
                 uvicorn.Config(api.app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=10)
             ).run([listener])

@@ -5,17 +5,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, NoReturn
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 DAYS_AGO = {"today": 0, "yesterday": 1}
-
-
 # What a command returns whose work is done, but not reported.
 OUTPUT_LOST = 6
 # What pip installs for a package that only some commands need.
@@ -29,15 +27,29 @@ class Failure(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage in front."""
+    """An argument parser with --debug and --version, whose errors are one line, without the usage in front."""
+
+    def __init__(self, prog: str, description: str | None = None, epilog: str | None = None) -> None:
+        """Show the texts with their own lines."""
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=raw)
+        self.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        self.add_argument("--version", action="store_true", help="show the version and exit")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """Name an unknown option before anything else: some Pythons would take its value for a date."""
         known = [option for action in self._actions for option in action.option_strings]
-        for word in sys.argv[1:] if args is None else args:
+        words = sys.argv[1:] if args is None else args
+        if "--version" in words:
+            # Loaded here, because a day does not need it.
+            from importlib.metadata import version
+
+            print(f"fonte-alvo {version('fonte-alvo')}")
+            self.exit()
+        for word in words:
             name = word.partition("=")[0]
             if re.match("-[A-Za-z]|--.", name) and not any(option.startswith(name) for option in known):
-                self.error(f"unrecognized arguments: {name}")
+                self.error(f"unrecognized arguments: {name}{did_you_mean(name, known)}")
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -49,6 +61,13 @@ class Parser(argparse.ArgumentParser):
         if message:
             complain(message)
         sys.exit(finished(self.prog, status))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return what to add to the message about an unknown word: the known one that resembles it, if there is one."""
+    from difflib import get_close_matches
+
+    return "".join(f" (did you mean {near}?)" for near in get_close_matches(word, known, 1, 0.7))
 
 
 def clean(text: str, most: int = 500) -> str:
@@ -172,7 +191,8 @@ def zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, LookupError):
-        raise argparse.ArgumentTypeError(f"{name!r} is not a time zone: expected one such as Europe/Berlin") from None
+        near = did_you_mean(name, available_timezones()) or ": expected one such as Europe/Berlin"
+        raise argparse.ArgumentTypeError(f"{name!r} is not a time zone{near}") from None
 
 
 def progress(steps: int, unit: str) -> "tqdm[NoReturn]":

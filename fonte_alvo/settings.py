@@ -63,7 +63,7 @@ def fonte_api_url(given: str | None = None) -> str | None:
     except (httpx.InvalidURL, ValueError):
         usable = False
     if not usable:
-        name = "the given URL of Fonte" if given else "FONTE_API_URL"
+        name = "the given URL of Fonte" if given else _told("FONTE_API_URL")
         raise SettingsError(f"{name} is not a URL of HTTP: expected something like http://localhost:8000")
     return url
 
@@ -76,6 +76,11 @@ def fonte_database_url() -> URL:
 def fonte_database_is_embedded() -> bool:
     """Tell whether Fonte's database is the embedded one, which may be filled without asking."""
     return _read("FONTE_DATABASE_URL") is None
+
+
+def alvo_database_is_embedded() -> bool:
+    """Tell whether Alvo's database is the embedded one."""
+    return _read("ALVO_DATABASE_URL") is None
 
 
 def services_are_external() -> bool:
@@ -124,11 +129,11 @@ def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
         return None
     if not _TOKEN.fullmatch(token):
         expected = "16 or more letters, digits or -._~+/, such as `openssl rand -hex 16` prints"
-        raise SettingsError(f"{token_name} is no bearer token: expected {expected}")
+        raise SettingsError(f"{_told(token_name)} is no bearer token: expected {expected}")
     # Loaded here, because only the APIs have admins, and they load it anyway.
     from pydantic import SecretStr
 
-    return _parsed(url_name, url), SecretStr(token)
+    return _parsed(_told(url_name), url), SecretStr(token)
 
 
 def _database_url(name: str, embedded_database: str) -> URL:
@@ -136,7 +141,7 @@ def _database_url(name: str, embedded_database: str) -> URL:
     # libpq would send them to any server, which refuses nonsense; each transaction sets what they could.
     for variable in ("PGTZ", "PGDATESTYLE", "PGGEQO"):
         os.environ.pop(variable, None)
-    return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(name, url)
+    return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(_told(name), url)
 
 
 def _parsed(name: str, url: str) -> URL:
@@ -144,6 +149,11 @@ def _parsed(name: str, url: str) -> URL:
         return engine.parse(url)
     except ValueError as error:
         raise SettingsError(f"{name} {error}") from None
+
+
+def _told(name: str) -> str:
+    """Name a setting, and the file where it has to be corrected, if it is there."""
+    return name if os.environ.get(name) else f"{name} in {home() / '.env'}"
 
 
 def _read(name: str) -> str | None:

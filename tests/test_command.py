@@ -1,6 +1,8 @@
 """What the commands share, where no command shows it by itself."""
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 
@@ -189,6 +191,7 @@ def test_an_error_that_is_raised_is_not_printed_by_a_library_as_well(capsys):
         (["2024-05-20", "--speed", "9"], "--speed"),
         (["--speed=9"], "--speed"),
         (["2024-05-20", "-x", "9"], "-x"),
+        (["2024-05-20", "--colunms", "power"], "--colunms (did you mean --columns?)"),
         (["--columns", "power", "--speed", "9", "2024-05-20"], "--speed"),
     ],
 )
@@ -206,7 +209,33 @@ def test_options_may_be_abbreviated_and_numbers_negative():
     parser = command.Parser(prog="etl.py")
     parser.add_argument("--columns", nargs="+")
     parser.add_argument("--missing", type=float)
-    assert vars(parser.parse_args(["--col", "power", "--missing", "-999"])) == {"columns": ["power"], "missing": -999}
+    assert vars(parser.parse_args(["--col", "power", "--missing", "-999"])) == {
+        "columns": ["power"],
+        "missing": -999,
+        "debug": False,
+        "version": False,
+    }
+
+
+def test_every_command_shows_its_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.Parser(prog="etl.py").parse_args(["--version"])
+    assert stopped.value.code == 0
+    assert re.fullmatch(r"fonte-alvo \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("America/SaoPaulo", "'America/SaoPaulo' is not a time zone (did you mean America/Sao_Paulo?)"),
+        ("Berlin", "'Berlin' is not a time zone: expected one such as Europe/Berlin"),
+        ("/etc/passwd", "'/etc/passwd' is not a time zone: expected one such as Europe/Berlin"),
+    ],
+)
+def test_an_unknown_zone_is_refused_with_one_that_resembles_it(name, said):
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        command.zone(name)
+    assert str(refused.value) == said
 
 
 @pytest.mark.parametrize("terminal", [True, False])

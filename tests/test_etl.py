@@ -66,7 +66,7 @@ def test_a_day_goes_from_fonte_to_alvo_and_a_rerun_changes_nothing(
         "  wind_speed  1,440 of 1,440 samples (100.0%), 144 windows\n"
         "  power       1,440 of 1,440 samples (100.0%), 144 windows\n"
         "  Alvo: 1,152 values written, 0 unchanged, 0 removed\n"
-        "  0.00 s: extract 0.00, aggregate 0.00, load 0.00\n"
+        "  0.00 s: start 0.00, extract 0.00, aggregate 0.00, load 0.00\n"
     )
     expected = exact_values(
         make_pool(server.set(database=seeded_template)), start, start + timedelta(days=1), ("wind_speed", "power")
@@ -103,7 +103,9 @@ def test_the_asked_statistics_are_held_and_no_others_of_the_variable(connector, 
 
     assert etl.main(["2024-05-20"]) == 0
     assert etl.main(["2024-05-20", "--columns", "power", "--statistics", "mean", "count"]) == 0
-    assert "Alvo: 144 values written, 144 unchanged, 432 removed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Alvo: 144 values written, 144 unchanged, 432 removed" in said
+    assert said.endswith("the statistics that were asked, mean count: the others of these variables are removed\n")
     assert held() == {"power_mean", "power_count", *(f"wind_speed_{statistic}" for statistic in STATISTICS)}
     assert {value for (_, name), value in alvo_values(alvo_pool).items() if name == "power_count"} == {10.0}
     assert etl.main(["2024-05-20", "--columns", "power"]) == 0

@@ -38,7 +38,6 @@ def main() -> int:
     parser = command.Parser(prog="python -m orchestration.dagster", description=__doc__)
     parser.add_argument("--port", default="3000", help="where the browser finds Dagster; default: %(default)s")
     parser.add_argument("--code-server", metavar="HOST", help="serve only the definitions, on --port of this host")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     options = parser.parse_args()
 
     def act() -> int:

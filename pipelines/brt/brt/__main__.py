@@ -1,6 +1,5 @@
 """The pipeline by hand: `python -m brt start`, and the other steps; the Makefile calls the same."""
 
-import argparse
 import logging
 import os
 import sys
@@ -28,10 +27,8 @@ def main() -> int:
         prog="python -m brt",
         description=__doc__,
         epilog="\n".join(f"{name:9} {what}" for name, (_, what) in steps.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("step", choices=steps)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
