@@ -107,7 +107,7 @@ def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
         left_out = wanted.count(False)
         asked = list(compress(asked, wanted))
     if not asked:
-        print(f"{days.count(left_out)} left out: nothing to do{note}")
+        print(f"{command.count(left_out, 'day')} left out: nothing to do{note}")
         return 0
     if options.last_date or options.dask:
         how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
@@ -144,9 +144,8 @@ def _left_out(options: argparse.Namespace, incomplete: Sequence[Day]) -> str:
     same = [word for word in options.words if word not in ("--resume", *options.dates, *command.DAYS_AGO)]
     dates = [str(incomplete[0].date), str(incomplete[-1].date)]
     again = shlex.join(["python", "etl.py", *dates, *same, "--incomplete"])
-    return (
-        f"\n{days.count(len(incomplete))} left out with fewer samples than expected. Load them again with:\n  {again}"
-    )
+    left_out = command.count(len(incomplete), "day")
+    return f"\n{left_out} left out with fewer samples than expected. Load them again with:\n  {again}"
 
 
 def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
@@ -192,7 +191,7 @@ def _run_range(
     print(days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note + _notes(options, outcomes))
     if failed and options.keep_going:
         again = _again(options, failed)
-        command.complain(f"etl.py: {days.count(len(failed))} failed. Run them again with:\n  {again}")
+        command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")
     return next(iter(codes.values()), 0)
 
 

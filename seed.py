@@ -36,6 +36,7 @@ from fonte import schema, seeding
 from fonte.client import FonteError
 from fonte.seeding import Merged
 from fonte_alvo import command, engine, settings
+from fonte_alvo.command import count
 
 # Decades of minutes are one transaction.
 TIME_LIMIT_S = 3600
@@ -97,16 +98,16 @@ def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
             else:
                 merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:
-            print(f"{name}: {file.bad_rows:,} bad rows are left out: {file.left_out} is for them")
+            print(f"{name}: {count(file.bad_rows, 'bad row')} left out, and written to {file.left_out}")
     return seeding.total(merged)
 
 
 def _report(merged: Merged, extent: schema.Extent, options: argparse.Namespace) -> None:
     filled = f"{merged.filled:,} had missing values filled"
     differing = f"{merged.differing:,} that differ {'are overwritten' if options.replace else 'keep their values'}"
-    print(f"{merged.inserted:,} rows inserted, {merged.present:,} were there already: {filled}, {differing}")
+    print(f"{count(merged.inserted, 'row')} inserted, {merged.present:,} were there already: {filled}, {differing}")
     first, last = (each and f"{each:%Y-%m-%d %H:%M} UTC" for each in (extent.first_timestamp, extent.last_timestamp))
-    print(f"Fonte holds {extent.rows:,} rows from {first or 'nothing'} to {last or 'nothing'}", flush=True)
+    print(f"Fonte holds {count(extent.rows, 'row')} from {first or 'nothing'} to {last or 'nothing'}", flush=True)
 
 
 def _show_progress(done: int, days: int) -> None:

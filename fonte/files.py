@@ -19,7 +19,7 @@ import pandas as pd
 from fonte import schema
 from fonte.arrow import Timestamps, Values
 from fonte.seeding import NAMES, Columns
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, count
 
 # Bounds the memory.
 PIECE_LINES = 50_000
@@ -99,12 +99,12 @@ class File:
         if self.bad_rows and not (rows and self.options.skip_bad_rows):
             told = "; ".join(self._told) + "; ..." * (self.bad_rows > SHOWN_BAD_ROWS)
             remedy = "--decimal, --missing and --timestamp-format tell what is meant, --skip-bad-rows leaves them out"
-            raise FileError(f"{self.name}: {self.bad_rows:,} bad rows, nothing was loaded: {told}; {remedy}")
+            raise FileError(f"{self.name}: {count(self.bad_rows, 'bad row')}, nothing was loaded: {told}; {remedy}")
 
-    def _lines(self, count: int) -> pd.Series:
+    def _lines(self, number: int) -> pd.Series:
         """Read the next lines; the index holds their numbers."""
         with suppress(StopIteration):
-            lines = self._reader.get_chunk(count)["line"]
+            lines = self._reader.get_chunk(number)["line"]
             return lines.set_axis(lines.index + 1)
         return pd.Series(dtype=object)
 
@@ -246,7 +246,7 @@ def look(file: File) -> str:
     interval = max(steps, key=steps.__getitem__, default=0)
     counts["gaps"] = sum(steps[step] for step in steps if step > interval)
     counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    told = ", ".join(f"{number:,} {name}" for name, number in counts.items())
     return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {interval / 60e6:g} min, {told}"
 
 

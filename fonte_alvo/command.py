@@ -165,6 +165,11 @@ def failed(program: str, error: BaseException, *, debug: bool) -> int:
     return 1
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number of things, such as `1 day` or `1,440 samples`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def notice(text: str) -> None:
     """Say on a terminal why something takes long; nothing in a pipe."""
     if sys.stderr.isatty():

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
 from alvo.load import Record, Report, replace_period
 from fonte.client import Client, Variable, fetch, variables
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, count
 from fonte_alvo.engine import failures
 
 COLUMNS = ["wind_speed", "power"]
@@ -120,7 +120,7 @@ def summary(day: Day, outcome: Outcome) -> str:
     lines = [_title(day)]
     for name, samples in outcome.samples.items():
         coverage = f"{samples:,} of {outcome.expected:,} samples ({samples / outcome.expected:.1%})"
-        lines.append(f"  {name:{width}}  {coverage}, {outcome.windows[name]} windows")
+        lines.append(f"  {name:{width}}  {coverage}, {count(outcome.windows[name], 'window')}")
     lines += [f"  {oddity}" for oddity in oddities(outcome)]
     phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in outcome.seconds.items())
     lines.append(f"  Alvo: {changes(outcome.report)}")
@@ -131,11 +131,12 @@ def summary(day: Day, outcome: Outcome) -> str:
 def oddities(outcome: Outcome) -> list[str]:
     """Report what a reader of the numbers has to know."""
     odd = [f"one sample every {outcome.interval.total_seconds():g} s"] * (outcome.interval != MINUTE)
-    odd += [f"{name}: {count:,} implausible values" for name, count in outcome.implausible.items() if count]
-    odd += [f"left out: {outcome.not_finite:,} values that are NULL, NaN or infinite"] * (outcome.not_finite > 0)
-    odd += [f"left out: {outcome.overflowed:,} results beyond the largest double"] * (outcome.overflowed > 0)
+    odd += [f"{name}: {count(found, 'implausible value')}" for name, found in outcome.implausible.items() if found]
+    them = "value that is" if outcome.not_finite == 1 else "values that are"
+    odd += [f"left out: {outcome.not_finite:,} {them} NULL, NaN or infinite"] * (outcome.not_finite > 0)
+    odd += [f"left out: {count(outcome.overflowed, 'result')} beyond the largest double"] * (outcome.overflowed > 0)
     kept = "look for a trigger or rule of its table data"
-    return odd + [f"not kept by Alvo: {outcome.dropped:,} values; {kept}"] * (outcome.dropped > 0)
+    return odd + [f"not kept by Alvo: {count(outcome.dropped, 'value')}; {kept}"] * (outcome.dropped > 0)
 
 
 def line(day: Day, outcome: Outcome) -> str:
@@ -147,7 +148,7 @@ def line(day: Day, outcome: Outcome) -> str:
 
 def changes(report: Report) -> str:
     """Report what a load did to Alvo's values."""
-    return f"{report.written:,} values written, {report.unchanged:,} unchanged, {report.removed:,} removed"
+    return f"{count(report.written, 'value')} written, {report.unchanged:,} unchanged, {report.removed:,} removed"
 
 
 def _title(day: Day) -> str:

@@ -212,10 +212,5 @@ def total(outcomes: Sequence[Outcome], empty: int = 0, failed: int = 0, left_out
     sums = [sum(numbers) for numbers in zip(*(outcome.report for outcome in outcomes), strict=True)]
     others = {"empty": empty, "failed": failed, "left out": left_out}
     rest = "".join(f", {days:,} {name}" for name, days in others.items() if days)
-    loaded = f"{count(len(outcomes))} loaded{rest}" if rest else count(len(outcomes))
+    loaded = command.count(len(outcomes), "day") + (f" loaded{rest}" if rest else "")
     return f"{loaded}: {one.changes(Report(*sums) if sums else Report(0, 0, 0))}"
-
-
-def count(days: int) -> str:
-    """Write a number of days, such as `1 day`."""
-    return f"{days:,} day{'s' * (days != 1)}"

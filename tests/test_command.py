@@ -217,6 +217,11 @@ def test_options_may_be_abbreviated_and_numbers_negative():
     }
 
 
+@pytest.mark.parametrize(("number", "said"), [(0, "0 days"), (1, "1 day"), (2, "2 days"), (1440, "1,440 days")])
+def test_one_is_singular(number, said):
+    assert command.count(number, "day") == said
+
+
 def test_every_command_shows_its_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         command.Parser(prog="etl.py").parse_args(["--version"])

@@ -263,7 +263,7 @@ NOT_ISO = "is not ISO 8601: use --timestamp-format"
 def test_a_time_with_more_than_one_reading_or_none_is_refused(rows, load, written, options, said):
     code, out = load(f"timestamp;power\n{written};1\n", *options)
     assert code == 2
-    assert f"1 bad rows, nothing was loaded: line 2: timestamp {written!r} {said}" in out.err
+    assert f"1 bad row, nothing was loaded: line 2: timestamp {written!r} {said}" in out.err
     assert rows() is None
 
 
@@ -341,7 +341,7 @@ def test_bad_rows_that_are_skipped_are_written_beside_the_input_and_load_once_me
     monkeypatch.setattr(files, "HEAD_LINES", 2)
     code, out = load(BAD, "--skip-bad-rows")
     assert code == 0
-    assert f"10 bad rows are left out: {tmp_path / 'some.csv.bad'} is for them" in out.out
+    assert f"10 bad rows left out, and written to {tmp_path / 'some.csv.bad'}" in out.out
     assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-20 00:10", None, 5.0, None)]
     left_out = (tmp_path / "some.csv.bad").read_text(encoding="utf-8-sig")
     assert left_out.splitlines() == [BAD.splitlines()[number - 1] for number in (1, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13)]
