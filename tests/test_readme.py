@@ -1,55 +1,188 @@
-"""The READMEs: their commands print what they show, and both tell the same."""
+"""The READMEs and docs: commands print what is shown, both languages say the same, links lead somewhere."""
 
+import contextlib
 import os
 import re
+import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
-from support.project import ROOT, SETTINGS, bare
+import httpx
+import pytest
+from support.project import ROOT, SETTINGS, bare, wait_until
 
 from fonte_alvo.command import Failure
 
 READMES = ("README.md", "README.pt-BR.md")
+DOCS = sorted(ROOT.glob("docs/*.md"))
+PAGES = [*(ROOT / name for name in READMES), ROOT / "CONTRIBUTING.md", *DOCS]
+PIP = "python -m pip install "
+# Tested where Chromium is: tox -e orchestration.
+ELSEWHERE = ["python -m venv .venv", ". .venv/bin/activate", "python -m orchestration.dagster"]
 
 
-def blocks(readme, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / readme).read_text(), flags=re.DOTALL)
+def blocks(page, language, section=""):
+    text = (ROOT / page).read_text().partition(f"\n## {section}\n" if section else "\n")[2]
+    text = re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0] if section else text
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
 def without_times(text):
     return re.sub(r"\d+\.\d\d(?= s\b|,|$)", "0.00", text, flags=re.MULTILINE)
 
 
-def test_the_commands_print_what_is_shown(folder):
-    """Those of one README; the other has the same."""
+@pytest.fixture
+def environment(folder):
     environment = bare(folder)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return environment
+
+
+@pytest.fixture
+def shell(folder, environment):
+    """Run a line as a README has it; gives what it printed."""
+
+    def run(line):
+        run = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert (run.returncode, run.stderr if "curl" not in line else "") == (0, ""), line
+        return run.stdout
+
+    return run
+
+
+@contextlib.contextmanager
+def serving(line, folder, environment, path="/health"):
+    """Run a server as a README has it, on a free port; gives its base URL."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    words = shlex.split(line)
+    words = [*words[:-1], port] if "--port" in words else [*words, "--port", port]
+    program = (
+        [sys.executable, *words[1:]]
+        if words[0] == "python"
+        else [shutil.which(words[0], path=environment["PATH"]), *words[1:]]
+    )
+    base_url = f"http://127.0.0.1:{port}"
+
+    def answers():
+        assert server.poll() is None
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(base_url + path).status_code == 200
+
+    server = subprocess.Popen(
+        program, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(answers)
+        yield base_url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_the_commands_print_what_is_shown(shell):
+    """Those of one README, in their order from nothing; the other has the same."""
     sessions = blocks(READMES[0], "console")
-    assert len(sessions) >= 3
+    assert len(sessions) >= 5
     for session in sessions:
         command, shown = session.removeprefix("$ ").split("\n", 1)
-        run = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        assert (run.returncode, run.stderr) == (0, "")
-        assert without_times(run.stdout) == without_times(shown)
+        assert without_times(shell(command)) == without_times(shown)
 
 
-def test_both_tell_the_same():
+def test_the_connector_answers_as_shown(folder, environment, shell):
+    server, call = blocks(READMES[0], "sh", "A day")[0].splitlines()
+    shell("python seed.py")
+    with serving(server, folder, environment) as base_url:
+        assert shell(call.replace("http://localhost:8000", base_url)).count('"power":') == 2
+
+
+def test_the_page_is_served_as_shown(folder, environment):
+    (line,) = blocks(READMES[0], "sh", "The page")[0].splitlines()
+    with serving(line, folder, environment, path="/") as base_url:
+        assert "<html" in httpx.get(base_url).text
+
+
+def test_a_file_is_looked_at_as_shown(folder, shell):
+    _, look = blocks(READMES[0], "sh", "A file of your own")[0].splitlines()
+    (folder / "scada.csv").write_text("timestamp,power\n2024-01-01 00:00,5\n")
+    assert "nothing was loaded, because of --dry-run" in shell(look)
+
+
+def test_services_of_ones_own_work_from_empty_databases_on(folder, environment, shell, make_database):
+    settings, tables, day = blocks(READMES[0], "sh", "Services of your own")
+    names = [line.removeprefix("export ").partition("=")[0] for line in settings.splitlines()]
+    assert names == ["FONTE_DATABASE_URL", "ALVO_DATABASE_URL", "FONTE_API_URL"]
+    environment |= {name: make_database().render_as_string(hide_password=False) for name in names[:2]}
+    for line in tables.splitlines():
+        shell(line)
+    server, load = day.splitlines()
+    (page,) = re.findall(r"`(uvicorn alvo.*)`", (ROOT / READMES[0]).read_text())
+    with serving(server, folder, environment) as base_url:
+        environment["FONTE_API_URL"] = base_url
+        assert "1,152 values written" in shell(load)
+        with serving(page, folder, environment) as alvo:
+            assert len(httpx.get(f"{alvo}/data", params={"signals": "power_mean"}).json()) == 144
+
+
+def test_every_other_command_is_tested_elsewhere():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    tested = {"A day", "The page", "Services of your own"}
+    sections = re.findall("^## (.*)$", (ROOT / READMES[0]).read_text(), re.MULTILINE)
+    lines = [
+        line
+        for name in sections
+        if name not in tested
+        for block in blocks(READMES[0], "sh", name)
+        for line in block.splitlines()
+    ]
+    of_docker = "".join(blocks("docs/services.md", "sh", "With Docker")).splitlines()
+    for line in lines:
+        installed = re.fullmatch(rf"{PIP}(?:\.|'\.\[(\w+)\]')", line)
+        known = installed and (installed[1] is None or installed[1] in extras)
+        assert known or line in [*of_docker, *ELSEWHERE, "docker compose ps"] or "seed.py --csv" in line, line
+
+
+def test_both_readmes_say_the_same():
     english, portuguese = ((ROOT / readme).read_text() for readme in READMES)
-    for pattern in (r"^#+ ", r"^\|", r"^```", r"^```mermaid"):
+    for pattern in (r"^#+ ", r"^\|", r"^ *```", r"^\d\. ", "!?\\[[^]]*\\]\\("):
         assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, portuguese, re.MULTILINE))
-    for language in ("console", "sh", "python"):
+    for language in ("console", "sh", "mermaid"):
         assert blocks(READMES[0], language) == blocks(READMES[1], language)
-    assert (
-        blocks(READMES[0], "yaml")
-        == blocks(READMES[1], "yaml")
-        == [(ROOT / "orchestration/dagster/etl.yaml").read_text()]
-    )
-    codes = [re.findall(r"^\| (`\w+`|\d+) \|", text, re.MULTILINE) for text in (english, portuguese)]
-    assert codes[0] == codes[1]
-    # What stands in code spans are names: they are the same in every language.
+    # What code spans hold are names: they are the same in every language.
     spans = [set(re.findall(r"`([^`\n]+)`", text)) for text in (english, portuguese)]
-    assert spans[0] - spans[1] <= {"{variable}_{statistic}"}
+    assert spans[0] == spans[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_short_and_its_links_lead_somewhere(page):
+    text = page.read_text()
+    assert text.count("\n") <= (170 if page.name in READMES else 250)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("http"):
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), target
+            headings = re.findall("^#+ (.*)$", linked.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in [
+                re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings
+            ]
+    if page in DOCS:
+        assert "\nContents: [" in text
+
+
+def test_every_page_and_picture_is_linked():
+    linked = " ".join(page.read_text() for page in PAGES)
+    for file in ROOT.glob("docs/*.*"):
+        assert file.name in linked
+
+
+def test_the_run_configuration_of_the_docs_is_that_of_the_launchpad():
+    assert (ROOT / "orchestration/dagster/etl.yaml").read_text() in blocks("docs/dagster.md", "yaml")
 
 
 def exit_codes():
@@ -65,11 +198,11 @@ def exit_codes():
 
 
 def test_the_exit_codes_are_those_of_the_command():
-    table = set(map(int, re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)))
-    assert table == {0, 130, *exit_codes()}
+    table = set(map(int, re.findall(r"^\| (\d+) \|", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)))
+    assert table == {0, 130, 141, *exit_codes()}
 
 
 def test_the_variables_are_those_that_the_settings_read():
     read = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', (ROOT / "fonte_alvo/settings.py").read_text()))
-    table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs/reference.md").read_text(), re.MULTILINE))
     assert table == read - {"XDG_DATA_HOME"} == set(SETTINGS)

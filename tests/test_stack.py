@@ -1,4 +1,4 @@
-"""compose.yaml as Docker runs it: what the README's commands do, who reaches whom, and what outlives a kill.
+"""compose.yaml as Docker runs it: what the commands of docs/services.md do, who reaches whom, and what outlives a kill.
 
 `pytest -m compose` runs these, in the order in which they stand: each leaves every service healthy, the last one none.
 """
@@ -49,8 +49,8 @@ FOLDERS = {
 
 
 def section(language):
-    """The blocks of the README's section on Docker, in their order."""
-    text = (ROOT / "README.md").read_text().split("\n## With Docker\n")[1].split("\n## ")[0]
+    """The blocks of the section on Docker in docs/services.md, in their order."""
+    text = (ROOT / "docs/services.md").read_text().split("\n## With Docker\n")[1].split("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
@@ -78,7 +78,7 @@ class Stack:
         }
 
     def run(self, command):
-        """Run a command as the README writes it, on the ports of this stack; gives what it printed."""
+        """Run a command as docs/services.md has it, on the ports of this stack; gives what it printed."""
         for name, port in (("CONNECTOR_PORT", 8000), ("ALVO_API_PORT", 8080)):
             command = command.replace(f"http://localhost:{port}", self.url(name))
         command = command.replace("docker compose", self.compose)
@@ -178,7 +178,7 @@ def test_a_day_from_this_machine_and_again(stack):
     assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
 
 
-def test_the_calls_of_the_readme_answer(stack):
+def test_the_calls_of_the_docs_answer(stack):
     of_fonte, of_alvo = (stack.run(call) for call in CALLS.splitlines())
     assert len(json.loads(of_fonte)) == 10
     deviations = [line.split(",")[2] for line in of_alvo.splitlines()[1:]]
