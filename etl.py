@@ -24,7 +24,6 @@ To start anew, delete that folder while no command runs.
 """
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -133,7 +132,8 @@ def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
     old = removed or any(outcome.report.unchanged for outcome in outcomes)
     if old or not outcomes or not settings.alvo_database_is_embedded():
         return ""
-    where = os.path.relpath(settings.embedded_folder())
+    folder = settings.embedded_folder()
+    where = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return f"\nAlvo is an embedded PostgreSQL in {where}. See what it holds:\n  {QUERY}"
 
 

@@ -1,5 +1,6 @@
 """Reads the files that people have, CSV and its relatives, piece by piece; seed.py has the options. A line is a row."""
 
+import codecs
 import csv
 import lzma
 import re
@@ -46,10 +47,11 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
     """Open a file, - for standard input, and find out its form. Raises FileError."""
     # Each line is one text: pandas knows the compressions, the encodings and the ends of lines.
     lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
-    texts = {"dtype": object, "na_filter": False, "encoding": options.encoding, "iterator": True}
+    texts = {"dtype": object, "na_filter": False, "iterator": True}
     try:
-        with pd.read_csv(sys.stdin.buffer if name == "-" else name, **lines, **texts) as reader:
-            yield File(name, options, reader)
+        encoding = options.encoding or _encoding(name)
+        with pd.read_csv(sys.stdin.buffer if name == "-" else name, encoding=encoding, **lines, **texts) as reader:
+            yield File(name, options, encoding, reader)
     except (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise FileError(f"{name}: {_shown(error, 200)}; --encoding names its encoding, such as utf-16") from error
 
@@ -57,9 +59,9 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
 class File:
     """A file whose form is known; an iteration yields its columns, piece by piece. Raises FileError."""
 
-    def __init__(self, name: str, options: Namespace, reader: pd.io.parsers.TextFileReader) -> None:
+    def __init__(self, name: str, options: Namespace, encoding: str, reader: pd.io.parsers.TextFileReader) -> None:
         """Read the beginning, which tells the form."""
-        self.name, self.options, self._reader = name, options, reader
+        self.name, self.options, self._encoding, self._reader = name, options, encoding, reader
         self.left_out = Path("standard-input.bad" if name == "-" else f"{name}.bad")
         self.bad_rows, self._told, self._interval = 0, list[str](), np.timedelta64(0, "us")
         # Of each local day whose clocks repeat an hour: how often its times went back, and the last of them.
@@ -80,9 +82,11 @@ class File:
             raise FileError(f"{name}: no row after the first {start} lines")
         self._delimiter, self._names = self._understood(header, sample)
         self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
+        self._decimal = options.decimal or self._mark(sample)
         columns = {"timestamp": " ".join(options.timestamp)} | self._wanted(self._names)
         taken = ", ".join(f"{variable} from {column}" for variable, column in columns.items())
-        self.form = f"{name}: delimiter {self._delimiter!r}, {taken}"
+        form = f"encoding {encoding}, delimiter {self._delimiter!r}, decimal mark {self._decimal}"
+        self.form = f"{name}: {form}, {taken}"
 
     def __iter__(self) -> Iterator[Columns]:
         """Yield timestamps (n,) and values (n,) of each variable, NaN where there is none."""
@@ -128,6 +132,13 @@ class File:
         remedy = "--timestamp and --column name the columns, --delimiter, --header-line and --encoding tell the form"
         raise FileError(f"{self.name}: {found}, in {_shown(header or sample[0], 200)}: {remedy}")
 
+    def _mark(self, sample: list[str]) -> str:
+        """Return the decimal mark: a comma where some number has one that parts no thousands, and none has a point."""
+        rows = [_split(line, self._delimiter) for line in sample]
+        fields = [row[place].strip() for row in rows for place in self._places.values() if place < len(row)]
+        comma = any(re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", field) for field in fields)
+        return "," if comma and not any("." in field for field in fields) else "."
+
     def _wanted(self, names: list[str]) -> dict[str, str]:
         """Return the column of each variable; nothing unless all that is wanted is there once."""
         headers = dict(self.options.column) or {name: name for name in NAMES if name in names}
@@ -156,7 +167,7 @@ class File:
 
     def _tell(self, problems: dict[int, str], lines: pd.Series) -> None:
         if problems and self.options.skip_bad_rows and not self.options.dry_run:
-            with self.left_out.open("a" if self.bad_rows else "w", encoding=self.options.encoding) as stream:
+            with self.left_out.open("a" if self.bad_rows else "w", encoding=self._encoding) as stream:
                 start = [] if self.bad_rows else self._start
                 stream.writelines(f"{line}\n" for line in [*start, *lines[list(problems)]])
         told = [f"line {number}: {problem}" for number, problem in problems.items()]
@@ -164,7 +175,7 @@ class File:
         self.bad_rows += len(problems)
 
     def _numbers(self, texts: pd.Series, name: str, problems: dict[int, str]) -> Values:
-        mark, markers = self.options.decimal, [*MISSING, *self.options.missing]
+        mark, markers = self._decimal, [*MISSING, *self.options.missing]
         points = texts if mark == "." else texts.str.translate(str.maketrans(",.", ".,"))
         numbers = pd.to_numeric(points, errors="coerce").astype(float)
         missing = texts.isin(markers) | numbers.isin(pd.to_numeric(pd.Series(markers), errors="coerce").dropna())
@@ -248,6 +259,14 @@ def look(file: File) -> str:
     counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
     told = ", ".join(f"{number:,} {name}" for name, number in counts.items())
     return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {interval / 60e6:g} min, {told}"
+
+
+def _encoding(name: str) -> str:
+    """Return what the first bytes of a file say: UTF-16, or else UTF-8."""
+    if name == "-":
+        return "utf-8-sig"
+    with Path(name).open("rb") as stream:
+        return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _split(line: str, delimiter: str) -> list[str]:

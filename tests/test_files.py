@@ -122,6 +122,17 @@ REAL = {
         --column wind_speed=Wind power=Leistung""",
         [("2024-05-20 00:00", 5.3, 1234.5, None), ("2024-05-20 00:01", 4.0, -0.5, None)],
     ),
+    "a decimal comma that the numbers show": (
+        GERMAN.encode(),
+        """--timestamp Datum Zeit --timestamp-format '%d.%m.%Y %H:%M' --csv-timezone Europe/Berlin
+        --column wind_speed=Wind power=Leistung""",
+        [("2024-05-20 00:00", 5.3, 1234.5, None), ("2024-05-20 00:01", 4.0, -0.5, None)],
+    ),
+    "an encoding that the mark shows": (
+        EXCEL.encode("utf-16"),
+        """--timestamp Time --timestamp-format '%m/%d/%Y %I:%M:%S %p' --column wind_speed=Wind""",
+        [("2024-05-20 00:01", 5.5, None, None), ("2024-05-20 13:02", 6.5, None, None)],
+    ),
     "Excel": (
         EXCEL.encode("utf-16"),
         """--encoding utf-16 --timestamp Time --timestamp-format '%m/%d/%Y %I:%M:%S %p' --column wind_speed=Wind""",
@@ -401,11 +412,14 @@ def packed(content):
         ),
         (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], "--encoding names its encoding"),
         (
-            "timestamp,power\n2024-05-20,1\n".encode("utf-16"),
+            "timestamp,power\n2024-05-20,1\n".encode("utf-16-le"),
             "a.csv",
             [],
-            "--encoding names its encoding, such as utf-16",
+            "--header-line and --encoding tell the form",
         ),
+        # A thousand and a half, or fifteen hundred?
+        ("timestamp;power\n2024-05-20;1,500\n", "a.csv", [], "'1,500' is no number with the decimal mark ."),
+        ("timestamp;power;wind_speed\n2024-05-20;1,5;1.5\n", "a.csv", [], "'1,5' is no number with the decimal mark ."),
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], "unknown encoding: klingon"),
         (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
         (b"no zip", "a.zip", [], "File is not a zip file"),
