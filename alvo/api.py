@@ -167,12 +167,12 @@ def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQue
 
 
 @app.get("/period", include_in_schema=False)
-def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | None]:
-    """Return the starts of the first and the last window of any signal, null where there is none."""
+def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | bool | None]:
+    """Return the starts of the first and the last window of any signal, null where there is none; see screen.live."""
     ids = _signal_ids(request.state.engine).values()
     with request.state.engine.connect() as connection:
         last, first = screen.neighbours(connection, ids, screen.LAST, screen.FIRST)
-    return {"first_timestamp": first, "last_timestamp": last}
+        return {"first_timestamp": first, "last_timestamp": last, "live": screen.live(connection)}
 
 
 @app.get("/variables", include_in_schema=False)

@@ -28,9 +28,9 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, alvo_reader, alvo_writer;
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA public TO alvo_reader, alvo_writer;
-GRANT SELECT ON signal, data TO alvo_reader, alvo_writer;
+GRANT SELECT ON signal, data, load TO alvo_reader, alvo_writer;
 GRANT INSERT (name) ON signal TO alvo_writer;
 GRANT INSERT, UPDATE (value), DELETE ON data TO alvo_writer;
-GRANT SELECT, INSERT, DELETE ON load TO alvo_writer;
+GRANT INSERT, DELETE ON load TO alvo_writer;
 
 COMMIT;

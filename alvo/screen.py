@@ -42,6 +42,10 @@ _NEIGHBOURS = text("""
             WHERE signal_id = id AND timestamp >= :end AND timestamp <= :last) AS later
 """)
 
+# A day that was loaded while it ran, or soon after, came from a feed that was alive.
+_LIVE = text("SELECT EXISTS (SELECT FROM load WHERE finished_at < period_end + INTERVAL '36 hours')")
+_LOAD_IS_READABLE = text("SELECT has_table_privilege(to_regclass('load'), 'SELECT')")
+
 _VALUES = text("""
     SELECT name, (extract(epoch FROM timestamp) * 1000000)::bigint, value FROM data JOIN signal ON id = signal_id
     WHERE name = ANY(:names) AND timestamp >= :start AND timestamp < :end
@@ -79,6 +83,11 @@ def neighbours(
     bounds = {"first": FIRST, "start": start, "end": end, "last": LAST}
     before, after = connection.execute(_NEIGHBOURS, {"ids": list(ids), **bounds}).one()
     return before, after
+
+
+def live(connection: Connection) -> bool:
+    """Return whether a load ever followed its period within 36 hours; true where the records cannot be read."""
+    return not connection.scalar(_LOAD_IS_READABLE) or bool(connection.scalar(_LIVE))
 
 
 def bucket(span: timedelta, points: int) -> timedelta:

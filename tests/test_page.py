@@ -3,10 +3,12 @@
 import contextlib
 import csv
 import io
+import re
 import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 import uvicorn
 from sqlalchemy import text
 
-from alvo import api, schema
+from alvo import api, schema, screen
 from alvo.aggregation import aggregate
 from alvo.load import replace_period
 from fonte import seeding, synthetic
@@ -37,7 +39,9 @@ EMPTY = "start=2024-07-02T00:00Z&end=2024-07-03T00:00Z"
 MOST_BYTES = 300_000
 PATIENCE_S = 60
 POWER = "[data-variable=power] .summary"
-LINE, GRID, SAMPLE, STD = (11, 79, 138), (233, 237, 241), (194, 65, 12), (106, 76, 0)
+LINE, GRID, SAMPLE, STD = (11, 79, 138), (233, 237, 241), (194, 65, 12), (142, 36, 170)
+BAND, EDGE = (169, 203, 232), (111, 156, 196)
+NOTHING_HERE = "Alvo holds no values of this period."
 
 
 def wait_until(condition):
@@ -124,18 +128,19 @@ def open_page(chromium, year_api):
     """Open the page; what it asked, and what went wrong in it, stand in its `asked` and `wrong`."""
     contexts = []
 
-    def open_page(fragment="", url=year_api.url, ready="(kW)", **options):
+    def open_page(fragment="", url=year_api.url, ready="(kW)", init="", **options):
         options = {"viewport": {"width": 1300, "height": 900}, "timezone_id": "America/Sao_Paulo", **options}
         contexts.append(chromium.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
+        page.add_init_script(init)
         page.asked, page.wrong = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
         page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
         page.goto(f"{url}/#{fragment}")
         page.get_by_text(ready).first.wait_for()
-        if "does not answer, or" not in ready:
+        if "does not answer" not in ready:
             drawn(page)
         return page
 
@@ -175,6 +180,20 @@ def pixels(page, variable, first, last):
     )
 
 
+def shares(page, variable, color):
+    """The part of a panel's plot that has a colour."""
+    return page.evaluate(
+        """([variable, color]) => {
+            const canvas = document.querySelector(`[data-variable="${variable}"] canvas`);
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let i = 0; i < data.length; i += 4) if (color.every((part, j) => data[i + j] === part)) count += 1;
+            return count / (canvas.width * canvas.height);
+        }""",
+        [variable, list(color)],
+    )
+
+
 def drag(page, variable, first, last):
     box = page.locator(f'[data-variable="{variable}"] .u-over').bounding_box()
     page.mouse.move(box["x"] + first * box["width"], box["y"] + 50)
@@ -191,17 +210,34 @@ def test_the_first_view_is_the_newest_day_with_units_numbers_and_its_age(open_pa
     ]  # fmt: skip
     assert "144 of 144 windows (100.0 %)" in page.locator(POWER).inner_text()
     assert page.locator("#numbers tbody tr").count() == 3
-    assert page.locator("#age.stale").inner_text().startswith("Newest value: 2024-12-31 23:50 UTC, ")
+    assert page.locator("#age:not(.stale)").inner_text() == "Newest value: 2024-12-31 23:50 UTC"
     assert "start=2024-12-31T00:00Z&end=2025-01-01T00:00Z&zone=utc" in page.url
     assert LINE in pixels(page, "power", 0, 1)
     assert page.wrong == []
 
 
-def test_a_fresh_value_is_no_warning(open_page):
-    page = open_page()
-    page.clock.set_fixed_time(datetime(2025, 1, 1, 12, tzinfo=UTC))
+@pytest.mark.parametrize(
+    ("period_end", "hours_later", "said"),
+    [
+        ("2024-05-20 01:00Z", 12, "Newest value: 2024-05-20 00:50 UTC, 12 hours ago"),
+        ("2024-05-20 01:00Z", 37, "Newest value: 2024-05-20 00:50 UTC, 37 hours ago"),
+        ("2024-05-18 01:00Z", 37, "Newest value: 2024-05-20 00:50 UTC"),
+    ],
+)
+def test_an_old_value_is_a_warning_where_the_feed_was_once_alive(
+    open_page, hour_api, alvo_pool, period_end, hours_later, said
+):
+    server = hour_api("power_mean")
+    with alvo_pool.begin() as connection:
+        columns = "(period_start, period_end, variable, statistics, samples, expected, finished_at)"
+        values = "(CAST(:end AS timestamptz) - INTERVAL '1 hour', :end, 'power', '{mean}', 60, 60, '2024-05-20 02:00Z')"
+        connection.execute(text(f"INSERT INTO load {columns} VALUES {values}"), {"end": period_end})
+    page = open_page(HOUR, url=server.url)
+    page.clock.set_fixed_time(datetime(2024, 5, 20, 1, tzinfo=UTC) + timedelta(hours=hours_later))
     page.get_by_role("button", name="Day").click()
-    page.locator("#age:not(.stale)", has_text="12 hours ago").wait_for()
+    drawn(page, "2024-05-20 UTC")
+    assert page.locator("#age").inner_text() == said
+    assert page.locator("#age.stale").count() == ("37 hours ago" in said)
 
 
 def test_a_gap_is_a_gap(open_page):
@@ -236,7 +272,7 @@ def test_buttons_step_zoom_and_change_the_length(open_page):
         ("Next period", "2024-05-27 to 2024-06-02 UTC"),
         ("Zoom in", "2024-05-28 18:00 to 2024-06-01 06:00 UTC"),
         ("Zoom out", "2024-05-27 to 2024-06-02 UTC"),
-        ("All", "2024-01-01 00:00 to 2025-01-01 00:00 UTC"),
+        ("All", "2024-01-01 to 2024-12-31 UTC"),
         ("Day", "2024-07-02 UTC"),
     ]:
         page.get_by_role("button", name=name, exact=True).click()
@@ -255,7 +291,7 @@ def test_the_keyboard_moves_and_zooms_with_the_chart_in_focus(open_page):
         ("ArrowLeft", "2024-05-21 UTC"),
         ("+", "2024-05-21 06:00 to 18:00 UTC"),
         ("-", "2024-05-21 UTC"),
-        ("Home", "2024-01-01 00:00 to 2025-01-01 00:00 UTC"),
+        ("Home", "2024-01-01 to 2024-12-31 UTC"),
     ]:
         page.keyboard.press(name)
         drawn(page, title)
@@ -268,9 +304,30 @@ def test_the_keyboard_moves_and_zooms_with_the_chart_in_focus(open_page):
 def test_a_date_can_be_typed(open_page, delay_ms):
     page = open_page(DAY)
     page.get_by_label("Date").focus()
-    page.keyboard.type("12292024", delay=delay_ms)
+    page.keyboard.press("Control+A")
+    page.keyboard.type("2024-12-29", delay=delay_ms)
     drawn(page, "2024-12-29 UTC")
     assert "144 of 144" in page.locator(POWER).inner_text()
+
+
+def test_a_date_that_does_not_exist_changes_nothing(open_page):
+    page = open_page(DAY)
+    for typed in ("2024-02-30", "2024-13-01", "29/12/2024", ""):
+        page.get_by_label("Date").fill(typed)
+        assert page.locator("#period").inner_text() == "2024-05-21 UTC"
+    page.locator("[data-variable=power] .chart").focus()
+    assert page.get_by_label("Date").input_value() == "2024-05-21"
+
+
+def test_the_calendar_picks_a_date(open_page):
+    page = open_page(DAY)
+    page.get_by_role("button", name="Calendar").click()
+    page.locator("#calendar").evaluate(
+        """calendar => { calendar.value = "2024-02-29"; calendar.dispatchEvent(new Event("change")); }"""
+    )
+    drawn(page, "2024-02-29 UTC")
+    assert page.get_by_label("Date").input_value() == "2024-02-29"
+    assert page.wrong == []
 
 
 def test_zooming_out_ends_at_a_century(open_page):
@@ -328,7 +385,7 @@ def test_everything_can_be_reached_by_tab(open_page):
     for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.outerHTML.slice(0, 60)"))
-    buttons = {"previous", "next", "in", "out", "date", "std", "samples", "csv", "link"}
+    buttons = {"previous", "next", "in", "out", "date", "pick", "std", "samples", "csv", "link"}
     assert buttons <= reached
     assert sum('class="chart"' in each for each in reached) >= 1
 
@@ -372,7 +429,10 @@ def test_what_is_shown_can_be_downloaded(open_page):
         page.get_by_role("link", name="CSV of this period").click()
     assert download.value.suggested_filename == "alvo_2024-05-21T0000Z_2024-05-22T0000Z.csv"
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
-    assert len(rows) == 144 * 3 * 3
+    variables = ("wind_speed", "power", "ambient_temperature")
+    assert Counter(row["signal"] for row in rows) == {
+        f"{name}_{statistic}": 144 for name in variables for statistic in ("mean", "min", "max", "std")
+    }
     assert {row["timestamp"][:10] for row in rows} == {"2024-05-21"}
 
 
@@ -418,15 +478,17 @@ def test_a_variable_may_have_any_name(open_page, hour_api):
     assert page.locator("#panels h3").all_inner_texts() == ["power (kW)", "proto", *names[1:]]
     assert page.locator("[data-variable=curve] .summary").inner_text().startswith("mean 2.5, ")
     assert page.get_by_role("group", name="rotor speed").count() == 1
-    assert page.locator("#curve-summary").inner_text() == "No window of this period has both."
+    assert page.locator("#curve .summary").inner_text() == "No window of this period has both."
+    assert page.locator("#curve .chart").is_hidden()
     assert page.wrong == []
 
 
-def test_what_cannot_be_drawn_is_told_and_not_downloaded(open_page, hour_api):
+def test_what_cannot_be_drawn_is_told(open_page, hour_api):
     server = hour_api("power_count", "power_std")
     page = open_page(f"{HOUR}&std=1", url=server.url)
     page.get_by_text("mean ± std is not drawn: Alvo holds both of no variable.").wait_for()
-    assert page.locator("#csv").is_hidden()
+    assert page.locator(POWER).inner_text() == "no mean, minimum or maximum; 6 of 6 windows"
+    assert page.locator("[data-variable=power] .chart").is_hidden()
     page.get_by_label("mean ± std").uncheck()
     page.get_by_text("mean ± std is not drawn").wait_for(state="hidden")
 
@@ -439,27 +501,166 @@ def test_std_is_drawn_when_it_is_wanted(open_page):
     assert "&std=1" in page.url
 
 
-def test_a_reduction_is_told(open_page):
+def test_an_empty_variable_takes_one_line(open_page, hour_api, alvo_pool):
+    server = hour_api("power_mean", "pitch_mean")
+    with alvo_pool.begin() as connection:
+        connection.execute(text("DELETE FROM data WHERE signal_id = (SELECT id FROM signal WHERE name = 'pitch_mean')"))
+    page = open_page(HOUR, url=server.url)
+    pitch = page.locator("[data-variable=pitch]")
+    assert pitch.locator(".summary").inner_text() == "no values; 0 of 6 windows"
+    assert pitch.bounding_box()["height"] < 30
+    with alvo_pool.begin() as connection:
+        copied = "SELECT timestamp, (SELECT id FROM signal WHERE name = 'pitch_mean'), value FROM data"
+        connection.execute(text(f"INSERT INTO data {copied}"))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.locator("[data-variable=pitch] .summary", has_text="6 of 6 windows").wait_for()
+    wait_until(lambda: LINE in pixels(page, "pitch", 0, 1))
+    assert page.wrong == []
+
+
+def test_the_length_of_a_step_is_told(open_page):
     page = open_page(DAY)
-    assert page.locator("#reduction").inner_text().startswith("Each step is a 10-minute window")
+    assert page.locator("#reduction").inner_text() == "in steps of 10 min"
+    assert page.locator("#curve .summary").inner_text().startswith("Means of 144 windows")
     page.get_by_role("button", name="All").click()
     drawn(page, "2024-01-01")
-    assert "each step stands for 1 d" in page.locator("#reduction").inner_text()
+    assert page.locator("#reduction").inner_text() == "in steps of 1 d"
     assert "a cell is 1 d" in page.locator("#legend").inner_text()
-    assert "of an 80 by 80 grid" in page.locator("#curve-summary").inner_text()
+    said = page.locator("#curve .summary").inner_text()
+    assert said == "Means of 51,660 windows; a larger point stands for several."
 
 
-def test_an_empty_day_says_so_and_offers_the_nearest_days(open_page):
-    page = open_page(EMPTY)
-    page.get_by_text("Alvo holds no values of this period.").wait_for()
-    assert "0 of 144 windows" in page.locator(POWER).inner_text()
-    assert LINE not in pixels(page, "power", 0, 1)
+def test_a_long_step_has_mean_and_std_as_its_band_and_the_extremes_as_lines(open_page):
+    page = open_page(DAY)
+    legend = page.locator("#legend")
+    assert "minimum to maximum" in legend.inner_text()
+    assert EDGE not in pixels(page, "power", 0, 1)
+    day = shares(page, "power", BAND)
+    page.get_by_role("button", name="All").click()
+    drawn(page, "2024-01-01")
+    assert {"mean ± std", "minimum and maximum"} < set(legend.inner_text().split("\n"))
+    assert {LINE, BAND, EDGE} <= pixels(page, "power", 0, 1)
+    assert page.get_by_label("mean ± std").is_disabled()
+    # From minimum to maximum it was nearly the whole plot.
+    assert day < shares(page, "wind_speed", BAND) < 0.4
+    assert shares(page, "power", BAND) < 0.75
+    page.get_by_role("button", name="Week").click()
+    drawn(page, "2024-07-01")
+    assert page.get_by_label("mean ± std").is_enabled()
+
+
+def test_every_tick_is_labelled_with_dates_of_one_form(open_page):
+    page = open_page(
+        DAY,
+        init="""
+        window.labels = [];
+        const fill = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+            window.labels.push([this.canvas.closest("[data-variable]")?.dataset.variable, text, x / devicePixelRatio]);
+            fill.call(this, text, x, y);
+        };
+    """,
+    )
+
+    def labels():
+        return [(label, x) for variable, label, x in page.evaluate("window.labels") if variable == "power"]
+
+    times = [f"{hour:02}:00" for hour in range(0, 24, 2)]
+    wait_until(lambda: [label for label, _ in labels() if ":" in label][-13:] == [*times, "00:00"])
+    assert [label for label, _ in labels() if "-" in label][-1:] == ["2024-05-21"]
+    page.evaluate("window.labels = []")
+    page.evaluate("location.hash = 'start=2024-01-01T00:00Z&end=2024-03-01T00:00Z'")
+    drawn(page, "2024-01-01 to 2024-02-29")
+    dates = [label for label, _ in labels() if "-" in label]
+    assert {len(date) for date in dates} == {10}
+    assert dates[-1] == "2024-03-01"
+    width = page.locator("[data-variable=power] canvas").bounding_box()["width"]
+    assert max(x for label, x in labels() if label == "2024-03-01") + 33 <= width
+
+
+def test_the_link_copies_itself(open_page):
+    page = open_page(DAY, permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_text("Copy link").click()
+    page.get_by_text("Link copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+
+
+def test_a_browser_without_a_clipboard_is_told_where_the_link_is(open_page):
+    page = open_page(DAY, init="Object.defineProperty(Navigator.prototype, 'clipboard', {value: undefined})")
+    page.get_by_text("Copy link").click()
+    page.get_by_text("Copy the address of this page").wait_for()
+    assert page.wrong == []
+
+
+def test_the_power_curve_tells_the_point_under_the_pointer_and_steps_by_key(open_page):
+    page = open_page(DAY)
+    readout = page.locator("#curve .readout")
+    page.locator("#curve .chart").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    first = readout.inner_text()
+    assert re.fullmatch(r"wind speed [\d.]+ m/s, power [\d.,-]+ kW(: \d+ windows)?", first)
+    page.keyboard.press("Shift+ArrowRight")
+    assert readout.inner_text() != first
+    point = page.locator("#curve .u-cursor-pt").bounding_box()
+    plot = page.locator("#curve .u-over").bounding_box()
+    page.mouse.move(plot["x"] + plot["width"] - 2, plot["y"] + plot["height"] - 2)
+    wait_until(lambda: readout.inner_text() == "")
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    readout.get_by_text("m/s, power").wait_for()
+
+
+def test_the_table_holds_the_std_of_all_samples_of_the_period(open_page, year, make_pool):
+    page = open_page(DAY)
+    headers = page.locator("#numbers thead th").all_inner_texts()
+    assert headers == ["variable", "mean", "min", "max", "std", "windows", "coverage"]
+    with make_pool(year).connect() as connection:
+        one_step = screen.buckets(
+            connection,
+            screen.signal_ids(connection),
+            ["power"],
+            datetime(2024, 5, 21, tzinfo=UTC),
+            datetime(2024, 5, 22, tzinfo=UTC),
+            1,
+        )
+    (expected,) = one_step[2]["power"]["std"]
+    shown = page.locator("#numbers tbody tr").nth(1).locator("td").nth(3).inner_text()
+    assert float(shown.replace(",", "")) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("fragment", [DAY, f"{YEAR}&std=1&samples=1"])
+def test_the_first_chart_is_on_a_phones_first_screen_and_the_help_speaks_of_touch(open_page, fragment):
+    page = open_page(fragment, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    box = page.locator("#panels .chart").first.bounding_box()
+    assert box["y"] + box["height"] < 700  # the browser's bars take the rest
+    assert page.get_by_text("Tap a chart").is_visible()
+    assert page.get_by_text("arrow keys").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_tap_reads_a_value_and_keeps_the_period(open_page):
+    page = open_page(DAY, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page.locator("[data-variable=wind_speed] .u-over").tap()
+    page.locator("[data-variable=wind_speed] .readout", has_text="2024-05-21 1").wait_for()
+    assert page.locator("#period").inner_text() == "2024-05-21 UTC"
+
+
+def test_the_pages_lines_are_short():
+    for file in api.PAGE.glob("[!u]*.*"):
+        assert [line for line in file.read_text().splitlines() if len(line) > 120 and file.suffix != ".svg"] == []
+
+
+def test_an_empty_day_takes_one_line_and_offers_the_nearest_days(open_page):
+    page = open_page(EMPTY, ready=NOTHING_HERE)
+    for part in ("#panels", "#below", "#legend"):
+        assert page.locator(part).is_hidden()
     page.get_by_role("button", name="Go on to 2024-07-07").click()
     drawn(page, "2024-07-07 UTC")
+    assert LINE in pixels(page, "power", 0, 1)
     page.go_back()
     page.get_by_role("button", name="Go back to 2024-06-29").click()
     drawn(page, "2024-06-29 UTC")
     assert "144 of 144" in page.locator(POWER).inner_text()
+    assert page.wrong == []
 
 
 def test_a_period_that_is_refused_is_told(open_page):
@@ -500,10 +701,10 @@ def test_a_page_that_was_left_open_notices_that_the_api_is_away(open_page, year,
 def test_what_is_loaded_meanwhile_appears_by_itself(open_page, make_database, shared_connector):
     url = fill_year(make_database())
     with serving(url, shared_connector) as server:
-        page = open_page("start=2025-01-01T00:00Z&end=2025-01-02T00:00Z", url=server.url)
+        page = open_page("start=2025-01-01T00:00Z&end=2025-01-02T00:00Z", url=server.url, ready=NOTHING_HERE)
         page.clock.install()
         page.reload()
-        page.get_by_text("Alvo holds no values of this period.").wait_for()
+        page.get_by_text(NOTHING_HERE).wait_for()
         pool = engine.create(url, "test")
         with pool.begin() as connection:
             new = "SELECT timestamp + '1 day'::interval, signal_id, value FROM data WHERE timestamp >= '2024-12-31Z'"
@@ -563,7 +764,7 @@ def test_a_fonte_that_is_away_is_told_in_its_place_and_the_rest_goes_on(open_pag
 def test_an_alvo_whose_database_is_away_is_told_and_tried_again(open_page, year, refused_port, shared_connector):
     away = year.set(host="127.0.0.1", port=refused_port)
     with serving(away, shared_connector) as server:
-        page = open_page(DAY, url=server.url, ready="Alvo's database does not answer, or is not set up")
+        page = open_page(DAY, url=server.url, ready="Alvo's database does not answer")
         assert page.get_by_role("alert").is_visible()
         page.wait_for_event("response", lambda response: response.url.endswith("/period?"))
 
@@ -579,7 +780,7 @@ def test_an_alvo_that_holds_nothing_says_how_to_load_a_day(open_page, alvo, alvo
         schema.create_absent(connection)
     with serving(alvo, shared_connector) as server:
         page = open_page(url=server.url, ready="Alvo holds no values yet: python etl.py DATE loads a day")
-        page.get_by_text("Alvo holds no values of this period.").wait_for()
+        page.get_by_text(NOTHING_HERE).wait_for()
         assert page.get_by_role("button", name="All").is_disabled()
         assert page.locator("#csv").is_hidden()
         assert page.wrong == []
@@ -589,9 +790,7 @@ def test_an_alvo_that_was_emptied_goes_on_to_answer(open_page, hour_api, alvo_po
     server = hour_api("power_mean")
     with alvo_pool.begin() as connection:
         connection.execute(text("DELETE FROM data"))
-    page = open_page(HOUR, url=server.url)
-    page.locator("[data-variable=power] .chart").focus()
-    page.keyboard.press("Home")
+    page = open_page(HOUR, url=server.url, ready=NOTHING_HERE)
     page.get_by_role("button", name="Day").click()
     drawn(page, "2024-05-20 UTC")
     assert page.wrong == []
@@ -599,12 +798,14 @@ def test_an_alvo_that_was_emptied_goes_on_to_answer(open_page, hour_api, alvo_po
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 360])
-@pytest.mark.parametrize("fragment", [f"{DAY}&std=1&samples=1", EMPTY])
-def test_nothing_bars_anybody(open_page, scheme, width, fragment):
+@pytest.mark.parametrize(
+    ("fragment", "ready"), [(f"{DAY}&std=1&samples=1", "(kW)"), (YEAR, "(kW)"), (EMPTY, NOTHING_HERE)]
+)
+def test_nothing_bars_anybody(open_page, scheme, width, fragment, ready):
     # Loaded here, because the benchmark, which uses the rest, does not need it.
     from axe_playwright_python.sync_playwright import Axe
 
-    page = open_page(fragment, color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = open_page(fragment, ready=ready, color_scheme=scheme, viewport={"width": width, "height": 800})
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width

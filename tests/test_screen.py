@@ -173,7 +173,23 @@ def test_the_power_curve_keeps_each_window_or_those_of_its_cell(client):
 
 def test_the_period_is_from_the_first_window_to_the_last(client):
     extent = {"first_timestamp": "2024-05-20T00:00:00Z", "last_timestamp": "2024-05-29T23:50:00Z"}
-    assert client.get("/period").json() == extent
+    assert client.get("/period").json() == extent | {"live": False}
+
+
+@pytest.mark.parametrize(
+    ("record", "live"),
+    [
+        ("INSERT INTO load VALUES ('2024-05-20Z', '2024-05-21Z', 'power', '{mean}', 1, 1, '2024-05-22 11:59Z')", True),
+        ("INSERT INTO load VALUES ('2024-05-20Z', '2024-05-21Z', 'power', '{mean}', 1, 1, '2024-05-22 12:01Z')", False),
+        ("DROP TABLE load", True),
+    ],
+)
+def test_a_feed_is_alive_that_was_once_loaded_in_time_or_of_which_nothing_is_recorded(alvo, alvo_pool, record, live):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text(record))
+    with served(alvo) as base_url:
+        assert httpx.get(f"{base_url}/period").json()["live"] is live
 
 
 def test_the_variables_have_the_units_of_the_connector(client):
@@ -276,7 +292,8 @@ def test_an_alvo_that_holds_nothing_has_no_period_and_an_empty_view(alvo, alvo_p
     with alvo_pool.begin() as connection:
         schema.create_absent(connection)
     with served(alvo) as base_url:
-        assert httpx.get(f"{base_url}/period").json() == {"first_timestamp": None, "last_timestamp": None}
+        nothing = {"first_timestamp": None, "last_timestamp": None, "live": False}
+        assert httpx.get(f"{base_url}/period").json() == nothing
         assert httpx.get(f"{base_url}/variables").json() == []
         view = httpx.get(f"{base_url}/view", params=asked(START, START + DAY)).json()
         assert (view["variables"], view["previous_timestamp"], view["next_timestamp"]) == ({}, None, None)
@@ -358,7 +375,7 @@ def test_one_command_shows_the_embedded_databases_until_ctrl_c(run_api):
     said = process.stdout.readline()
     base_url = re.fullmatch(r"Alvo: (http://127\.0\.0\.1:\d+) until Ctrl-C\n", said)[1]
     assert "<title>Alvo" in httpx.get(base_url).text
-    assert httpx.get(f"{base_url}/period").json() == {"first_timestamp": None, "last_timestamp": None}
+    assert httpx.get(f"{base_url}/period").json()["last_timestamp"] is None
     query = asked(START, START + timedelta(minutes=2), columns=["power"])
     assert len(httpx.get(f"{base_url}/samples", params=query).json()["timestamps"]) == 2
     process.send_signal(signal.SIGINT)

@@ -5,6 +5,9 @@ import {DAY, HOUR, written} from "./period.js";
 const {uPlot} = window;
 const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif';
 const STRIP = 7; // height of the coverage strip
+const NEAR = 30; // how far from a point of the power curve the pointer may be, in pixels
+// Over longer steps minimum and maximum enclose nearly everything: they are lines, and the band is mean ± std.
+export const LONG = HOUR;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const UNITS = {degC: "°C"};
@@ -16,18 +19,20 @@ export function number(value) {
   return large ? value.toExponential(3) : value.toLocaleString("en", {maximumSignificantDigits: 4});
 }
 
-// Two lines: the time or the day, and below it, where it changes, what that belongs to.
+// The time, with its date below where that changes; the date alone on an axis of days.
 function timeLabels({zone, end}, ticks, increment) {
   let above = null;
   return ticks.map((tick) => {
-    if (tick * 1000 >= end) return ""; // would be cut off
-    const text = written(tick * 1000, zone);
-    const [label, context] = increment * 1000 < DAY ? [text.slice(11), text.slice(0, 10)] : [text.slice(5, 10), text.slice(0, 4)];
-    const lines = context === above ? label : `${label}\n${context}`;
-    above = context;
-    return lines;
+    const [date, time] = written(tick * 1e3, zone).split(" ");
+    if (increment * 1e3 >= DAY) return date;
+    const label = date === above || tick * 1e3 >= end ? time : `${time}\n${date}`;
+    above = date;
+    return label;
   });
 }
+
+// A date is wider than a time.
+const tickSpace = (u, index, first, last) => ((last - first) * 1e3 > 14 * DAY ? 80 : 50);
 
 const axis = (more) => ({
   stroke: () => color("muted"),
@@ -39,7 +44,7 @@ const axis = (more) => ({
 });
 
 const valueAxis = (label) => axis({
-  scale: "y", size: 58, label, labelSize: 20,
+  scale: "y", size: 52, ...(label && {label, labelSize: 20}),
   values: (_, ticks) => ticks.map((tick) => (Math.abs(tick) < 1e6 ? tick.toLocaleString("en") : tick.toExponential(1))),
 });
 
@@ -52,17 +57,25 @@ const undrawn = (label) => ({label, paths: () => null, points: {show: false}});
 const SYNC = {key: "time", setSeries: false, filters: {pub: (type) => type === "mousemove" || type === "mouseleave"}};
 
 function sized(root, chart) {
-  new ResizeObserver(() => chart.setSize({width: root.clientWidth, height: root.clientHeight})).observe(root);
+  new ResizeObserver(() => {
+    if (root.clientWidth) chart.setSize({width: root.clientWidth, height: root.clientHeight});
+  }).observe(root);
 }
 
-// uPlot listens to a mouse alone.
-const MOUSE = {pointerdown: "mousedown", pointermove: "mousemove", pointerup: "mouseup", pointercancel: "mouseup"};
+// uPlot listens to a mouse alone. A tap moves it, so that it reads a value.
+const MOUSE = {
+  pointerdown: ["mousemove", "mousedown"],
+  pointermove: ["mousemove"],
+  pointerup: ["mouseup"],
+  pointercancel: ["mouseup"],
+};
 
 function touched({over}) {
-  for (const [type, mouse] of Object.entries(MOUSE)) {
+  for (const [type, events] of Object.entries(MOUSE)) {
     over.addEventListener(type, ({pointerType, clientX, clientY}) => {
       if (pointerType === "mouse") return;
-      over.dispatchEvent(new MouseEvent(mouse, {bubbles: true, clientX, clientY, movementX: 1}));
+      const init = {bubbles: true, clientX, clientY, movementX: 1};
+      for (const mouse of events) over.dispatchEvent(new MouseEvent(mouse, init));
     });
   }
 }
@@ -77,24 +90,31 @@ function within(u, draw) {
   ctx.restore();
 }
 
-// A panel of one variable. `shown` is what is drawn: {zone, start, end, bucket, from, statistics, samples, std, label}.
+// A panel of one variable. `shown` is what is drawn:
+// {zone, start, end, bucket, from, statistics, coverage, samples, std}.
 export class Panel {
   constructor(root, shown, onZoom, onPoint) {
     this.shown = shown;
     this.chart = new uPlot({
       width: root.clientWidth,
       height: root.clientHeight,
-      padding: [STRIP + 8, 8, 0, 0],
+      padding: [STRIP + 8, 36, 0, 0], // room for half a date
       legend: {show: false},
-      tzDate: (seconds) => (this.shown.zone === "utc" ? uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC") : new Date(seconds * 1e3)),
+      tzDate: (seconds) => {
+        const date = new Date(seconds * 1e3);
+        return this.shown.zone === "utc" ? uPlot.tzDate(date, "Etc/UTC") : date;
+      },
       cursor: {y: false, points: {show: false}, sync: SYNC, drag: {x: true, y: false, setScale: false}},
       scales: {
         x: {time: true, range: () => [this.shown.start / 1e3, this.shown.end / 1e3]},
         y: {range: padded},
       },
       axes: [
-        axis({size: 42, values: (u, ticks, index, space, increment) => timeLabels(this.shown, ticks, increment)}),
-        valueAxis(() => this.shown.label),
+        axis({
+          size: (u, labels) => (labels?.some((label) => label.includes("\n")) ? 42 : 28), space: tickSpace,
+          values: (u, ticks, index, space, increment) => timeLabels(this.shown, ticks, increment),
+        }),
+        valueAxis(),
       ],
       series: [{}, undrawn("mean"), undrawn("min"), undrawn("max"), undrawn("mean - std"), undrawn("mean + std")],
       hooks: {
@@ -129,10 +149,13 @@ export class Panel {
     const {from, bucket, statistics: {windows, mean, min, max, std}, std: wanted} = this.shown;
     const empty = windows.map(() => null);
     const off = (sign) => mean.map((value, i) => (value === null || std[i] === null ? null : value + sign * std[i]));
+    let spread = (wanted || bucket > LONG) && mean && std ? [off(-1), off(1)] : [empty, empty];
+    // No value is beyond the extremes, and so is no band.
+    if (bucket > LONG && min && max) {
+      spread = spread.map((values) => values.map((value, i) => value && Math.min(Math.max(value, min[i]), max[i])));
+    }
     return [
-      windows.map((_, i) => (from + (i + 0.5) * bucket) / 1e3),
-      mean ?? empty, min ?? empty, max ?? empty,
-      ...(wanted && mean && std ? [off(-1), off(1)] : [empty, empty]),
+      windows.map((_, i) => (from + (i + 0.5) * bucket) / 1e3), mean ?? empty, min ?? empty, max ?? empty, ...spread,
     ];
   }
 
@@ -143,30 +166,34 @@ export class Panel {
     const y = (value) => u.valToPos(value, "y", true);
     const ratio = uPlot.pxRatio;
     within(u, (ctx) => {
-      ctx.fillStyle = color("band");
-      max.forEach((top, i) => {
-        if (top === null || min[i] === null) return;
-        ctx.fillRect(x(i), y(top), Math.max(x(i + 1) - x(i), 1), Math.max(y(min[i]) - y(top), 1));
-      });
+      this.drawBand(ctx, ...(bucket > LONG ? [low, high] : [min, max]), x, y);
       if (samples) this.drawSamples(ctx, u, samples, ratio);
-      for (const values of [low, high]) this.drawSteps(ctx, values, x, y, {color: "std", width: ratio, dash: x(1) - x(0) > 6 * ratio ? [4 * ratio, 3 * ratio] : []});
-      this.drawSteps(ctx, mean, x, y, {color: "mean", width: 1.5 * ratio, dash: []});
+      const [lines, name] = bucket > LONG ? [[min, max], "edge"] : [[low, high], "std"];
+      for (const values of lines) this.drawSteps(ctx, values, x, y, name, (name === "std" ? 1.5 : 1) * ratio);
+      this.drawSteps(ctx, mean, x, y, "mean", 1.5 * ratio);
     });
     this.drawCoverage(u, ratio);
   }
 
-  // A bucket without a value ends the line; the next one begins a new piece.
-  drawSteps(ctx, values, x, y, {color: name, width, dash}) {
+  drawBand(ctx, low, high, x, y) {
+    ctx.fillStyle = color("band");
+    high.forEach((top, i) => {
+      if (top === null || low[i] === null) return;
+      ctx.fillRect(x(i), y(top), Math.max(x(i + 1) - x(i), 1), Math.max(y(low[i]) - y(top), 1));
+    });
+  }
+
+  // A bucket without a value ends the line; the next one begins a new piece. Those of std are dashes.
+  drawSteps(ctx, values, x, y, name, width) {
+    const joined = name !== "std";
     ctx.beginPath();
     values.forEach((value, i) => {
       if (value === null) return;
-      const joined = i > 0 && values[i - 1] !== null;
-      ctx[joined ? "lineTo" : "moveTo"](x(i), y(value));
+      ctx[joined && i > 0 && values[i - 1] !== null ? "lineTo" : "moveTo"](x(i), y(value));
       ctx.lineTo(Math.max(x(i + 1), x(i) + 1), y(value));
     });
     ctx.strokeStyle = color(name);
     ctx.lineWidth = width;
-    ctx.setLineDash(dash);
     ctx.stroke();
   }
 
@@ -175,7 +202,8 @@ export class Panel {
     const size = (u.bbox.width / ratio / timestamps.length > 2 ? 4 : 2.5) * ratio;
     timestamps.forEach((timestamp, i) => {
       if (values[i] === null) return;
-      ctx.fillRect(u.valToPos(timestamp, "x", true) - size / 2, u.valToPos(values[i], "y", true) - size / 2, size, size);
+      const x = u.valToPos(timestamp, "x", true), y = u.valToPos(values[i], "y", true);
+      ctx.fillRect(x - size / 2, y - size / 2, size, size);
     });
   }
 
@@ -185,7 +213,7 @@ export class Panel {
     const bottom = bbox.top - 4 * ratio;
     for (const {start, end, part} of this.shown.coverage) {
       if (part === null) continue;
-      const left = Math.round(u.valToPos(start / 1e3, "x", true)), right = Math.round(u.valToPos(end / 1e3, "x", true));
+      const [left, right] = [start, end].map((bound) => Math.round(u.valToPos(bound / 1e3, "x", true)));
       const width = Math.max(right - left - (right - left > 3 * ratio ? ratio : 0), 1);
       const height = Math.round(part === 0 ? 2 * ratio : (part === 1 ? STRIP : 1 + part * (STRIP - 2)) * ratio);
       ctx.fillStyle = color(part === 1 ? "full" : part === 0 ? "none" : "part");
@@ -210,28 +238,61 @@ export function coverage({start, end, from, bucket, statistics: {windows}}, now)
   return {length, cells};
 }
 
+// Power against wind speed: a point for the windows of a cell.
 export class Curve {
-  constructor(root, labels) {
+  constructor(root, points, labels, onPoint) {
     this.labels = labels;
+    this.windows = points.windows;
     this.chart = new uPlot({
       width: root.clientWidth,
       height: root.clientHeight,
       padding: [8, 12, 0, 0],
       legend: {show: false},
-      cursor: {show: false},
+      cursor: {
+        x: false, y: false, drag: {x: false, y: false},
+        points: {size: 13, width: 2, fill: "transparent", stroke: () => color("samples")},
+        dataIdx: (u, series) => (series ? this.nearest() : null),
+      },
       scales: {x: {time: false, range: padded}, y: {range: padded}},
       axes: [axis({size: 34, label: () => this.labels.x, labelSize: 20}), valueAxis(() => this.labels.y)],
-      series: [{}, undrawn("power")],
-      hooks: {draw: [(u) => this.draw(u)]},
-    }, [[], []], root);
-    this.windows = [];
+      series: [{}, {...undrawn("power"), points: {show: false}}],
+      hooks: {
+        draw: [(u) => this.draw(u)],
+        setCursor: [(u) => onPoint(u.cursor.idxs?.[1] ?? null)],
+      },
+    }, [points.wind_speed, points.power], root);
     sized(root, this.chart);
+    touched(this.chart);
   }
 
   show({wind_speed: x, power: y, windows}, labels) {
     this.labels = labels;
     this.windows = windows;
     this.chart.setData([x, y]);
+  }
+
+  at(index) {
+    const {data: [x, y]} = this.chart;
+    return {left: this.chart.valToPos(x[index], "x"), top: this.chart.valToPos(y[index], "y")};
+  }
+
+  // The point under the cursor, null where none is near.
+  nearest() {
+    const {cursor} = this.chart;
+    let [nearest, least] = [null, NEAR];
+    for (const index of this.windows.keys()) {
+      const {left, top} = this.at(index);
+      const distance = Math.hypot(left - cursor.left, top - cursor.top);
+      if (distance < least) [nearest, least] = [index, distance];
+    }
+    return nearest;
+  }
+
+  // Moves the cursor to the next point in the order of the wind.
+  step(direction) {
+    const last = this.windows.length - 1, current = this.chart.cursor.idxs?.[1] ?? null;
+    const index = current === null ? (direction < 0 ? last : 0) : Math.min(Math.max(current + direction, 0), last);
+    this.chart.setCursor(this.at(index));
   }
 
   draw(u) {

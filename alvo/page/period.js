@@ -47,14 +47,14 @@ export function written(moment, zone) {
   return new Date(moment - offset).toISOString().slice(0, 16).replace("T", " ");
 }
 
-export function describe({start, end}, zone, length) {
+export function describe({start, end}, zone) {
   const name = zone === "utc" ? "UTC" : localZone;
-  if (length === "day") return `${written(start, zone).slice(0, 10)} ${name}`;
-  if (length === "week") {
-    return `${written(start, zone).slice(0, 10)} to ${written(midnight(end, zone, -1), zone).slice(0, 10)} ${name}`;
-  }
-  const [first, last] = [written(start, zone), written(end, zone)];
-  return `${first} to ${first.slice(0, 10) === last.slice(0, 10) ? last.slice(11) : last} ${name}`;
+  const whole = [start, end].every((bound) => midnight(bound, zone) === bound);
+  const [first, last] = whole
+    ? [start, midnight(end, zone, -1)].map((bound) => written(bound, zone).slice(0, 10))
+    : [start, end].map((bound) => written(bound, zone));
+  if (first === last) return `${first} ${name}`;
+  return `${first} to ${!whole && first.slice(0, 10) === last.slice(0, 10) ? last.slice(11) : last} ${name}`;
 }
 
 // A length of time in the largest unit of which it has a whole number: "6 h".
