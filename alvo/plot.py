@@ -1,4 +1,4 @@
-"""The picture of a period: a panel per variable, its 10-minute mean in the band from minimum to maximum."""
+"""The picture of a period: a panel per variable, its 10-minute mean in a band, as on the page."""
 
 import io
 from collections.abc import Mapping
@@ -6,14 +6,19 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from alvo.aggregation import WINDOW_S, Timestamps, Values
+from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
 
-LINE, BAND = "#0b4f8a", "#a9cbe8"
-WIDTH_INCHES, PANEL_INCHES, DOTS_PER_INCH = 9.0, 1.9, 90
-MARGIN_INCHES = {"top": 0.45, "bottom": 0.5}
+LINE, BAND, EDGE, STD = "#0b4f8a", "#a9cbe8", "#6f9cc4", "#8e24aa"
+WIDTH_INCHES, PANEL_INCHES, TOP_INCHES, BOTTOM_INCHES, DOTS_PER_INCH = 10.0, 2.1, 0.95, 0.8, 160
+# Over longer steps minimum and maximum enclose nearly everything: they are lines, and the band is mean ± std.
+LONG = timedelta(hours=1)
+# Of years, months, days, hours, minutes and seconds: in general, and where the next larger one begins.
+DATES = ["%Y", "%Y-%m", "%Y-%m-%d", "%H:%M", "%H:%M", "%H:%M:%S"]
+FIRST_DATES = [*DATES[:3], "%H:%M\n%Y-%m-%d", *DATES[4:]]
 
 
 def picture(
@@ -26,37 +31,53 @@ def picture(
     form: Literal["png", "svg"] = "png",
     window: timedelta = timedelta(seconds=WINDOW_S),
 ) -> bytes:
-    """Draw the variables of [start, end); a window without a value is left blank, and never bridged.
+    """Draw the variables of [start, end) in the order of `axes`; a window without a value is left blank.
 
-    start, end: UTC. window_starts: `datetime64[us]` (w,), UTC; signals: {variable}_mean, _min and _max to float64 (w,);
-    axes: variable to the label of its axis, such as `power (kW)`; window: its length.
+    start, end: UTC. window_starts: `datetime64[us]` (w,), UTC; signals: {variable}_{statistic} of STATISTICS to float64
+    (w,), NaN where there is none; axes: variable to its label, such as `power (kW)`; window: its length.
     """
     first, last = (np.datetime64(bound.replace(tzinfo=None), "us") for bound in (start, end))
     edges = np.arange(first, last + np.timedelta64(window), np.timedelta64(window))
-    height = MARGIN_INCHES["top"] + MARGIN_INCHES["bottom"] + PANEL_INCHES * len(axes)
+    height = TOP_INCHES + BOTTOM_INCHES + PANEL_INCHES * len(axes)
     figure = Figure((WIDTH_INCHES, height), dpi=DOTS_PER_INCH)
     # Margins by hand: a layout that Matplotlib finds takes as long again as the drawing.
-    figure.subplots_adjust(0.09, MARGIN_INCHES["bottom"] / height, 0.97, 1 - MARGIN_INCHES["top"] / height, hspace=0.15)
-    figure.suptitle(title, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=11)
+    figure.subplots_adjust(0.07, BOTTOM_INCHES / height, 0.95, 1 - TOP_INCHES / height, hspace=0.3)
+    figure.suptitle(title, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=12)
     panels = figure.subplots(len(axes), sharex=True, squeeze=False)[:, 0]
     for panel, (variable, label) in zip(panels, axes.items(), strict=True):
-        low, mean, high = (_gridded(edges, window_starts, signals[f"{variable}_{s}"]) for s in ("min", "mean", "max"))
-        panel.stairs(high, edges, baseline=low, fill=True, color=BAND, label="minimum to maximum")
-        panel.stairs(mean, edges, baseline=None, color=LINE, linewidth=1.2, label=f"mean of {_duration(window)}")
-        panel.set_ylabel(label)
-        panel.set_xlim(first, last)
+        _draw(panel, edges, window, *(_gridded(edges, window_starts, signals[f"{variable}_{s}"]) for s in STATISTICS))
+        panel.set_title(label.replace("_", " ").replace("(degC)", "(°C)"), loc="left", fontsize=10)
         panel.grid(color="#e6e6e6", linewidth=0.6)
-        panel.set_axisbelow(True)
+        panel.set(xlim=(first, last), axisbelow=True)
         panel.spines[["top", "right"]].set_visible(False)
     locator = AutoDateLocator()
+    formatter = ConciseDateFormatter(locator, formats=DATES, zero_formats=FIRST_DATES, show_offset=False)
     panels[-1].xaxis.set_major_locator(locator)
-    panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    panels[-1].xaxis.set_major_formatter(formatter)
     panels[-1].set_xlabel("UTC")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper right", ncols=2, frameon=False, fontsize=9)
-    figure.align_ylabels(panels)
+    named = max((panel.get_legend_handles_labels() for panel in panels), key=lambda handles: len(handles[0]))
+    figure.legend(*named, loc="upper left", bbox_to_anchor=(0.0, 1 - 0.3 / height), ncols=4, frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format=form)
     return drawn.getvalue()
+
+
+def _draw(panel: Axes, edges: Timestamps, window: timedelta, *values: Values) -> None:
+    mean, low, high, std = values
+    spread = "mean ± std" if np.isfinite(std).any() else ""
+    panel.stairs(mean, edges, baseline=None, color=LINE, linewidth=1.2, zorder=3, label=f"mean of {_duration(window)}")
+    if window > LONG:
+        # No value is beyond the extremes, and so is no band; where std is NaN, there is none.
+        below, above = (np.fmin(np.fmax(mean + each, low), high) + 0 * std for each in (-std, std))
+        panel.stairs(above, edges, baseline=below, fill=True, color=BAND, label=spread)
+        for bound, label in ((high, "minimum and maximum"), (low, "")):
+            panel.stairs(bound, edges, baseline=None, color=EDGE, linewidth=0.6, label=label)
+    else:
+        panel.stairs(high, edges, baseline=low, fill=True, color=BAND, label="minimum to maximum")
+        for each, label in ((-std, spread), (std, "")):
+            panel.hlines(mean + each, edges[:-1], edges[1:], color=STD, linewidth=0.9, label=label)
+    # Stairs would end the axis at their lowest value, on which a line is half hidden.
+    panel.use_sticky_edges = False
 
 
 def _duration(window: timedelta) -> str:

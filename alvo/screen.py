@@ -44,7 +44,6 @@ _NEIGHBOURS = text("""
 
 # A day that was loaded while it ran, or soon after, came from a feed that was alive.
 _LIVE = text("SELECT EXISTS (SELECT FROM load WHERE finished_at < period_end + INTERVAL '36 hours')")
-_LOAD_IS_READABLE = text("SELECT has_table_privilege(to_regclass('load'), 'SELECT')")
 
 _VALUES = text("""
     SELECT name, (extract(epoch FROM timestamp) * 1000000)::bigint, value FROM data JOIN signal ON id = signal_id
@@ -87,7 +86,8 @@ def neighbours(
 
 def live(connection: Connection) -> bool:
     """Return whether a load ever followed its period within 36 hours; true where the records cannot be read."""
-    return not connection.scalar(_LOAD_IS_READABLE) or bool(connection.scalar(_LIVE))
+    readable = connection.scalar(text("SELECT has_table_privilege(to_regclass('load'), 'SELECT')"))
+    return not readable or bool(connection.scalar(_LIVE))
 
 
 def bucket(span: timedelta, points: int) -> timedelta:

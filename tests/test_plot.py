@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from support.project import SIXTY_DAYS, alvo_values, connector_over
 
 import etl
@@ -15,12 +16,19 @@ START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def drawn(held, form="svg", axes=None):
-    """Draw a day of which these windows hold values."""
-    window_starts = np.datetime64("2024-05-20", "us") + np.flatnonzero(held) * np.timedelta64(10, "m")
+ALL = np.ones(144, dtype=bool)
+
+
+def drawn(held=ALL, form="svg", axes=None, std=(), window=timedelta(minutes=10), zone="UTC"):
+    """Draw steps from START on, of which these hold values."""
+    axes = axes or {"power": "power (kW)"}
+    window_starts = np.datetime64("2024-05-20", "us") + np.flatnonzero(held) * np.timedelta64(window)
     value = np.arange(float(len(window_starts)))
-    signals = {f"power_{name}": value + offset for name, offset in (("min", -1), ("mean", 0), ("max", 1))}
-    return plot.picture("a day", START, START + DAY, window_starts, signals, axes or {"power": "power (kW)"}, form)
+    signals = {f"{name}_{s}": value + offset for name in axes for s, offset in (("min", -9), ("mean", 0), ("max", 9))}
+    signals |= {f"{name}_std": np.full(len(value), 3.0 if name in std else np.nan) for name in axes}
+    title = f"2024-05-20 {zone}"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        return plot.picture(title, START, START + len(held) * window, window_starts, signals, axes, form, window)
 
 
 def line_pieces(svg):
@@ -40,17 +48,101 @@ def test_a_gap_is_left_blank_and_a_single_window_is_seen(gaps, pieces):
     assert line_pieces(drawn(held)) == pieces
 
 
-def test_each_variable_has_a_panel_with_its_unit_and_time_is_utc():
-    held = np.ones(144, dtype=bool)
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = drawn(held).decode()
-    for words in ("a day", "power (kW)", "UTC", "mean of 10 minutes", "minimum to maximum"):
-        assert f">{words}<" in svg
+def words(svg):
+    return re.findall(r">([^<>]*\S[^<>]*)</text>", svg.decode())
 
 
-def test_a_day_is_a_small_png():
-    png = drawn(np.ones(144, dtype=bool), "png")
+def test_each_variable_has_a_panel_named_as_on_the_page_in_the_order_asked():
+    axes = {name: f"{name} ({unit})" for name, unit in (("power", "kW"), ("ambient_temperature", "degC"))}
+    said = words(drawn(axes=axes | {"wind_speed": "wind_speed (m/s)"}))
+    panels = ["power (kW)", "ambient temperature (°C)", "wind speed (m/s)"]
+    assert [word for word in said if word in panels] == panels
+    assert {"2024-05-20 UTC", "UTC", "mean of 10 minutes", "minimum to maximum"} < set(said)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn."""
+    kept = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: kept.append(figure) or savefig(figure, *a, **k))
+    return kept
+
+
+def tick_labels(axis):
+    """Those of the ticks that are in view."""
+    first, last = axis.get_view_interval()
+    return [tick.label1 for tick in axis.get_major_ticks() if first <= tick.get_loc() <= last]
+
+
+@pytest.mark.parametrize(
+    ("steps", "window", "labels"),
+    [
+        (
+            144,
+            timedelta(minutes=10),
+            ["00:00\n2024-05-20", *(f"{hour:02}:00" for hour in range(3, 24, 3)), "00:00\n2024-05-21"],
+        ),
+        (7 * 48, timedelta(minutes=30), [f"2024-05-{day}" for day in range(20, 28)]),
+        (183, timedelta(days=2), ["2024-07", "2024-09", "2024-11", "2025-01", "2025-03", "2025-05"]),
+    ],
+)
+def test_the_axis_names_the_date_with_its_month(figures, steps, window, labels):
+    drawn(np.ones(steps, dtype=bool), window=window)
+    assert [label.get_text() for label in tick_labels(figures[0].axes[-1].xaxis)] == labels
+
+
+@pytest.mark.parametrize("window", [timedelta(minutes=10), timedelta(days=1)])
+def test_std_is_drawn_where_alvo_holds_it_and_named_only_then(window):
+    axes = {name: name for name in ("power", "wind_speed")}
+    without, with_one = (drawn(axes=axes, std=std, window=window) for std in ((), ("wind_speed",)))
+    assert ("mean ± std" in words(with_one), "mean ± std" in words(without)) == (True, False)
+    color = plot.BAND if window > plot.LONG else plot.STD
+    bands = [len(re.findall(rf"(fill|stroke): {color}", svg.decode())) for svg in (without, with_one)]
+    assert bands[0] < bands[1]
+
+
+def test_a_long_step_has_mean_and_std_as_its_band_which_ends_at_the_extremes(figures):
+    drawn(np.ones(60, dtype=bool), window=timedelta(days=1), std=("power",))
+    ((panel,),) = (figure.axes for figure in figures)
+    data = {patch.get_label(): patch.get_data() for patch in panel.patches}
+    assert data["minimum and maximum"].baseline is None
+    mean, band = data["mean of 1 day"].values, data["mean ± std"]
+    np.testing.assert_array_equal([band.baseline, band.values], [mean - 3, mean + 3])
+    signals = {f"power_{s}": np.array([v]) for s, v in (("mean", 0.0), ("min", -1.0), ("max", 9.0), ("std", 3.0))}
+    start = np.array(["2024-05-20"], "M8[us]")
+    plot.picture("t", START, START + DAY, start, signals, {"power": "p"}, "svg", DAY)
+    band = {patch.get_label(): patch.get_data() for patch in figures[1].axes[0].patches}["mean ± std"]
+    assert (band.baseline, band.values) == (-1, 3)
+
+
+@pytest.mark.parametrize("variables", [1, 2, 6])
+@pytest.mark.parametrize("window", [timedelta(minutes=10), timedelta(days=1)])
+def test_no_text_covers_another_and_all_is_inside_the_picture(figures, variables, window):
+    names = ["ambient_temperature_of_the_nacelle", *(f"v{number}" for number in range(1, variables))]
+    axes = {name: f"{name} (degC)" for name in names}
+    drawn(form="png", axes=axes, std=names, window=window, zone="America/Argentina/Ushuaia")
+    (figure,) = figures
+    texts = [figure._suptitle, *figure.legends[0].get_texts(), figure.axes[-1].xaxis.label]
+    for panel in figure.axes:
+        texts += [panel._left_title, *tick_labels(panel.yaxis)]
+    texts += tick_labels(figure.axes[-1].xaxis)
+    boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+    for number, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+        assert not [other for other in boxes[:number] if box.overlaps(other)]
+
+
+def test_the_lowest_value_lies_within_the_axis(figures):
+    drawn()
+    assert figures[0].axes[0].get_ylim()[0] < -9
+
+
+def test_a_day_is_a_small_png_of_1600_pixels():
+    png = drawn(form="png", std=("power",))
     assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20], "big") == 1600
     assert len(png) < 60_000
 
 
@@ -119,7 +211,7 @@ def test_a_long_range_is_reduced_and_says_so(sixty_days_fonte, alvo_pool, tmp_pa
 )
 def test_the_legend_names_the_length_of_a_step(window, name):
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        nothing = {f"power_{statistic}": np.array([]) for statistic in ("min", "mean", "max")}
+        nothing = {f"power_{statistic}": np.array([]) for statistic in screen.STATISTICS}
         svg = plot.picture("t", START, START + DAY, np.array([], "M8[us]"), nothing, {"power": "p"}, "svg", window)
     assert f">mean of {name}<" in svg.decode()
 
