@@ -609,6 +609,18 @@ def test_the_power_curve_tells_the_point_under_the_pointer_and_steps_by_key(open
     readout.get_by_text("m/s, power").wait_for()
 
 
+@pytest.mark.parametrize("width", [390, 820, 1300])
+def test_nothing_moves_when_values_are_read(open_page, width):
+    page = open_page(DAY, viewport={"width": width, "height": 900})
+    places = "[...document.querySelectorAll('.chart')].map((chart) => chart.getBoundingClientRect().top + scrollY)"
+    before = page.evaluate(places)
+    for chart in (page.locator("[data-variable=power] .chart"), page.locator("#curve .chart")):
+        chart.focus()
+        page.keyboard.press("Shift+ArrowRight")
+    assert page.locator(".readout:visible").count() >= 2
+    assert page.evaluate(places) == before
+
+
 def test_the_table_holds_the_std_of_all_samples_of_the_period(open_page, year, make_pool):
     page = open_page(DAY)
     headers = page.locator("#numbers thead th").all_inner_texts()
@@ -627,14 +639,15 @@ def test_the_table_holds_the_std_of_all_samples_of_the_period(open_page, year, m
     assert float(shown.replace(",", "")) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("width", [360, 390])
 @pytest.mark.parametrize("fragment", [DAY, f"{YEAR}&std=1&samples=1"])
-def test_the_first_chart_is_on_a_phones_first_screen_and_the_help_speaks_of_touch(open_page, fragment):
-    page = open_page(fragment, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+def test_the_first_chart_is_on_a_phones_first_screen_and_the_help_speaks_of_touch(open_page, fragment, width):
+    page = open_page(fragment, viewport={"width": width, "height": 844}, is_mobile=True, has_touch=True)
     box = page.locator("#panels .chart").first.bounding_box()
     assert box["y"] + box["height"] < 700  # the browser's bars take the rest
     assert page.get_by_text("Tap a chart").is_visible()
     assert page.get_by_text("arrow keys").is_hidden()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_tap_reads_a_value_and_keeps_the_period(open_page):

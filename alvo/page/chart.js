@@ -279,6 +279,7 @@ export class Curve {
   // The point under the cursor, null where none is near.
   nearest() {
     const {cursor} = this.chart;
+    if (cursor.left < 0) return null;
     let [nearest, least] = [null, NEAR];
     for (const index of this.windows.keys()) {
       const {left, top} = this.at(index);
