@@ -255,7 +255,7 @@ export class Curve {
       },
       scales: {x: {time: false, range: padded}, y: {range: padded}},
       axes: [axis({size: 34, label: () => this.labels.x, labelSize: 20}), valueAxis(() => this.labels.y)],
-      series: [{}, {...undrawn("power"), points: {show: false}}],
+      series: [{}, undrawn("power")],
       hooks: {
         draw: [(u) => this.draw(u)],
         setCursor: [(u) => onPoint(u.cursor.idxs?.[1] ?? null)],
