@@ -85,7 +85,7 @@ class File:
         self._decimal = options.decimal or self._mark(sample)
         columns = {"timestamp": " ".join(options.timestamp)} | self._wanted(self._names)
         taken = ", ".join(f"{variable} from {column}" for variable, column in columns.items())
-        form = f"encoding {encoding}, delimiter {self._delimiter!r}, decimal mark {self._decimal}"
+        form = f"encoding {encoding}, decimal mark {self._decimal!r}, delimiter {self._delimiter!r}"
         self.form = f"{name}: {form}, {taken}"
 
     def __iter__(self) -> Iterator[Columns]:
@@ -263,7 +263,8 @@ def look(file: File) -> str:
 
 def _encoding(name: str) -> str:
     """Return what the first bytes of a file say: UTF-16, or else UTF-8."""
-    if name == "-":
+    # A pipe cannot be read twice.
+    if not Path(name).is_file():
         return "utf-8-sig"
     with Path(name).open("rb") as stream:
         return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
