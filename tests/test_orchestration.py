@@ -640,8 +640,9 @@ def test_a_range_goes_where_its_resources_say(instance, shared_connector, make_d
     monkeypatch.setenv("ELSEWHERE", url.render_as_string(hide_password=False))
     places = resource("fonte", shared_connector) | resource("alvo", {"env": "ELSEWHERE"})
     run = run_range(instance, "2024-05-28", "2024-05-30", places, variables=["power"])
-    assert total(run) == "2 days: 1,152 values written, 0 unchanged, 0 removed"
-    assert len(alvo_values(url)) == 1152
+    # The first one has the gap.
+    assert total(run) == "2 days: 1,104 values written, 0 unchanged, 0 removed"
+    assert len(alvo_values(url)) == 1104
 
 
 @pytest.mark.parametrize(
