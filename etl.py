@@ -27,7 +27,7 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, tzinfo
 from functools import partial
@@ -110,7 +110,7 @@ def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
         return 0
     if options.last_date or options.dask:
         how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
-        with days.running(asked, *how) as results:
+        with days.running(asked, *how, options.days_per_request) as results:
             return _run_range(options, asked, results, fonte, left_out, note)
     (only,) = asked
     began = perf_counter()
@@ -155,12 +155,7 @@ def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
 
 
 def _run_range(
-    options: argparse.Namespace,
-    asked: Sequence[Day],
-    results: Iterator[tuple[Day, Outcome | Exception]],
-    fonte: Client,
-    left_out: int,
-    note: str,
+    options: argparse.Namespace, asked: Sequence[Day], results: days.Results, fonte: Client, left_out: int, note: str
 ) -> int:
     """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
     outcomes: list[Outcome] = []
@@ -245,7 +240,9 @@ def _parser(zone: tzinfo = UTC) -> command.Parser:
     )
     zones = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
     parser.add_argument("--timezone", type=command.zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zones)
-    at_once = f"days in hand at once, each with a connection to Fonte and one to Alvo; default: {days.AT_ONCE}"
+    per_request = f"days that one request to Fonte asks for, fewer where they are large; default: {days.PER_REQUEST}"
+    parser.add_argument("--days-per-request", type=_positive, metavar="N", default=days.PER_REQUEST, help=per_request)
+    at_once = f"days loaded at once, each with a connection to Alvo; on Dask requests in hand; default: {days.AT_ONCE}"
     parser.add_argument("--days-at-once", type=_positive, metavar="N", default=days.AT_ONCE, help=at_once)
     chosen = parser.add_mutually_exclusive_group()
     resume = "leave out days that Alvo records as loaded with these variables and statistics, after they were over"

@@ -59,6 +59,11 @@ class Client(httpx.Client):
     failing_since: float | None = None
     variables: dict[str, "Variable"] | None = None
 
+    def rest_s(self, patience_s: float | None = None) -> float:
+        """Return how long the connector may still fail to answer, by this patience or the client's."""
+        patience_s = self.patience_s if patience_s is None else patience_s
+        return max(0.0, patience_s - (monotonic() - self.failing_since if self.failing_since else 0))
+
 
 def connect(base_url: str, patience_s: float | None = None) -> Client:
     """Make an HTTP client for many fetches from one connector, also by several threads; to be closed after them.
@@ -78,22 +83,38 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
     return client
 
 
+class _Request(NamedTuple):
+    """A request for samples, and the largest answer to it that is taken."""
+
+    parameters: dict[str, Any]
+    most_bytes: int
+
+
 def fetch(
-    base_url: str, start: datetime, end: datetime, columns: Sequence[str], http: Client | None = None
+    base_url: str,
+    start: datetime,
+    end: datetime,
+    columns: Sequence[str],
+    http: Client | None = None,
+    most_bytes: int | None = None,
+    patience_s: float | None = None,
 ) -> tuple[Timestamps, dict[str, Values]]:
     """Ask the connector for the samples of [start, end), and check them before anyone uses them.
 
     Returns timestamps `datetime64[us]` (n,), UTC, ascending, each once, and for each column float64 (n,), NaN where
     there is no value. A naive start or end means UTC. Transient failures (no connection, a timeout, 429, 502, 503, 504)
     are retried with growing random pauses, as long as the client is patient. http: a client of connect(base_url);
-    without one, this fetch makes its own. Raises RequestRefused for a 422 and FonteError for every other failure.
+    without one, this fetch makes its own. most_bytes: a larger answer in Arrow is refused; MAX_DECODED_BYTES by
+    default. patience_s: that of this fetch, instead of the client's. Raises RequestRefused for a 422 and FonteError for
+    every other failure.
     """
     if repeated := [name for name in columns if columns.count(name) > 1]:
         raise RequestRefused(f"the column {repeated[0]} is asked for twice: name each once")
     bounds = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
     try:
         with connect(base_url) if http is None else nullcontext(http) as client:
-            media_type, body = _get(client, {**bounds, "columns": list(columns)})
+            request = _Request({**bounds, "columns": list(columns)}, most_bytes or MAX_DECODED_BYTES)
+            media_type, body = _get(client, request, patience_s)
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, BadAnswer, UnicodeError, OverflowError) as error:
@@ -149,14 +170,9 @@ def ask(http: Client, route: str) -> tuple[int, bytes]:
 
 def _through_proxy(url: httpx.URL, error: Exception) -> str:
     """Name the proxy of the environment by which a request did not get through, for it may be what refuses."""
-    proxies = getproxies()
+    proxies, refused = getproxies(), isinstance(error, (httpx.ConnectError, httpx.ProxyError))
     proxy = proxies.get(url.scheme) or proxies.get("all")
-    if (
-        not proxy
-        or _is_loopback(url)
-        or proxy_bypass(url.host)
-        or not isinstance(error, (httpx.ConnectError, httpx.ProxyError))
-    ):
+    if not proxy or not refused or _is_loopback(url) or proxy_bypass(url.host):
         return ""
     return f" (through the proxy {shown_url(proxy)} of the environment)"
 
@@ -170,16 +186,16 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
-def _get(client: Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
+def _get(client: Client, request: _Request, patience_s: float | None) -> tuple[str, bytes]:
     for attempt in count():
-        rest_s = _rest_s(client)
+        rest_s = client.rest_s(patience_s)
         try:
-            answer = _download(client, parameters, min(READ_TIMEOUT_S, rest_s + GRACE_S))
+            answer = _download(client, request, min(READ_TIMEOUT_S, rest_s + GRACE_S))
             client.failing_since = None
             return answer
         except httpx.HTTPError as error:
             client.failing_since = client.failing_since or monotonic()
-            rest_s = _rest_s(client)
+            rest_s = client.rest_s(patience_s)
             if not _is_transient(error) or rest_s <= 0:
                 raise
             said = clean(str(error)) or type(error).__name__
@@ -187,11 +203,6 @@ def _get(client: Client, parameters: dict[str, Any]) -> tuple[str, bytes]:
             pause_s = uniform(0.5, 1) * min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
             sleep(min(max(pause_s, _retry_after_s(error)), rest_s))
     raise AssertionError
-
-
-def _rest_s(client: Client) -> float:
-    """Return how long the connector may still fail to answer."""
-    return client.patience_s - (monotonic() - client.failing_since if client.failing_since else 0)
 
 
 def _is_transient(error: httpx.HTTPError) -> bool:
@@ -207,11 +218,11 @@ def _retry_after_s(error: httpx.HTTPError) -> float:
     return float(asked) if asked.isdecimal() else 0.0
 
 
-def _download(client: Client, parameters: dict[str, Any], read_timeout_s: float) -> tuple[str, bytes]:
+def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple[str, bytes]:
     """Return the media type of the answer and its body."""
     began = monotonic()
     timeout = httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S)
-    with client.stream("GET", "data", params=parameters, headers=HEADERS, timeout=timeout) as response:
+    with client.stream("GET", "data", params=request.parameters, headers=HEADERS, timeout=timeout) as response:
         if response.status_code != 200:
             said, detailed = _detail(_read(response, MAX_ERROR_BYTES, began))
             if to := response.headers.get("Location"):
@@ -224,7 +235,7 @@ def _download(client: Client, parameters: dict[str, Any], read_timeout_s: float)
         if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
             raise BadAnswer(f"it answered the Content-Encoding {encoding}, which nobody asked for")
         media_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-        most_bytes = MAX_DECODED_BYTES if media_type == arrow.MEDIA_TYPE else MAX_JSON_BYTES
+        most_bytes = request.most_bytes if media_type == arrow.MEDIA_TYPE else MAX_JSON_BYTES
         body = _read(response, most_bytes, began)
     if len(body) > most_bytes:
         raise BadAnswer(f"more than {most_bytes // 2**20} MiB for one period")

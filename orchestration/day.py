@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from time import perf_counter
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ from fonte.client import Client, Variable, fetch, variables
 from fonte_alvo.command import Failure, count
 from fonte_alvo.engine import failures
 
+Names = Sequence[str]
 COLUMNS = ["wind_speed", "power"]
 MINUTE = timedelta(minutes=1)
+# A larger answer to a request for several days is refused, so that memory does not grow with them.
+SEVERAL_DAYS_BYTES = 8 * 2**20
 
 
 class EmptyPeriod(Failure):
@@ -31,6 +35,14 @@ class Day(NamedTuple):
     zone: str
     start: datetime
     end: datetime
+
+
+class Samples(NamedTuple):
+    """What Fonte holds of a day: the arrays of fonte.client.fetch, and the day's share of the request's seconds."""
+
+    timestamps: Timestamps
+    values: dict[str, Values]
+    seconds: float
 
 
 class Outcome(NamedTuple):
@@ -52,16 +64,15 @@ class Outcome(NamedTuple):
 
 
 def run(
-    fonte: Client, alvo: Engine, day: Day, columns: Sequence[str], statistics: Sequence[str] = STATISTICS
+    fonte: Client, alvo: Engine, day: Day, columns: Names, statistics: Names = STATISTICS, held: Samples | None = None
 ) -> Outcome:
     """Carry a day of these columns from Fonte to Alvo, as these statistics.
 
-    What Alvo holds of other statistics of these columns goes. Raises FonteError, DatabaseError and EmptyPeriod; Alvo
-    then holds the old day or the new one, whole.
+    What Alvo holds of other statistics of these columns goes. held: the day's samples, where they are fetched
+    already. Raises FonteError, DatabaseError and EmptyPeriod; Alvo then holds the old day or the new one, whole.
     """
+    timestamps, samples, extract_s = held or extract(fonte, columns, [day])[0]
     began = perf_counter()
-    timestamps, samples = fetch(str(fonte.base_url), day.start, day.end, columns, fonte)
-    extracted = perf_counter()
 
     window_starts, signals = aggregate(timestamps, samples, statistics=statistics)
     if len(window_starts) == 0:
@@ -88,8 +99,23 @@ def run(
         overflowed=sum(int(np.isinf(values).sum()) for values in signals.values()),
         dropped=sum(int(np.isfinite(values).sum()) for values in signals.values()) - report.written - report.unchanged,
         report=report,
-        seconds={"extract": extracted - began, "aggregate": aggregated - extracted, "load": loaded - aggregated},
+        seconds={"extract": extract_s, "aggregate": aggregated - began, "load": loaded - aggregated},
     )
+
+
+def extract(fonte: Client, columns: Names, days: Sequence[Day], patience_s: float | None = None) -> list[Samples]:
+    """Fetch days that follow each other by one request; return the samples of each, slices of the one answer.
+
+    Raises FonteError.
+    """
+    began = perf_counter()
+    most_bytes = SEVERAL_DAYS_BYTES if len(days) > 1 else None
+    url, start, end = str(fonte.base_url), days[0].start, days[-1].end
+    timestamps, samples = fetch(url, start, end, columns, fonte, most_bytes, patience_s)
+    starts = np.array([day.start.replace(tzinfo=None) for day in days], "datetime64[us]")
+    slices = [slice(*each) for each in pairwise([*np.searchsorted(timestamps, starts), len(timestamps)])]
+    seconds = (perf_counter() - began) / len(days)
+    return [Samples(timestamps[each], {name: samples[name][each] for name in samples}, seconds) for each in slices]
 
 
 def sampling_interval(timestamps: Timestamps) -> timedelta:

@@ -1,10 +1,14 @@
-"""Many days, each carried separately: in order, several at once, over any executor, and stoppable at any moment."""
+"""Many days: fetched several to a request, each loaded by itself; in order, here or on Dask, and stoppable.
+
+One request is under way while days of the last one are aggregated and loaded, each as orchestration.day does it.
+"""
 
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from itertools import islice
@@ -16,15 +20,18 @@ from sqlalchemy import URL, Engine
 
 from alvo.aggregation import WINDOW_S
 from alvo.load import Report
-from fonte.client import Client, connect
+from fonte.client import Client, FonteError, connect
 from fonte_alvo import command, engine, settings
 from fonte_alvo.command import Failure, clean
 from fonte_alvo.settings import SettingsError
 from orchestration import day as one
-from orchestration.day import Day, Outcome
+from orchestration.day import Day, EmptyPeriod, Names, Outcome, Samples
 
-# So that one day is fetched while the one before it is loaded.
+# Loads: on two cores more are not faster, and Alvo has others to serve.
 AT_ONCE = 2
+PER_REQUEST = 10
+# Arrays that a request's answer is to stay below: days of a minute are far from it, at 1 Hz it holds two.
+REQUEST_BYTES = 4 * 2**20
 CHECK_EVERY_S = 1
 DASK_RETRIES = 2
 DASK_TIMEOUT_S = 10
@@ -32,7 +39,14 @@ WORKER_LIMIT_S = 45
 PROJECT, INSTALL = "fonte-alvo", "python -m pip install '.[dask]'"
 LOST_SCHEDULER = "the Dask cluster lost its scheduler: start it again and add --resume"
 
-Result = TypeVar("Result")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Result = Outcome | Exception
+Results = Generator[tuple[Day, Result], None, None]
+Group = list[Day]
+Extracted = Iterator[tuple[Day, Samples | Exception]]
+InHand = Generator[tuple[Any, Future[Any]], None, None]
+Stage = Callable[..., InHand]
 
 
 class BadPeriod(Failure):
@@ -68,68 +82,157 @@ def between(first: date, last: date, zone: ZoneInfo) -> Iterator[Day]:
         yield Day(day, zone.key, start, end)
 
 
+@dataclass
+class Limit:
+    """How many days a request may hold: as many as asked, fewer where requests fail; as many as REQUEST_BYTES hold."""
+
+    asked: int
+    fitting: int = 1000
+
+
+def requests(days: Iterable[Day], limit: Limit) -> Iterator[Group]:
+    """Group days that follow each other without a gap, each time as many as the limit then allows."""
+    waiting = deque(days)
+    while waiting:
+        group, most = [waiting.popleft()], min(limit.asked, limit.fitting)
+        while waiting and len(group) < most and waiting[0].start == group[-1].end:
+            group.append(waiting.popleft())
+        yield group
+
+
 @contextmanager
 def running(
-    days: Sequence[Day],
-    columns: Sequence[str],
-    statistics: Sequence[str],
+    days: Iterable[Day],
+    columns: Names,
+    statistics: Names,
     fonte: Client,
     alvo: Engine,
     at_once: int = AT_ONCE,
     dask: str | None = None,
-) -> Iterator[Iterator[tuple[Day, Outcome | Exception]]]:
+    per_request: int = PER_REQUEST,
+) -> Iterator[Results]:
     """Carry days with these connections, or on the Dask cluster of a scheduler; give an iterator over them, in order.
 
     Each day comes with its outcome, or with the exception that ended it. When the context ends, no new day starts and
     running days finish. Raises ClusterError, and SettingsError where Dask cannot be used.
     """
+    limit = Limit(per_request)
+    groups = requests(days, limit)
 
-    def here(day: Day) -> Outcome:
-        return one.run(fonte, alvo, day, columns, statistics)
+    def fetched(groups: Iterable[Group], patience_s: float | None = None) -> InHand:
+        return in_order(groups, partial(one.extract, fonte, columns, patience_s=patience_s), fetcher, 1)
 
-    carry = partial(_elsewhere, str(fonte.base_url), alvo.url, columns, statistics) if dask else here
-    with _executor(dask, at_once) as (executor, check):
-        with closing(in_order(days, carry, executor, at_once, check)) as results:
-            yield ((day, _result(future)) for day, future in results)
+    def load(extracted: tuple[Day, Samples]) -> Outcome:
+        return one.run(fonte, alvo, extracted[0], columns, statistics, extracted[1])
+
+    with _executor(dask, at_once) as (executor, check), ThreadPoolExecutor(1) as fetcher:
+        if dask:
+            carry = partial(_elsewhere, str(fonte.base_url), alvo.url, columns, statistics)
+            results = _on_cluster(groups, lambda groups: in_order(groups, carry, executor, at_once, check))
+        else:
+            extracted = _extracted(groups, limit, fonte, fetched)
+            results = _here(extracted, lambda days: in_order(days, load, executor, at_once, ahead=False))
+        with closing(results):
+            yield results
 
 
-def _elsewhere(base_url: str, alvo_url: URL, columns: Sequence[str], statistics: Sequence[str], day: Day) -> Outcome:
-    """Carry a day in another process, on another machine perhaps, with connections that it makes itself."""
+def _here(extracted: Extracted, loaded: Stage) -> Results:
+    """Load days in this process; once one cannot be fetched, those before it finish, and none after it starts."""
+    failed: list[tuple[Day, Exception]] = []
+
+    def until_failure() -> Iterator[tuple[Day, Samples]]:
+        for day, samples in extracted:
+            if isinstance(samples, Exception):
+                failed.append((day, samples))
+                return
+            yield day, samples
+
+    while True:
+        yield from ((day, _result(future)) for (day, _), future in loaded(until_failure()))
+        if not failed:
+            return
+        yield failed.pop()
+
+
+def _extracted(groups: Iterable[Group], limit: Limit, fonte: Client, fetched: Stage) -> Extracted:
+    """Yield days with their samples; the next request is under way while those of the last one are loaded."""
+    for group, answer in fetched(groups):
+        samples = _result(answer)
+        if isinstance(samples, FonteError) and len(group) > 1:
+            # One of its days may be what fails. Each is asked for alone, within what is left of one wait.
+            rest_s = fonte.rest_s()
+            limit.asked = limit.asked if rest_s else len(group) // 2
+            yield from _extracted(([day] for day in group), limit, fonte, partial(fetched, patience_s=rest_s))
+        elif isinstance(samples, Exception):
+            yield from ((day, samples) for day in group)
+        else:
+            most_bytes = max(day.timestamps.nbytes * (1 + len(day.values)) for day in samples)
+            limit.fitting = max(1, REQUEST_BYTES // max(1, most_bytes))
+            yield from zip(group, samples, strict=True)
+
+
+def _on_cluster(groups: Iterable[Group], carried: Stage) -> Results:
+    """Carry days on a Dask cluster, a task for each request; what a task leaves after a failure is another task."""
+    for group, task in carried(groups):
+        result = _result(task)
+        results = result if isinstance(result, list) else [result]
+        yield from zip(group, results, strict=False)
+        if rest := group[len(results) :]:
+            yield from _on_cluster([rest], carried)
+
+
+def _elsewhere(base_url: str, alvo_url: URL, columns: Names, statistics: Names, group: Group) -> list[Result]:
+    """Carry the days of a request, to the first failure, in another process with connections that it makes itself."""
     alvo = engine.create(alvo_url, "etl.py")
+    results: list[Result] = []
     try:
-        with connect(base_url) as fonte:
-            return one.run(fonte, alvo, day, columns, statistics)
+        with connect(base_url) as fonte, running(group, columns, statistics, fonte, alvo, 1, None, len(group)) as days:
+            for _, result in days:
+                results.append(result)
+                if isinstance(result, Exception) and not isinstance(result, EmptyPeriod):
+                    break
     finally:
         alvo.dispose()
+    return results
 
 
 def in_order(
-    days: Iterable[Day],
-    carry: Callable[[Day], Result],
+    items: Iterable[Item],
+    carry: Callable[[Item], Made],
     executor: Executor,
     at_once: int,
     check: Callable[[], None] = lambda: None,
-) -> Generator[tuple[Day, Future[Result]], None, None]:
-    """Carry days on an executor, at most at_once at the same time; yield each in order, with its finished future.
+    ahead: bool = True,
+) -> Generator[tuple[Item, Future[Made]], None, None]:
+    """Carry items on an executor, at most at_once at the same time; yield each in order, with its finished future.
 
-    check is called while a day takes long, and raises where the executor is lost. If the caller stops early, by closing
-    the iterator or by an exception, no new day starts; running days finish.
+    check is called while an item takes long, and raises where the executor is lost. ahead: the next item starts before
+    the caller has the last one, unless that failed, and not when it asks for more. If the caller stops early, by
+    closing the iterator or by an exception, no new item starts; running ones finish.
     """
-    waiting = iter(days)
-    running = deque((day, executor.submit(carry, day)) for day in islice(waiting, at_once))
+    waiting = iter(items)
+    running: deque[tuple[Item, Future[Made]]] = deque()
+
+    def fill() -> None:
+        running.extend((item, executor.submit(carry, item)) for item in islice(waiting, at_once - len(running)))
+
     try:
+        fill()
         while running:
             while not wait([running[0][1]], CHECK_EVERY_S).done:
                 check()
-            running.extend((day, executor.submit(carry, day)) for day in islice(waiting, 1))
-            yield running.popleft()
+            done = running.popleft()
+            if ahead and not (done[1].cancelled() or done[1].exception()):
+                fill()
+            yield done
+            fill()
     finally:
         for _, future in running:
             future.cancel()
 
 
-def _result(future: Future[Outcome]) -> Outcome | Exception:
-    """Return the outcome of a finished day, or why it failed; a failure of Dask itself is a ClusterError."""
+def _result(future: Future[Made]) -> Made | Exception:
+    """Return the result of a finished future, or why it failed; a failure of Dask itself is a ClusterError."""
     try:
         return future.result()
     except CancelledError:
@@ -196,15 +299,9 @@ def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: AN
                 raise ClusterError(f"the Dask cluster cannot run a day: {differ}; install the same on both: {INSTALL}")
 
 
-def ranges(days: Iterable[Day]) -> list[tuple[date, date]]:
+def ranges(days: Sequence[Day]) -> list[tuple[date, date]]:
     """Join days that follow each other: the first and the last date of each run."""
-    joined: list[tuple[date, date]] = []
-    for day in days:
-        if joined and day.date - joined[-1][1] == timedelta(days=1):
-            joined[-1] = joined[-1][0], day.date
-        else:
-            joined.append((day.date, day.date))
-    return joined
+    return [(group[0].date, group[-1].date) for group in requests(days, Limit(len(days), len(days)))]
 
 
 def total(outcomes: Sequence[Outcome], empty: int = 0, failed: int = 0, left_out: int = 0) -> str:

@@ -7,9 +7,12 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import date
 
 import pytest
 from sqlalchemy import text
+from support.days_connector import Connector, holds
 from support.faulty import answering, http
 from support.project import RANGE, SCRIPTS, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone, wait_until
 
@@ -40,6 +43,53 @@ def test_a_cluster_gives_the_same_results(asked, fonte_api, alvo_pool, undisturb
     lines = capsys.readouterr().out.splitlines()
     assert [line[:10] for line in lines[:-1]] == [f"2024-05-{day}" for day in range(20, 30)]
     assert lines[-1] == "10 days: 5,712 values written, 0 unchanged, 0 removed"
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """The days of each task, as they are submitted."""
+    with_executor, submitted = days._executor, []
+
+    @contextmanager
+    def counting(*arguments):
+        with with_executor(*arguments) as (executor, check):
+            submit = executor.submit
+
+            def note(carry, group):
+                submitted.append([day.date.day for day in group])
+                return submit(carry, group)
+
+            monkeypatch.setattr(executor, "submit", note)
+            yield executor, check
+
+    monkeypatch.setattr(days, "_executor", counting)
+    return submitted
+
+
+def test_a_task_is_the_days_of_a_request(asked, tasks, serve, alvo_pool, capsys):
+    connector = serve(Connector())
+    assert etl.main([*asked, "--days-per-request", "4"]) == 0
+    assert tasks == [[20, 21, 22, 23], [24, 25, 26, 27], [28, 29]]
+    assert sorted((first.day, last.day) for first, last in connector.asked) == [(20, 23), (24, 27), (28, 29)]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("10 days: ")
+
+
+def test_on_a_cluster_too_a_bad_day_costs_itself_alone(asked, tasks, serve, alvo_pool, capsys):
+    serve(Connector(http(500), holds(date(2024, 5, 22))))
+    assert etl.main([*asked, "--keep-going", "--days-at-once", "1"]) == 3
+    assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 21, *range(23, 30)}
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].startswith("9 days loaded, 1 failed: ")
+    assert re.findall("etl.py: (2024-05-..): Fonte", output.err) == ["2024-05-22"]
+    # What a task leaves after a failure is another task.
+    assert tasks == [list(range(20, 30)), list(range(23, 30))]
+
+
+def test_on_a_cluster_too_a_range_ends_at_its_bad_day(asked, tasks, serve, alvo_pool):
+    serve(Connector(http(500), holds(date(2024, 5, 22))))
+    assert etl.main([*asked, "--days-at-once", "1"]) == 3
+    assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 21}
+    assert len(tasks) == 1
 
 
 @pytest.mark.parametrize(("answer", "code"), [(http(500), 3), (http(422, body={"detail": "no"}), 2), (http(), 5)])
@@ -187,9 +237,11 @@ def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_po
 
     with monkeypatch.context() as changed:
         changed.setattr(one, "line", kill_the_scheduler)
-        assert etl.main([*RANGE, "--dask", f"tcp://{address}", "--keep-going"]) == 1
+        command = [*RANGE, "--dask", f"tcp://{address}", "--keep-going", "--days-per-request", "1"]
+        assert etl.main(command) == 1
     worker.kill()
     worker.wait()
-    assert "etl.py: the Dask cluster" in capsys.readouterr().err
+    # It is noticed while a day is waited for, or by that day's own end.
+    assert re.match(r"etl.py: (2024-05-..: )?the Dask cluster", capsys.readouterr().err)
     assert etl.main([*RANGE, "--resume"]) == 0
     assert alvo_values(alvo_pool) == undisturbed

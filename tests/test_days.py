@@ -192,14 +192,14 @@ def test_keep_going_runs_the_rest_and_tells_how_to_run_the_failed_days_again(alv
     answers = [day_answer(20), http(500), http(404), day_answer(23), http(body=b"<html>"), day_answer(25)]
     with answering(*answers) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
-        asked = [RANGE[0], "2024-05-25", "--columns", "power", "--keep-going", "--days-at-once", "1"]
+        asked = [RANGE[0], "2024-05-25", "--columns", "power", "--keep-going", "--days-per-request", "1"]
         assert etl.main(asked) == 3
     output = capsys.readouterr()
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 23, 25}
     assert output.err.splitlines()[-3:] == [
         "etl.py: 3 days failed. Run them again with:",
-        "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going --days-at-once 1",
-        "  python etl.py 2024-05-24 --columns power --keep-going --days-at-once 1",
+        "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going --days-per-request 1",
+        "  python etl.py 2024-05-24 --columns power --keep-going --days-per-request 1",
     ]
 
 

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import create_engine, text
 from support import reference
@@ -212,14 +213,12 @@ def test_a_range_runs_day_by_day_and_an_empty_day_does_not_stop_it(fonte_api, al
 
 
 def test_the_days_before_a_failure_are_done_and_its_code_counts(shared_connector, alvo_pool, monkeypatch, capsys):
-    import httpx
-
     good = httpx.get(
         f"{shared_connector}/data?start_timestamp=2024-05-20&end_timestamp=2024-05-21&columns=power"
     ).content
     with answering(http(body=good), http(500)) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
-        assert etl.main(["2024-05-20", "2024-05-22", "--columns", "power", "--days-at-once", "1"]) == 3
+        assert etl.main(["2024-05-20", "2024-05-22", "--columns", "power", "--days-per-request", "1"]) == 3
     # The day after is asked for while a day is looked at.
     assert len(server.requests) in (2, 3)
     assert len(alvo_values(alvo_pool)) == 576

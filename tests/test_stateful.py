@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, pairwise, permutations, takewhile
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -41,12 +41,14 @@ from fonte_alvo import engine
 from orchestration import day
 from orchestration.day import Day, EmptyPeriod, run
 
-DAYS = [date(2024, 5, 20), date(2024, 5, 21)]
+DAYS = [date(2024, 5, 20), date(2024, 5, 21), date(2024, 5, 22)]
 COLUMNS = ["wind_speed", "power", "ambient_temperature"]
 WINDOW = timedelta(minutes=10)
-LOST, EMPTY = 4, 5
+FAILED, LOST, EMPTY = 3, 4, 5
 
 choices = st.sampled_from([None, "--resume", "--incomplete"])
+# How many days a request holds, and how many are loaded at once.
+numbers_of_days = st.tuples(st.integers(1, 3), st.integers(1, 3))
 values = st.floats(-1000, 1000) | st.sampled_from(
     [None, math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e16]
 )
@@ -85,7 +87,7 @@ def jobs(*, one_day=False):
     def some_of(names):
         return st.lists(st.sampled_from(names), min_size=1, unique=True)
 
-    days = [(day, day) for day in DAYS] + [(DAYS[0], DAYS[1])] * (not one_day)
+    days = [(day, day) for day in DAYS] + [(DAYS[0], DAYS[1]), (DAYS[1], DAYS[2]), (DAYS[0], DAYS[2])] * (not one_day)
     zones = st.sampled_from(["UTC", "America/Sao_Paulo"])
     asked = st.tuples(st.sampled_from(days), zones, some_of(COLUMNS), some_of(ALL_STATISTICS))
     return asked.map(lambda job: Job(*job[0], *job[1:]))
@@ -241,6 +243,10 @@ class Machine(RuleBasedStateMachine):
         self.alvo, self.records = state
         return code, report
 
+    def options(self, numbers, choice):
+        per_request, at_once = map(str, numbers)
+        return ["--days-per-request", per_request, "--days-at-once", at_once, *filter(None, [choice])]
+
     def run(self, job, *options):
         """Run the command; gives its exit code and the changes that it tells."""
         with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
@@ -284,9 +290,9 @@ class Machine(RuleBasedStateMachine):
 
     # What is run.
 
-    @rule(job=jobs(), days_at_once=st.integers(1, 3), choice=choices)
-    def days_are_run(self, job, days_at_once, choice):
-        options = ["--days-at-once", str(days_at_once), *filter(None, [choice])]
+    @rule(job=jobs(), numbers=numbers_of_days, choice=choices)
+    def days_are_run(self, job, numbers, choice):
+        options = self.options(numbers, choice)
         assert self.run(job, *options) == self.run_in_the_model(job, choice)
 
     @rule(job=jobs(one_day=True))
@@ -295,8 +301,8 @@ class Machine(RuleBasedStateMachine):
         assert (code, first) == self.run_in_the_model(job)
         assert self.run(job) == (code, Report(0, first.written + first.unchanged, 0))
 
-    @rule(job=jobs(), days_at_once=st.integers(1, 3), choice=choices, operation=st.integers(0, 20))
-    def a_run_loses_its_connection(self, job, days_at_once, choice, operation):
+    @rule(job=jobs(), numbers=numbers_of_days, choice=choices, operation=st.integers(0, 30))
+    def a_run_loses_its_connection(self, job, numbers, choice, operation):
         """Every day is the old one or the new one, whole and with its record, whenever the connection is lost."""
         before, periods = (self.alvo, self.records), self.days_to_run(job, choice)
         done = [
@@ -311,7 +317,7 @@ class Machine(RuleBasedStateMachine):
             assert any(held == values for values, _ in states)
             return held
 
-        options = ["--days-at-once", str(days_at_once), *filter(None, [choice])]
+        options = self.options(numbers, choice)
         with self._losing_the_connection_at(operation, whole) as lost:
             code, _ = self.run(job, *options)
         held = self.world.held(), self.world.records()
@@ -320,6 +326,25 @@ class Machine(RuleBasedStateMachine):
             assert held == states[-1]
         self.alvo, self.records = held
         assert code in ((0, EMPTY, LOST) if lost else (0, EMPTY))
+
+    @rule(job=jobs(), numbers=numbers_of_days, bad_day=st.sampled_from(DAYS))
+    def a_run_meets_a_day_that_cannot_be_fetched(self, job, numbers, bad_day):
+        """The days before it are loaded, whatever a request holds beside it, and none after it."""
+        noon, periods = datetime.combine(bad_day, time(12), UTC), list(job.periods())
+        before = list(takewhile(lambda period: not period[0] <= noon < period[1], periods))
+
+        def fetch(base_url, start, end, *others):
+            if start <= noon < end:
+                raise FonteError("it fails")
+            return client.fetch(base_url, start, end, *others)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(day, "fetch", fetch)
+            code, report = self.run(job, *self.options(numbers, None))
+        state, expected, wanted = self.after((self.alvo, self.records), job, before)
+        assert (code, report) == (expected or FAILED * (before != periods), wanted)
+        assert (self.world.held(), self.world.records()) == state
+        self.alvo, self.records = state
 
     @rule(bounds=st.lists(moments, min_size=2, max_size=2, unique=True).map(sorted))
     def a_period_of_alvo_is_deleted(self, bounds):

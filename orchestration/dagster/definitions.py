@@ -28,7 +28,7 @@ class Options(dg.Config):
     """How the days of a run are carried."""
 
     variables: list[str] = Field(COLUMNS, description="what is fetched, such as ambient_temperature")
-    days_at_once: int = Field(days.AT_ONCE, ge=1, le=100, description="days in hand, each with two connections")
+    days_at_once: int = Field(days.AT_ONCE, ge=1, le=100, description="days loaded at once; of Dask, tasks in hand")
     dask: str | None = Field(None, description="scheduler of a Dask cluster that carries the days, tcp://HOST:PORT")
 
 

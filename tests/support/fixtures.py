@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 
 from fonte import client, seeding
 from fonte_alvo import embedded, engine
+from support.faulty import answering
 from support.project import RANGE, SCRIPTS, SETTINGS, bare, connector_over, seeded, values_of_days_alone
 
 # How many faults of each kind test_faults.py injected.
@@ -210,6 +212,19 @@ def fonte_api(shared_connector, monkeypatch) -> str:
     """The shared connector, which FONTE_API_URL names."""
     monkeypatch.setenv("FONTE_API_URL", shared_connector)
     return shared_connector
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Serve a connector, which FONTE_API_URL names."""
+    with ExitStack() as stack:
+
+        def start(connector):
+            server = stack.enter_context(answering(lambda: [connector.answer(server.requests[-1])]))
+            monkeypatch.setenv("FONTE_API_URL", server.url)
+            return connector
+
+        yield start
 
 
 @pytest.fixture(autouse=True)

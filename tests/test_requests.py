@@ -1,0 +1,351 @@
+"""Several days to a request: how days are grouped, what a fault costs, and that a day's result is as it was alone."""
+
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, timedelta
+from functools import partial
+from itertools import pairwise
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.days_connector import Connector, holds
+from support.faults import NETWORK, HttpLink, Script, proxied
+from support.faulty import HANG, answering, http
+from support.project import RANGE, alvo_values, connector_over, seeded, wait_until
+
+import etl
+from fonte import arrow, client
+from orchestration import day as one
+from orchestration import days
+from orchestration.days import Limit
+
+POWER = ["--columns", "power"]
+BAD_DAY = date(2024, 5, 23)
+
+
+def between(first, last, zone="UTC"):
+    return list(days.between(first, last, ZoneInfo(zone)))
+
+
+def numbers(groups):
+    return [[each.date.day for each in group] for group in groups]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The requests for samples that the command sends to a real connector: first and last day of each."""
+    connect, requests = etl.connect, []
+
+    def note(request):
+        if request.url.path == "/data":
+            bounds = (datetime.fromisoformat(request.url.params[f"{bound}_timestamp"]) for bound in ("start", "end"))
+            start, end = bounds
+            requests.append((start.date(), (end - timedelta(minutes=1)).date()))
+
+    def watched(*arguments):
+        http = connect(*arguments)
+        http.event_hooks["request"] = [note]
+        return http
+
+    monkeypatch.setattr(etl, "connect", watched)
+    return requests
+
+
+# How days are grouped.
+
+
+@pytest.mark.parametrize(
+    ("chosen", "limit", "groups"),
+    [
+        (range(1, 10), Limit(4), [[1, 2, 3, 4], [5, 6, 7, 8], [9]]),
+        (range(1, 10), Limit(100), [list(range(1, 10))]),
+        (range(1, 4), Limit(1), [[1], [2], [3]]),
+        ([1, 2, 4, 5, 6, 9], Limit(10), [[1, 2], [4, 5, 6], [9]]),
+        (range(1, 6), Limit(10, fitting=2), [[1, 2], [3, 4], [5]]),
+        ([], Limit(10), []),
+    ],
+)
+def test_days_without_a_gap_between_them_share_a_request_up_to_the_limit(chosen, limit, groups):
+    month = between(date(2024, 5, 1), date(2024, 5, 31))
+    assert numbers(days.requests([month[day - 1] for day in chosen], limit)) == groups
+
+
+def test_the_limit_counts_when_a_request_begins():
+    limit = Limit(3)
+    groups = days.requests(between(date(2024, 5, 1), date(2024, 5, 9)), limit)
+    first = next(groups)
+    limit.fitting = 1
+    second = next(groups)
+    limit.fitting, limit.asked = 100, 2
+    assert numbers([first, second, *groups]) == [[1, 2, 3], [4], [5, 6], [7, 8], [9]]
+
+
+@given(
+    st.sets(st.integers(0, 400)).map(sorted),
+    st.integers(1, 30),
+    st.sampled_from(["UTC", "Europe/Berlin", "Pacific/Apia"]),
+)
+def test_requests_hold_each_day_once_in_order_and_without_a_gap(chosen, most, zone):
+    year = between(date(2011, 6, 1), date(2012, 8, 1), zone)
+    asked = [year[number] for number in chosen]
+    groups = list(days.requests(asked, Limit(most)))
+    assert [day for group in groups for day in group] == asked
+    assert all(len(group) <= most for group in groups)
+    assert all(day.end == following.start for group in groups for day, following in pairwise(group))
+    assert all(len(one) == most or one[-1].end < other[0].start for one, other in pairwise(groups))
+
+
+def test_a_year_is_37_requests(make_database, alvo, asked, monkeypatch, capsys):
+    with connector_over(seeded(make_database(), 365)) as base_url:
+        monkeypatch.setenv("FONTE_API_URL", base_url)
+        assert etl.main(["2024-05-20", "2025-05-19", *POWER]) == 0
+    assert len(asked) == 37
+    assert {(last - first).days for first, last in asked[:-1]} == {9}
+    assert "\n365 days: 210,192 values written" in capsys.readouterr().out
+
+
+def test_resume_in_a_patchwork_asks_for_the_days_that_lack_alone(fonte_api, alvo_pool, asked, undisturbed):
+    for day in (22, 23, 26):
+        assert etl.main([f"2024-05-{day}", *POWER]) == 0
+    asked.clear()
+    assert etl.main([*RANGE, "--resume"]) == 0
+    assert [(first.day, last.day) for first, last in asked] == [(20, 21), (24, 25), (27, 29)]
+    assert alvo_values(alvo_pool) == undisturbed
+
+
+# A day of a request is as it is alone.
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/Sao_Paulo"])
+def test_the_samples_of_each_day_are_slices_of_one_answer_and_those_of_a_request_for_it_alone(fonte_api, zone):
+    asked = between(date(2024, 5, 19), date(2024, 5, 30), zone)
+    with client.connect(fonte_api) as fonte:
+        together = one.extract(fonte, ["power", "wind_speed"], asked)
+        for day, samples in zip(asked, together, strict=True):
+            (alone,) = one.extract(fonte, ["power", "wind_speed"], [day])
+            np.testing.assert_array_equal(samples.timestamps, alone.timestamps)
+            for name, values in alone.values.items():
+                np.testing.assert_array_equal(samples.values[name], values)
+    assert {samples.timestamps.base is together[0].timestamps.base for samples in together} == {True}
+    assert sum(len(samples.timestamps) for samples in together) == 14_400
+
+
+@pytest.mark.parametrize("per_request", [1, 3, 100])
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_however_many_days_a_request_holds_the_results_are_those_of_days_alone(
+    fonte_api, alvo_pool, undisturbed, capsys, per_request, at_once
+):
+    options = ["--days-per-request", str(per_request), "--days-at-once", str(at_once)]
+    capsys.readouterr()
+    assert etl.main(["2024-05-19", *RANGE[1:], *options]) == 5
+    output = capsys.readouterr()
+    assert alvo_values(alvo_pool) == undisturbed
+    assert re.findall("^2024-05-(..)", output.out, re.MULTILINE) == [str(day) for day in range(20, 30)]
+    assert output.err.startswith("etl.py: 2024-05-19: Fonte holds no finite sample of power from 2024-05-19 00:00:00")
+
+
+def test_the_next_request_is_under_way_while_a_day_of_the_last_one_is_loaded(serve, alvo, monkeypatch):
+    connector, replace, seen = serve(Connector()), one.replace_period, []
+
+    def wait_for_the_next_request(*arguments):
+        wait_until(lambda: len(connector.asked) == min(2 + len(seen) // 3, 3))
+        seen.append(len(connector.asked))
+        return replace(*arguments)
+
+    monkeypatch.setattr(one, "replace_period", wait_for_the_next_request)
+    assert etl.main(["2024-05-20", "2024-05-28", *POWER, "--days-per-request", "3", "--days-at-once", "1"]) == 0
+    assert seen == [2, 2, 2, 3, 3, 3, 3, 3, 3]
+
+
+# Large answers.
+
+
+def test_days_of_many_samples_are_fewer_to_a_request(serve, alvo, monkeypatch):
+    connector = serve(Connector())
+    # Timestamp and value of 24 samples a day, and of three days and a little more.
+    monkeypatch.setattr(days, "REQUEST_BYTES", 2 * 8 * 24 * 3 + 100)
+    assert etl.main(["2024-05-01", "2024-05-31", *POWER]) == 0
+    lengths = [(last - first).days + 1 for first, last in connector.asked]
+    # The second request is under way before a day of the first one is loaded.
+    assert lengths == [10, 10, 3, 3, 3, 2]
+
+
+def test_an_answer_to_several_days_that_is_too_large_is_cut_off_and_its_days_are_asked_one_by_one(
+    serve, alvo_pool, monkeypatch
+):
+    monkeypatch.setattr(one, "SEVERAL_DAYS_BYTES", 50_000)
+    monkeypatch.setattr(days, "REQUEST_BYTES", 2 * 8 * 1440 * 2 + 100)
+    connector = serve(Connector(interval=timedelta(minutes=1)))
+    assert etl.main(["2024-05-01", "2024-05-20", *POWER]) == 0
+    assert [(last - first).days + 1 for first, last in connector.asked] == [10, *[1] * 10, *[2] * 5]
+    assert len(alvo_values(alvo_pool)) == 20 * 144 * 4
+
+
+# A bad day costs itself alone.
+
+
+def rows(*moments):
+    return http(body=[{"timestamp": moment, "power": number} for number, moment in enumerate(moments)])
+
+
+BAD_ANSWERS = {
+    "500": (http(500), 3),
+    "404": (http(404), 3),
+    "422": (http(422, body={"detail": "no"}), 2),
+    "503 of a connector that is not set up": (http(503, body={"detail": "not set up"}), 3),
+    "503": (http(503), 3),
+    "nothing": (b"", 3),
+    "HTML": (http(body=b"<html>"), 3),
+    "broken Arrow": (http(body=b"ARROW1", content_type=arrow.MEDIA_TYPE), 3),
+    "disorder": (rows("2024-05-23T01:00Z", "2024-05-23T00:00Z"), 3),
+    "contradiction": (rows("2024-05-23T00:00Z", "2024-05-23T00:00Z"), 3),
+    "outside": (rows("2024-07-23T00:00Z"), 3),
+    "cut": (http(body=b"[", length=100), 3),
+}
+
+
+@pytest.mark.parametrize(("fault", "code"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+def test_a_connector_that_fails_for_every_request_with_a_certain_day_loses_that_day_alone(
+    serve, alvo_pool, capsys, fault, code
+):
+    connector = serve(Connector(fault, holds(BAD_DAY)))
+    assert etl.main(["2024-05-20", "2024-06-08", *POWER, "--keep-going"]) == code
+    output = capsys.readouterr()
+    assert {moment.date() for moment, _ in alvo_values(alvo_pool)} == {
+        date(2024, 5, 20) + timedelta(days=number) for number in range(20)
+    } - {BAD_DAY}
+    assert output.err.splitlines()[0].startswith("etl.py: 2024-05-23: Fonte at ")
+    assert output.err.splitlines()[1:] == [
+        "etl.py: 1 day failed. Run them again with:",
+        "  python etl.py 2024-05-23 --columns power --keep-going",
+    ]
+    assert connector.asked[1:11] == [(date(2024, 5, 20 + number),) * 2 for number in range(10)]
+    assert Counter(first <= BAD_DAY <= last for first, last in connector.asked)[True] == 2
+
+
+def test_without_keep_going_a_range_ends_at_its_bad_day_and_asks_for_none_after_it(serve, alvo_pool, capsys):
+    connector = serve(Connector(http(500), holds(BAD_DAY)))
+    assert etl.main(["2024-05-20", "2024-06-08", *POWER]) == 3
+    assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 21, 22}
+    assert [(first.day, last.day) for first, last in connector.asked] == [
+        (20, 29),
+        *((day, day) for day in range(20, 24)),
+    ]
+    assert capsys.readouterr().err.startswith("etl.py: 2024-05-23: Fonte at ")
+
+
+def test_a_failure_that_is_not_fontes_is_told_for_each_day_of_the_request(alvo, fonte_api, monkeypatch, capsys):
+    def broken(*arguments):
+        raise ArithmeticError("a bug")
+
+    monkeypatch.setattr(one, "fetch", broken)
+    assert etl.main([*RANGE, "--keep-going"]) == 1
+    assert capsys.readouterr().err.count("unexpected ArithmeticError: a bug") == 10
+
+
+# The wait for a connector that does not answer.
+
+
+@pytest.fixture
+def pauses_s(monkeypatch):
+    """The pauses of the client, which alone move its clock."""
+    pauses = []
+    monkeypatch.setattr(client, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(client, "sleep", pauses.append)
+    monkeypatch.setattr(client, "monotonic", lambda: 1000.0 + sum(pauses))
+    return pauses
+
+
+@pytest.mark.parametrize("fault", [http(503), b""], ids=["503", "closed"])
+def test_a_bad_day_is_waited_for_once(serve, alvo_pool, pauses_s, fault):
+    connector = serve(Connector(fault, holds(BAD_DAY)))
+    assert etl.main(["2024-05-20", "2024-06-08", *POWER, "--keep-going"]) == 3
+    assert sum(pauses_s) == pytest.approx(60)
+    assert len({moment.date() for moment, _ in alvo_values(alvo_pool)}) == 19
+    assert connector.asked.count((BAD_DAY, BAD_DAY)) == 1
+
+
+def test_a_connector_that_is_away_for_good_is_waited_for_once(serve, alvo, pauses_s, capsys):
+    connector = serve(Connector(http(503), lambda first, last: True))
+    assert etl.main(["2024-05-20", "2024-06-08", *POWER, "--keep-going"]) == 3
+    assert sum(pauses_s) == pytest.approx(60)
+    assert "20 days failed" in capsys.readouterr().err
+    alone = [first for first, last in connector.asked if first == last]
+    assert len(set(alone)) == len(alone) == 20
+
+
+def test_a_connector_that_comes_back_in_time_costs_no_further_request(serve, alvo, pauses_s):
+    connector = serve(Connector(http(503), lambda first, last: len(connector.asked) < 4))
+    assert etl.main(["2024-05-20", "2024-05-29", *POWER]) == 0
+    assert set(connector.asked) == {(date(2024, 5, 20), date(2024, 5, 29))}
+    assert 0 < sum(pauses_s) < 60
+
+
+def test_a_connector_that_answers_only_short_periods_is_not_waited_for_again_and_again(serve, alvo_pool, pauses_s):
+    connector = serve(Connector(http(504), lambda first, last: (last - first).days > 2))
+    assert etl.main(["2024-05-01", "2024-06-30", *POWER]) == 0
+    assert sum(pauses_s) == pytest.approx(120)
+    assert len({moment.date() for moment, _ in alvo_values(alvo_pool)}) == 61
+    assert (date(2024, 6, 30) - connector.asked[-1][0]).days <= 2
+
+
+def test_a_connector_that_hangs_long_after_the_wait_is_a_failure_of_each_day(alvo, monkeypatch, capsys):
+    """No time that is left is below zero."""
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(client, "GRACE_S", 0.01)
+    with answering(HANG) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main(["2024-05-20", "2024-05-25", *POWER, "--keep-going", "--days-per-request", "2"]) == 3
+    failures = capsys.readouterr().err.splitlines()[:-2]
+    assert [line[:18] for line in failures] == [f"etl.py: 2024-05-{day}" for day in range(20, 26)]
+    assert all("timed out" in line for line in failures)
+
+
+# Every fault at every operation of a request for several days.
+
+
+@pytest.mark.parametrize("kind", NETWORK)
+def test_a_connection_that_fails_once_in_a_request_for_several_days_loses_no_day(
+    fonte_api, alvo, alvo_pool, make_pool, undisturbed, monkeypatch, capsys, kind
+):
+    script = Script()
+    host, port = urlsplit(fonte_api).hostname, urlsplit(fonte_api).port
+    wanted = {key: value for key, value in undisturbed.items() if key[0].day < 23}
+    with proxied(partial(HttpLink, "connector", script), host, port) as proxy:
+        monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{proxy.port}")
+        number = 0
+        while True:
+            number += 1
+            script.begin({number: kind})
+            assert etl.main(["2024-05-20", "2024-05-22", *POWER]) == 0
+            assert alvo_values(alvo_pool) == wanted
+            if not script.struck:
+                break
+    assert number > 5
+    assert capsys.readouterr().err == ""
+
+
+# The executor.
+
+
+def test_after_a_failure_the_next_item_starts_when_it_is_asked_for():
+    started = []
+
+    def carry(item):
+        started.append(item)
+        if item == 1:
+            raise ValueError
+
+    with ThreadPoolExecutor(1) as executor:
+        results = days.in_order([0, 1, 2, 3], carry, executor, 1)
+        next(results)
+        next(results)
+        assert started == [0, 1]
+        next(results)
+        results.close()
+    assert started[:3] == [0, 1, 2]
