@@ -24,6 +24,8 @@ To start anew, delete that folder while no command runs.
 """
 
 import argparse
+import atexit
+import gc
 import shlex
 import signal
 import sys
@@ -47,6 +49,11 @@ if __name__ == "__main__":
         sys.exit(2)
     begin("etl.py")
     started = perf_counter()
+    # Libraries make many objects and no garbage: to look for it, then and at the end, would take half as long again.
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)
+    # HTTPX would load its command line, and Click and Rich with it.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]
 
 from sqlalchemy import Engine
 
@@ -86,7 +93,7 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
 
 def _run(options: argparse.Namespace) -> int:
     asked = list(days.between(options.date, options.last_date or options.date, options.timezone))
-    with local.base_url() as base_url:
+    with local.base_url(wait=False) as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
             alvo = engine.create(settings.alvo_database_url(), "etl.py", pool_size=options.days_at_once)
         with connect(base_url) as fonte:

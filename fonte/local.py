@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from fonte.client import FonteError
@@ -11,15 +12,15 @@ from fonte_alvo import command, settings
 from fonte_alvo.engine import create, failures, reason
 
 
-def base_url(given: str | None = None, *, live: bool = False) -> AbstractContextManager[str]:
+def base_url(given: str | None = None, *, live: bool = False, wait: bool = True) -> AbstractContextManager[str]:
     """Give the base URL of the connector: the given one, FONTE_API_URL, or that of one served while the context lasts.
 
     The embedded database is created and seeded the first time, and with live set receives each minute while the context
-    lasts; one that FONTE_DATABASE_URL names is left as it is.
-    Raises SettingsError and FonteError.
+    lasts; one that FONTE_DATABASE_URL names is left as it is. wait: until the server has ended, which a process that
+    ends itself need not. Raises SettingsError and FonteError.
     """
     url = settings.fonte_api_url(given)
-    return _served(live) if url is None else nullcontext(url)
+    return _served(live, wait) if url is None else nullcontext(url)
 
 
 def _exhaust(minutes: Iterator[object]) -> None:
@@ -31,14 +32,16 @@ def _exhaust(minutes: Iterator[object]) -> None:
 
 
 @contextmanager
-def _served(live: bool) -> Iterator[str]:
-    # Loaded here, because they take longer than a day.
-    import uvicorn
+def _served(live: bool, wait: bool) -> Iterator[str]:
+    with ThreadPoolExecutor(1) as starter:
+        # The embedded server starts while these are loaded; here, because they take longer than a day.
+        starting = starter.submit(settings.fonte_database_url)
+        import uvicorn
 
-    from fonte import connector, seeding
+        from fonte import connector, seeding
 
     with failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says", FonteError):
-        url, stop = settings.fonte_database_url(), threading.Event()
+        url, stop = starting.result(), threading.Event()
         if settings.fonte_database_is_embedded():
             pool = create(url, "fonte seed", check_pooled=True)
             with pool.begin() as connection:
@@ -50,16 +53,19 @@ def _served(live: bool) -> Iterator[str]:
 
     # Its client, in this process, reports its failures: they are not to appear on standard error as well.
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        # asyncio does not do so for a listener that it is given: each answer would wait 40 ms for an acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
-        server = uvicorn.Server(uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on"))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            stop.set()
-            server.should_exit = True
+    # The server closes it.
+    listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio does not do so for a listener that it is given: each answer would wait 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
+    server = uvicorn.Server(uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        stop.set()
+        server.should_exit = True
+        if wait:
             thread.join()
+            listener.close()

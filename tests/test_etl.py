@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import create_engine, text
 from support import reference
 from support.faulty import HANG, RESET, answering, http
-from support.project import ROOT, alvo_values, bare
+from support.project import ROOT, alvo_values, bare, wait_until
 
 import etl
 import seed
-from fonte import client
+from fonte import client, local
 from fonte_alvo import embedded
 from orchestration import day
 
@@ -511,3 +511,59 @@ def test_help_tells_options_units_exit_codes_and_where_the_data_lie(run_command,
     ):
         said = run_command(command, "--help").stdout
         assert [word for word in words if word not in said] == []
+
+
+def modules_loaded(run):
+    """What -X importtime says."""
+    return {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+
+
+def test_a_day_loads_no_command_line_of_a_library(run_command, connector, alvo):
+    services = {"FONTE_API_URL": connector, "ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False)}
+    run = run_command("-X", "importtime", "etl.py", "2024-05-20", **services)
+    assert run.returncode == 0
+    assert "httpx" in (loaded := modules_loaded(run))
+    assert not loaded & {"click", "rich", "pygments"}
+
+
+WAITING_SERVER = """
+import sys, time
+import etl
+from fonte_alvo import settings
+
+def start():
+    deadline = time.monotonic() + 60
+    while "fastapi" not in sys.modules:
+        assert time.monotonic() < deadline, "nothing is loaded meanwhile"
+    return database_url()
+
+database_url, settings.fonte_database_url = settings.fonte_database_url, start
+code = etl.main(["2024-05-20"])
+from fonte import connector
+print("description:", connector.app.openapi_schema)
+sys.exit(code)
+"""
+
+
+def test_the_embedded_server_starts_while_the_connector_is_loaded_and_nothing_describes_it(run_command):
+    run = run_command("-c", WAITING_SERVER)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.endswith("description: None\n")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_connector_ends_with_its_context_at_once_or_soon(fonte, monkeypatch, wait):
+    monkeypatch.setenv("FONTE_DATABASE_URL", fonte.render_as_string(hide_password=False))
+    with local.base_url(wait=wait) as base_url:
+        httpx.get(f"{base_url}/health").raise_for_status()
+    if not wait:
+        wait_until(lambda: not listens(base_url))
+    assert not listens(base_url)
+
+
+def listens(base_url):
+    try:
+        httpx.get(base_url)
+    except httpx.TransportError:
+        return False
+    return True
