@@ -1,9 +1,13 @@
 """Servers for the benchmarks; prints the accuracy of the candidates below the table of their speed."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Pytest's import mode leaves the folder of a test out.
+sys.path.append(str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items, config):

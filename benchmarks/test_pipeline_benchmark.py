@@ -30,6 +30,7 @@ from fonte import schema as fonte_schema
 from fonte_alvo import engine
 from orchestration.day import Day, run
 
+FOLDER = Path(__file__).parent
 START = datetime(2023, 1, 1, tzinfo=UTC)
 COLUMNS = ["wind_speed", "power"]
 SIZES = {"a day": timedelta(days=1), "a year": timedelta(days=365)}
@@ -40,18 +41,34 @@ def libpq(url):
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-@pytest.fixture(scope="module")
-def fonte(make_database):
-    """A Fonte that holds the year."""
-    url = make_database()
+def filled(url, fill):
+    """Create Fonte's table, fill it, and let the server settle."""
     pool = engine.create(url, "benchmark")
     with pool.begin() as connection:
         fonte_schema.create_absent(connection)
-        seeding.fill_synthetic(connection, START, START + timedelta(days=365), "turbine", 1)
+        fill(connection)
     with pool.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE data"))
     pool.dispose()
     return url
+
+
+def minutes(start, days):
+    """How Fonte is filled with days of a minute."""
+    return lambda connection: seeding.fill_synthetic(connection, start, start + timedelta(days=days), "turbine", 1)
+
+
+def seconds(start, days):
+    """How Fonte is filled with days at 1 Hz."""
+    moments = f"generate_series('{start}'::timestamptz, '{start + timedelta(days=days, seconds=-1)}', '1 second')"
+    query = f"SELECT moment, 8 + random(), 900 + random(), 15 FROM {moments} AS moment"
+    return lambda connection: connection.execute(text(f"INSERT INTO data {query}"))
+
+
+@pytest.fixture(scope="module")
+def fonte(make_database):
+    """A Fonte that holds the year."""
+    return filled(make_database(), minutes(START, 365))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +82,8 @@ def alvo(make_database):
 
 @contextmanager
 def served(app, fonte, port):
-    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--log-level", "error"]
+    where = ["--app-dir", str(FOLDER), "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", app, *where, "--log-level", "error"]
     environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
     with subprocess.Popen(command, cwd=SCRIPTS, env=environment) as process:
         base_url = f"http://127.0.0.1:{port}"
@@ -83,10 +101,7 @@ def served(app, fonte, port):
 
 @pytest.fixture(scope="module")
 def connectors(fonte):
-    with (
-        served("fonte.connector:app", fonte, 18081) as ours,
-        served("benchmarks.naive_connector:app", fonte, 18082) as naive,
-    ):
+    with served("fonte.connector:app", fonte, 18081) as ours, served("naive_connector:app", fonte, 18082) as naive:
         yield ours, naive
 
 
@@ -351,7 +366,7 @@ def test_command_for_a_day(benchmark, connectors, alvo, candidate):
     run_measured(benchmark, command, environment)
 
 
-@pytest.mark.parametrize("candidate", ["fonte-alvo", "naive script"])
+@pytest.mark.parametrize("candidate", ["fonte-alvo", "fonte-alvo, a day to a request", "naive script"])
 def test_command_for_a_year(benchmark, connectors, alvo, year, candidate):
     benchmark.group = "the whole command, a year"
     benchmark.name = candidate
@@ -360,11 +375,37 @@ def test_command_for_a_year(benchmark, connectors, alvo, year, candidate):
     benchmark.pedantic(lambda: run_measured(benchmark, *command), rounds=1)
 
 
+LONG_START = datetime(2015, 1, 1, tzinfo=UTC)
+LONG = {"ten years": (minutes, 3653), "a month at 1 Hz": (seconds, 31)}
+
+
+@pytest.fixture(scope="module")
+def long_connector(request, make_database):
+    """A connector over more than a year, or over seconds."""
+    fill, days = LONG[request.param]
+    with served("fonte.connector:app", filled(make_database(), fill(LONG_START, days)), 18083) as base_url:
+        yield base_url
+
+
+@pytest.mark.parametrize("long_connector", LONG, indirect=True)
+@pytest.mark.parametrize("candidate", ["fonte-alvo", "fonte-alvo, a day to a request"])
+def test_command_for_a_long_range(benchmark, request, long_connector, make_database, candidate):
+    kind = request.node.callspec.params["long_connector"]
+    benchmark.group = f"the whole command, {kind}"
+    benchmark.name = candidate
+    pool = engine.create(make_database(), "benchmark")
+    last = LONG_START + timedelta(days=LONG[kind][1] - 1)
+    command = prepared(candidate, [long_connector], pool, str(LONG_START.date()), str(last.date()))
+    pool.dispose()
+    benchmark.pedantic(lambda: run_measured(benchmark, *command), rounds=1)
+
+
 def prepared(candidate, connectors, alvo, *dates):
     """The command of a candidate, and its environment."""
     arguments = {
         "fonte-alvo": ["etl.py", *dates],
-        "naive script": ["benchmarks/naive_etl.py", *dates],
+        "fonte-alvo, a day to a request": ["etl.py", *dates, "--days-per-request", "1"],
+        "naive script": [str(FOLDER / "naive_etl.py"), *dates],
         "floor: import of the libraries": ["-c", "import httpx, sqlalchemy, psycopg2, numpy"],
     }[candidate]
     return [sys.executable, *arguments], os.environ | {
@@ -389,7 +430,7 @@ def run_measured(benchmark, command, environment):
     run = subprocess.run(measured, cwd=SCRIPTS, env=environment, check=True, capture_output=True, text=True)
     peak_kib, used_s = map(float, run.stdout.split()[-2:])
     benchmark.extra_info["peak memory in MiB"] = round(peak_kib / 1024, 1)
-    benchmark.extra_info["CPU of the command in s"] = round(used_s, 1)
+    benchmark.extra_info["CPU of the command in s"] = round(used_s, 2)
     for name, processes in others.items():
         used_s = cpu_s(process for process in processes if process.is_running()) - before[name]
-        benchmark.extra_info[f"CPU of {name} in s"] = round(used_s, 1)
+        benchmark.extra_info[f"CPU of {name} in s"] = round(used_s, 2)
