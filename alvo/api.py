@@ -1,10 +1,9 @@
 """Alvo over HTTP, and the page that shows it. Run by `uvicorn alvo.api:app --port 8080`.
 
-Its routes only read, but for DELETE /data, which needs the admin token and another role's connection. Those that only
+Its routes only read, but for two DELETEs, which need the admin token and another role's connection. Those that only
 its page asks are no part of the described API.
 """
 
-import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Engine
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 from starlette.types import Scope
 
@@ -30,29 +28,14 @@ from fonte import client
 from fonte.client import FonteError, RequestRefused
 from fonte_alvo import serving, settings
 from fonte_alvo.copy import CopyOut
-from fonte_alvo.serving import (
-    PROBLEMS,
-    PROBLEMS_OF_CHANGES,
-    AdminEngine,
-    Changed,
-    PeriodQuery,
-    Stream,
-    Strict,
-    Timestamp,
-)
+from fonte_alvo.serving import CHANGING, READING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
 
+SIGNAL = "The name of the one signal wanted; all of them where it is left out, none where Alvo does not know it."
 SIGNALS = "The signals wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv"}
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER"}
 PAGE = Path(__file__).with_name("page")
-# The page asks this server alone, whatever comes to stand in it.
-PAGE_HEADERS = {
-    "Cache-Control": "no-cache",
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 MOST_SAMPLES = timedelta(days=2)
 # How many views, and how many downloads of samples, are in hand at once; the others wait.
 VIEWS, FETCHES = 8, 4
@@ -61,10 +44,21 @@ MOST_VALUES = 100_000
 FONTE_PATIENCE_S = 2.0
 
 
+SignalName = Annotated[str, Field(min_length=1)]
+
+
+class SignalsQuery(Strict):
+    """The parameters of GET /signals."""
+
+    name: SignalName | None = Field(
+        None, description=SIGNAL, examples=["wind_speed_mean"], json_schema_extra=serving.not_null
+    )
+
+
 class DataQuery(PeriodQuery):
     """The parameters of GET /data."""
 
-    signals: Annotated[list[str], AfterValidator(serving.each_once)] = Field(
+    signals: Annotated[list[SignalName], AfterValidator(serving.each_once)] = Field(
         [], description=SIGNALS, examples=[["wind_speed_mean", "power_mean"]], json_schema_extra={"uniqueItems": True}
     )
 
@@ -123,27 +117,29 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 app = serving.make_app(
-    "Alvo's database",
+    "Alvo",
     _lifespan,
     probe="SELECT name, value, timestamp FROM data JOIN signal ON signal.id = signal_id LIMIT 0",
     obstacle=lambda engine: "its tables are absent or not as they should be; `python -m alvo.schema` makes them",
     title="Alvo",
     summary="Ten-minute statistics of a wind turbine's signals.",
-    description=f"{serving.PERIODS} One route changes something, and needs the admin token.",
+    description=f"{serving.PERIODS} Two routes change something, and need the admin token.",
 )
 # In place of FONTE_API_URL, where this process serves the connector.
 app.state.fonte_api_url = None
 
 
-@app.get("/signals", responses=PROBLEMS, summary="The signals that Alvo knows, by name")
-def signals(request: Request, query: Annotated[Strict, Query()]) -> list[Signal]:
+@app.get("/signals", **READING, summary="The signals that Alvo knows, by name")
+def signals(request: Request, query: Annotated[SignalsQuery, Query()]) -> list[Signal]:
     """The names that `signals` of GET /data takes."""
-    return [Signal(name=name) for name in sorted(_signal_ids(request.state.engine))]
+    names = sorted(_signal_ids(request.state.engine))
+    return [Signal(name=name) for name in names if query.name in (None, name)]
 
 
 @app.get(
     "/data",
     response_model=list[Value],
+    tags=READING["tags"],
     responses=serving.streamed(MEDIA_TYPES),
     summary="Values of a period, ordered by time and signal",
 )
@@ -156,7 +152,16 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
     return Stream(MEDIA_TYPES[form], partial(CopyOut, *asked), serving.json_list if form == "json" else iter)
 
 
-@app.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the values of a period")
+@app.delete("/signals", **CHANGING, summary="Delete the signals that have no value")
+def delete_signals(request: Request, admin: AdminEngine, query: Annotated[Strict, Query()]) -> Changed:
+    """Delete every signal that has no value in any period, in one transaction; answers their number."""
+    with admin.begin() as connection:
+        rows = load.delete_unused_signals(connection)
+    serving.audit(request, rows=rows)
+    return Changed(rows=rows)
+
+
+@app.delete("/data", **CHANGING, summary="Delete the values of a period")
 def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
     """Delete every value of the period; without bounds, every value. In one transaction; answers their number."""
     with admin.begin() as connection:
@@ -206,11 +211,14 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
         content = {
             "start_timestamp": origin,
             "bucket_s": int(length.total_seconds()),
-            "variables": {name: {s: screen.finite(each[s]) for s in each} for name, each in shown.items()},
+            "variables": {
+                name: {s: screen.finite(each[s]) for s in each} | {"windows": each["windows"].astype(int).tolist()}
+                for name, each in shown.items()
+            },
             "previous_timestamp": previous,
             "next_timestamp": following,
         }
-        return _packed(request, content)
+        return _json(content)
 
     return await to_thread.run_sync(read, limiter=request.state.views)
 
@@ -225,7 +233,7 @@ async def power_curve(request: Request, query: Annotated[ShownPeriod, Query()]) 
         with request.state.streams.connect() as connection:
             points = screen.curve(connection, x, y, query.start_timestamp, query.end_timestamp)
         wind_speed, power, windows = zip(*points, strict=True) if points else ((), (), ())
-        return _packed(request, {"wind_speed": wind_speed, "power": power, "windows": windows})
+        return _json({"wind_speed": wind_speed, "power": power, "windows": windows})
 
     return await to_thread.run_sync(read, limiter=request.state.views)
 
@@ -241,9 +249,7 @@ async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> 
         start, end = query.start_timestamp, query.end_timestamp
         timestamps, columns = client.fetch(str(http.base_url), start, end, query.columns, http)
         seconds = (timestamps.astype("int64") / 1e6).tolist()
-        return _packed(
-            request, {"timestamps": seconds, "columns": {n: screen.finite(values) for n, values in columns.items()}}
-        )
+        return _json({"timestamps": seconds, "columns": {n: screen.finite(values) for n, values in columns.items()}})
 
     try:
         return await to_thread.run_sync(fetch, limiter=request.state.fetches)
@@ -255,27 +261,22 @@ async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> 
 
 
 class _Page(StaticFiles):
-    """The files of the page: a browser asks whether they have changed, and nothing in them reaches another host."""
+    """The files of the page: a browser asks whether they have changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
-        response.headers.update(PAGE_HEADERS)
+        response.headers["Cache-Control"] = "no-cache"
         return response
 
 
-app.mount("/page", GZipMiddleware(_Page(directory=PAGE)))
+app.mount("/page", _Page(directory=PAGE))
 # No route of FastAPI's, for it is no part of the API.
-app.router.routes.append(Route("/", GZipMiddleware(_Page(directory=PAGE, html=True))))
+app.router.routes.append(Route("/", _Page(directory=PAGE, html=True)))
 
 
-def _packed(request: Request, content: Mapping[str, Any]) -> Response:
-    """Return JSON, compressed where the client takes that."""
-    body = json.dumps(content, separators=(",", ":"), allow_nan=False, default=_rfc_3339).encode()
-    headers = {"Vary": "Accept-Encoding"}
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
-        body = gzip.compress(body, 6)
-        headers["Content-Encoding"] = "gzip"
-    return Response(body, headers=headers, media_type="application/json")
+def _json(content: Mapping[str, Any]) -> Response:
+    body = json.dumps(content, separators=(",", ":"), allow_nan=False, default=_rfc_3339)
+    return Response(body, media_type="application/json")
 
 
 def _rfc_3339(moment: datetime) -> str:

@@ -34,8 +34,10 @@ class Record(NamedTuple):
 
 # Loads that share a UTC day wait for each other here; all others run side by side. Taken in ascending order by
 # everyone, the locks cannot deadlock, and READ COMMITTED shows the statements after this one what the other load did.
+# A deletion of signals waits for every load, and every load for it: a signal that a load has found stays.
 _BEGIN = text("""
-    SELECT count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),
+    SELECT count(pg_advisory_xact_lock_shared(hashtext('alvo.signal'), 0)),
+        count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),
         bool_or(to_regclass('data') IS NULL OR to_regclass('load') IS NULL)
     FROM generate_series(CAST(:first_day AS integer), CAST(:last_day AS integer)) AS day
 """)
@@ -129,6 +131,13 @@ def forget(connection: Connection, start: datetime | str, end: datetime | str) -
         connection.exec_driver_sql(_FORGET, {"start": start, "end": end, "variables": None})
 
 
+def delete_unused_signals(connection: Connection) -> int:
+    """Delete the signals without a value, in the caller's transaction; return how many. Waits for loads in progress."""
+    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('alvo.signal'), 0)")
+    unused = "NOT EXISTS (SELECT FROM data WHERE signal_id = id)"
+    return connection.exec_driver_sql(f"DELETE FROM signal WHERE {unused}").rowcount
+
+
 def replace_period(
     engine: Engine,
     start: datetime,
@@ -182,7 +191,7 @@ def _datetime64(moment: datetime) -> np.datetime64:
 
 def _wait_for_turn(connection: Connection, start: datetime, end: datetime) -> None:
     days = {"first_day": int(start.timestamp() // 86_400), "last_day": int(-(-end.timestamp() // 86_400)) - 1}
-    _, tables_are_absent = connection.execute(_BEGIN, days).one()
+    *_, tables_are_absent = connection.execute(_BEGIN, days).one()
     if tables_are_absent:
         schema.create_absent(connection)
 

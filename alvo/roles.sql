@@ -29,7 +29,7 @@ REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid,
 
 GRANT USAGE ON SCHEMA public TO alvo_reader, alvo_writer;
 GRANT SELECT ON signal, data, load TO alvo_reader, alvo_writer;
-GRANT INSERT (name) ON signal TO alvo_writer;
+GRANT INSERT (name), DELETE ON signal TO alvo_writer;
 GRANT INSERT, UPDATE (value), DELETE ON data TO alvo_writer;
 GRANT INSERT, DELETE ON load TO alvo_writer;
 

@@ -10,25 +10,18 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
+from fastapi.responses import RedirectResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from fonte import arrow, schema, seeding
 from fonte_alvo import copy, serving, settings
-from fonte_alvo.serving import (
-    PROBLEMS,
-    PROBLEMS_OF_CHANGES,
-    AdminEngine,
-    Changed,
-    PeriodQuery,
-    Stream,
-    Strict,
-    Timestamp,
-)
+from fonte_alvo.serving import CHANGING, PROBLEMS, READING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
 
 NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv", "arrow"]
+STEP = "Minutes from one sample to the next, the first at the beginning of the period."
 SEED = "The same seed gives the same values; left out, one is drawn, and answered."
 PROFILE = "Plausible values of a turbine, or plain random ones."
 MOST_DAYS = 366
@@ -49,7 +42,7 @@ ColumnName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "str
 
 
 class DataQuery(PeriodQuery):
-    """What GET /data can be asked."""
+    """The parameters of GET /data."""
 
     columns: Annotated[list[ColumnName], AfterValidator(serving.each_once)] = Field(
         NAMES, description=COLUMNS, examples=[["wind_speed", "power"]], json_schema_extra={"uniqueItems": True}
@@ -59,12 +52,13 @@ class DataQuery(PeriodQuery):
 
 
 class RandomizeQuery(PeriodQuery):
-    """What POST /data/randomize can be asked."""
+    """The parameters of POST /data/randomize."""
 
     start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=serving.FIRST)
     end_timestamp: Timestamp = Field(
         datetime.combine(seeding.START + timedelta(days=seeding.DAYS), time(), UTC), description=serving.LAST
     )
+    step_minutes: int = Field(1, ge=1, le=1440, description=STEP)
     profile: Literal["turbine", "uniform"] = Field("turbine", description=PROFILE)
     random_seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, lt=2**32, description=SEED)
 
@@ -104,7 +98,7 @@ class Variable(BaseModel):
 
 
 app = serving.make_app(
-    "Fonte's database",
+    "Fonte",
     lambda app: serving.engines("fonte connector", settings.fonte_database_url(), settings.fonte_admin()),
     probe=f"SELECT timestamp, {', '.join(NAMES)} FROM data LIMIT 0",
     obstacle=schema.obstacle,
@@ -114,9 +108,16 @@ app = serving.make_app(
 )
 
 
+@app.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """Lead a browser to the description, also behind a prefix."""
+    return RedirectResponse("docs")
+
+
 @app.get(
     "/data",
     response_model=list[Sample],  # type: ignore[valid-type]
+    tags=READING["tags"],
     responses=serving.streamed(MEDIA_TYPES),
     summary="Samples of a period, ordered by time",
 )
@@ -132,6 +133,7 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
 
 @app.get(
     "/columns",
+    tags=READING["tags"],
     responses={422: PROBLEMS[422], 200: {"links": {"data": COLUMN_LINK}}},
     summary="The variables, with their units",
 )
@@ -140,7 +142,7 @@ def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
     return [Variable(**each._asdict()) for each in schema.VARIABLES]
 
 
-@app.delete("/data", responses=PROBLEMS_OF_CHANGES, summary="Delete the rows of a period")
+@app.delete("/data", **CHANGING, summary="Delete the rows of a period")
 def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
     """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
     with admin.begin() as connection:
@@ -149,15 +151,20 @@ def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQue
     return Changed(rows=rows)
 
 
-@app.get("/period", responses={**PROBLEMS, 200: {"links": {"data": START_LINK}}}, summary="The period that Fonte holds")
+@app.get(
+    "/period",
+    tags=READING["tags"],
+    responses={**PROBLEMS, 200: {"links": {"data": START_LINK}}},
+    summary="The period that Fonte holds",
+)
 def period(request: Request, query: Annotated[Strict, Query()]) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
     return schema.extent(request.state.engine)
 
 
-@app.post("/data/randomize", responses=PROBLEMS_OF_CHANGES, summary="Fill a period with random samples")
+@app.post("/data/randomize", **CHANGING, summary="Fill a period with random samples")
 def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQuery, Query()]) -> Randomized:
-    """Overwrite a period, 366 days at most, with random samples, one on every minute.
+    """Overwrite a period, 366 days at most, with random samples, one every step_minutes.
 
     What the period held goes, in the same transaction: readers see the old samples or the new ones. The period is that
     of `seed.py` where it is left out.
@@ -165,7 +172,12 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
     with admin.begin() as connection:
         serving.delete_rows(connection, query)
         rows = seeding.fill_synthetic(
-            connection, query.start_timestamp, query.end_timestamp, query.profile, query.random_seed
+            connection,
+            query.start_timestamp,
+            query.end_timestamp,
+            query.profile,
+            query.random_seed,
+            step_minutes=query.step_minutes,
         ).inserted
     serving.audit(request, rows=rows, **query.model_dump())
     return Randomized(rows=rows, random_seed=query.random_seed)

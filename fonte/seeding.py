@@ -60,19 +60,22 @@ def fill_synthetic(
     profile: str,
     random_seed: int,
     progress: Callable[[int, int], None] = lambda done, days: None,
+    step_minutes: int = 1,
 ) -> Merged:
-    """Merge synthetic samples on every minute of [start, end), aware.
+    """Merge synthetic samples of [start, end), aware, one every step_minutes from its first minute on.
 
     progress is called with the number of finished days and of all.
     """
-    bounds = [np.datetime64(bound.astimezone(UTC).replace(tzinfo=None)) for bound in (start, end)]
+    bounds = [np.datetime64(bound.astimezone(UTC).replace(tzinfo=None), "us") for bound in (start, end)]
     first, last = start.astimezone(UTC).date(), (end.astimezone(UTC) - timedelta.resolution).date()
     days = (last - first).days + 1
     parts = []
     for done in range(0, days, DAYS_PER_COPY):
         part, count = first + timedelta(days=done), min(DAYS_PER_COPY, days - done)
-        columns = {"timestamp": synthetic.minutes(part, count), **PROFILES[profile](part, count, random_seed)}
-        inside = (columns["timestamp"] >= bounds[0]) & (columns["timestamp"] < bounds[1])
+        columns: Columns = {"timestamp": synthetic.minutes(part, count), **PROFILES[profile](part, count, random_seed)}
+        since_start = columns["timestamp"] - bounds[0]
+        on_step = since_start // np.timedelta64(1, "m") % step_minutes == 0
+        inside = on_step & (since_start >= np.timedelta64(0)) & (columns["timestamp"] < bounds[1])
         parts.append(merge(connection, [{name: values[inside] for name, values in columns.items()}]))
         progress(done + count, days)
     return total(parts)

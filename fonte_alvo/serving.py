@@ -4,25 +4,33 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import CapacityLimiter, move_on_after, to_thread
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
 from psycopg2 import Error as PostgresError
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fonte_alvo import engine
+from fonte_alvo import engine, settings
 from fonte_alvo.command import clean
 from fonte_alvo.copy import CopyOut
 from fonte_alvo.embedded import EmbeddedServerError
@@ -44,12 +52,12 @@ ADMIN_TOKEN = "The admin token, which whoever runs this server has set."
 TIMESTAMP = "to_json(timestamp::timestamptz AT TIME ZONE 'UTC') #>> '{}' || 'Z'"
 _log = logging.getLogger("uvicorn.error")
 Name = TypeVar("Name", bound=str)
-# Who reads more slowly than this would keep a connection to the database from others.
+# A slower reader would hold a connection that others need.
 STREAM_TIMEOUT_S = 600.0
-_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-_HOUR = "([01][0-9]|2[0-3])"
-_TIME = f"{_HOUR}:[0-5][0-9](:[0-5][0-9]([.][0-9]{{1,6}})?)?(Z|[+-]{_HOUR}:[0-5][0-9])?"
-_TIMESTAMP = f"^{_DATE}([T ]{_TIME})?$"
+# RFC 3339, in which t and z may be small and a leap second is 60; seconds, offset and the whole time may be left out.
+_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_SECONDS = "(?::([0-5][0-9]|60)([.][0-9]+)?)?"
+_TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]({_CLOCK}){_SECONDS}([Zz]|[+-]{_CLOCK})?)?"
 # The classes of SQLSTATE that another attempt does not mend: data that cannot be cast, and what is absent or forbidden.
 _NOT_SET_UP = ("22", "42")
 # The parameters that may be repeated.
@@ -58,14 +66,19 @@ _ERRORS_REPORTED = 5
 
 
 def _timestamp(text: object) -> object:
-    """Read a timestamp of RFC 3339, its time and offset optional, as UTC."""
+    """Read a timestamp of RFC 3339, its time and offset optional, as UTC.
+
+    Rounded up to the microseconds that rows have: as either bound of a half-open period that is exact.
+    """
     if isinstance(text, datetime):
         return text  # a default, which some versions of FastAPI validate too
     try:
-        if not isinstance(text, str) or not re.fullmatch(_TIMESTAMP, text):
+        if not isinstance(text, str) or not (found := re.fullmatch(_TIMESTAMP, text)):
             raise ValueError
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        day, clock, seconds, fraction, offset = found.groups(default="")
+        moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}{offset.upper() or 'Z'}")
+        microseconds = int(fraction[1:7].ljust(6, "0")) + bool(fraction[7:].strip("0"))
+        return moment.astimezone(UTC) + timedelta(seconds=int(seconds or 0), microseconds=microseconds)
     except (ValueError, OverflowError):
         raise PydanticCustomError(
             "timestamp", "expected a timestamp such as 2024-05-20T00:00:00Z (the + of an offset is sent as %2B)"
@@ -79,7 +92,9 @@ def each_once(names: list[Name], field: ValidationInfo) -> list[Name]:
     return names
 
 
-Timestamp = Annotated[datetime, BeforeValidator(_timestamp), WithJsonSchema({"type": "string", "pattern": _TIMESTAMP})]
+# The calendar of Python and of the tables begins with year 1.
+_DESCRIBED = WithJsonSchema({"type": "string", "format": "date-time", "pattern": "^(?!0000)"})
+Timestamp = Annotated[datetime, BeforeValidator(_timestamp), _DESCRIBED]
 
 
 def not_null(schema: dict[str, Any]) -> None:
@@ -136,6 +151,36 @@ PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
     401: _problem("The admin token is missing or wrong.", WWW_Authenticate="string"),
     403: _problem("This server was started without an admin: nobody can change anything."),
 }
+# How the routes are described.
+READING: dict[str, Any] = {"tags": ["reading"], "responses": PROBLEMS}
+CHANGING: dict[str, Any] = {"tags": ["changing"], "responses": PROBLEMS_OF_CHANGES}
+DESCRIBED: dict[str, Any] = {
+    "version": "1",
+    # Relative to this description, wherever a proxy may serve it.
+    "servers": [{"url": ".", "description": "This server"}],
+    "openapi_tags": [
+        {"name": "reading", "description": "Routes that only read."},
+        {"name": "changing", "description": "Routes that change data, and need the admin token."},
+    ],
+    "contact": {"name": "The people who run this server"},
+    "license_info": {"name": "MIT", "identifier": "MIT"},
+}
+# On every answer. A page of these servers asks them alone; the small images of Swagger UI are part of its style sheet.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+CROSS_ORIGIN: dict[str, Any] = {
+    "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
+    "allow_headers": ["Authorization"],
+    "expose_headers": ["Retry-After", "WWW-Authenticate"],
+}
+ENCODINGS = {"identity": "identity", "gzip": "gzip"}
+DOCS = Path(__file__).with_name("docs")
 
 
 class Changed(BaseModel):
@@ -206,9 +251,15 @@ def delete_rows(connection: Connection, period: PeriodQuery) -> int:
 router = APIRouter()
 
 
-@router.get("/health", responses=PROBLEMS, summary="Whether the database answers")
+@router.get("/docs", include_in_schema=False)
+async def docs() -> FileResponse:
+    """Return the page that shows the API's description; its files come from this server too."""
+    return FileResponse(DOCS / "docs.html")
+
+
+@router.get("/health", **READING, summary="Whether the database answers, and is set up")
 def health(request: Request, query: Annotated[Strict, Query()]) -> dict[str, Literal["ok"]]:
-    """Asks the database, and whether it is set up."""
+    """Asks the database for each table and column that the API reads."""
     with request.state.engine.connect() as connection:
         connection.exec_driver_sql(request.app.state.probe)
     return {"status": "ok"}
@@ -225,7 +276,7 @@ class LogLine(logging.Formatter):
 
 
 def make_app(
-    database: str,
+    side: str,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]],
     probe: str,
     obstacle: Callable[[Engine], str],
@@ -233,17 +284,27 @@ def make_app(
 ) -> FastAPI:
     """Make an app with the routes that both have; it answers every problem in one form: {"detail": "one line"}.
 
-    database: its name in the answers; its own messages go to the log, not to the client. probe: SQL that fails where
+    side: Fonte or Alvo, whose database's own messages go to the log, not to the client. probe: SQL that fails where
     the database is not set up; obstacle then says why. described: title, summary and description.
     """
+    database = f"{side}'s database"
+
+    @asynccontextmanager
+    async def started(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        allowed = {"origins": settings.allowed_origins(side), "hosts": settings.allowed_hosts(side)}
+        async with lifespan(app) as state:
+            yield {**state, **allowed}
+
     app = FastAPI(
-        version="1",
-        lifespan=lifespan,
+        lifespan=started,
+        middleware=[Middleware(_Front), Middleware(_Gzip, compresslevel=6)],
         generate_unique_id_function=lambda route: route.name,
+        docs_url=None,
+        redoc_url=None,
         # A redirection would repeat the Host that the client names.
         redirect_slashes=False,
         dependencies=[Depends(_scalars_once)],
-        **described,  # type: ignore[arg-type]
+        **DESCRIBED | described,
     )
 
     # All of them asynchronous: others run in a thread, which a full machine does not have.
@@ -259,6 +320,7 @@ def make_app(
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
     app.state.probe = probe
+    app.add_exception_handler(404, _not_found)
     app.add_exception_handler(405, _not_allowed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(OSError, _overloaded)
@@ -267,7 +329,43 @@ def make_app(
     for kind in (PostgresError, EmbeddedServerError, UnicodeDecodeError):
         app.add_exception_handler(kind, unavailable)
     app.include_router(router)
+    app.mount("/docs", StaticFiles(directory=DOCS, packages=[("fastapi_offline", "static")]))
     return app
+
+
+class _Front:
+    """Refuses hosts and origins, answers HEAD as GET, whose body the server leaves out, and adds HEADERS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        app = self.app
+        if scope["type"] == "http":
+            # Made for each request, because these settings are read when a server starts.
+            origins, hosts = scope["state"]["origins"], scope["state"]["hosts"]
+            app = CORSMiddleware(app, origins, **CROSS_ORIGIN) if origins else app
+            app = TrustedHostMiddleware(app, hosts or ["*"], www_redirect=False)
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET", "head": True}
+        await app(scope, receive, with_headers)
+
+
+class _Gzip(GZipMiddleware):
+    """Compresses an answer where the client prefers that, by the quality values of RFC 9110, section 12.5.3."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = MutableHeaders(scope=scope)
+            headers["Accept-Encoding"] = accepted(",".join(headers.getlist("Accept-Encoding")), ENCODINGS)
+        await super().__call__(scope, receive, send)
 
 
 async def _overloaded(request: Request, error: Exception) -> JSONResponse:
@@ -279,17 +377,29 @@ async def _overloaded(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
 
-async def _not_allowed(request: Request, error: Exception) -> JSONResponse:
+async def _not_found(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "no such path: /docs describes those that exist"}, status_code=404)
+
+
+async def _not_allowed(request: Request, error: Exception) -> Response:
     # Each route knows its own methods alone: Starlette's answer would name those of the first.
-    described = request.app.openapi()["paths"].get(request.url.path, ["get"])
-    methods = sorted(map(str.upper, described))
-    detail = f"{request.method} {request.url.path}: expected {' or '.join(methods)}"
-    return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": ", ".join(methods)})
+    path = request.url.path
+    route = path.removeprefix(request.scope.get("root_path", ""))
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(route, ["get"])}
+    methods |= {"OPTIONS", *(["HEAD"] if "GET" in methods else [])}
+    allow = {"Allow": ", ".join(sorted(methods))}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    detail = f"{clean(request.method)} {path}: expected {' or '.join(sorted(methods))}"
+    return JSONResponse({"detail": detail}, status_code=405, headers=allow)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    reported = [_described(error) for error in error.errors()[:_ERRORS_REPORTED]]
+    # Each route takes its parameters as one model.
+    fields = request.scope["route"].dependant.query_params
+    known = [name for field in fields for name in field.field_info.annotation.model_fields]
+    reported = [_described(error, known) for error in error.errors()[:_ERRORS_REPORTED]]
     return JSONResponse({"detail": "; ".join(reported)}, status_code=422)
 
 
@@ -310,6 +420,8 @@ def streamed(media_types: Mapping[Name, str]) -> dict[int | str, dict[str, Any]]
 def accepted(accept: str, offered: Mapping[Name, str]) -> Name:
     """Return the key of offered, media types by name, that an Accept header prefers; the first where it names none.
 
+    Content codings by name are chosen likewise by Accept-Encoding.
+
     Of several ranges that hold a media type the most specific counts (RFC 9110, section 12.5.1).
     """
     ranges: dict[str, tuple[float, int]] = {}
@@ -321,7 +433,7 @@ def accepted(accept: str, offered: Mapping[Name, str]) -> Name:
 
     def preference(name: Name) -> tuple[float, int]:
         media_type = offered[name]
-        holding = (media_type, media_type.split("/")[0] + "/*", "*/*")
+        holding = (media_type, media_type.split("/")[0] + "/*", "*/*", "*")
         weight, position = next((ranges[each] for each in holding if each in ranges), (0.0, 0))
         return (weight, position) if weight else (0.0, 0)
 
@@ -358,7 +470,7 @@ class Stream(StreamingResponse):
             pieces = self._make(iter(rows))
             # A database that is away is a 503 here, and a broken stream later.
             first = await _in_own_thread(next, pieces)
-            self.body_iterator = _drawn(first, pieces)
+            self.body_iterator = _drawn(None if "head" in scope else first, pieces)
             try:
                 with move_on_after(STREAM_TIMEOUT_S) as limit:
                     await super().__call__(scope, receive, send)
@@ -386,13 +498,23 @@ async def _in_own_thread(function: Callable[..., Any], *arguments: object) -> An
     return await to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 
 
-def _described(error: dict[str, Any]) -> str:
+def _described(error: dict[str, Any], known: Sequence[str]) -> str:
+    """Return what is wrong with a parameter; known: those that the route has."""
     location = error["loc"][1:]
     if not location:
         return str(error["msg"])
     name = ascii(location[0])[1:-1]
+    if error["type"] == "missing":
+        return f"{name}: expected, and missing"
     if error["type"] == "extra_forbidden":
-        return f"{name:.80}: no such parameter"
-    message = str(error["msg"]).removeprefix("Input should be ")
+        near = get_close_matches(name[:80], known, n=1, cutoff=0.35)
+        meant = f"; did you mean {_form(near[0])}?" if near else ""
+        return f"{name:.80}: no such parameter, expected {', '.join(known) or 'none'}{meant}"
+    message = re.sub("^(Input|String) should (be|have) ", "", str(error["msg"]))
     expected = message if message.startswith("expected") else f"expected {message}"
-    return clean(f"{name}={error['input']!r:.200}: {expected}", 1000)
+    several = f"; several are sent as {_form(name)}" if name in LISTS and "," in str(error["input"]) else ""
+    return clean(f"{name}={error['input']!r:.200}: {expected}{several}", 1000)
+
+
+def _form(name: str) -> str:
+    return f"{name}=A&{name}=B" if name in LISTS else name

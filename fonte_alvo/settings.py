@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL
 
 from fonte_alvo import embedded, engine
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, clean
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 KNOWN = {
     *("FONTE_ALVO_HOME", "FONTE_API_URL", "FONTE_DATABASE_URL", "FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN"),
     *("ALVO_DATABASE_URL", "ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN"),
+    *("FONTE_ALLOWED_ORIGINS", "FONTE_ALLOWED_HOSTS", "ALVO_ALLOWED_ORIGINS", "ALVO_ALLOWED_HOSTS"),
 }
+_ORIGIN = re.compile(r"https?://[^/\s*@]+|\*")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 
 
@@ -121,6 +124,27 @@ def fonte_admin() -> "tuple[URL, SecretStr] | None":
 def alvo_admin() -> "tuple[URL, SecretStr] | None":
     """Return ALVO_ADMIN_DATABASE_URL and ALVO_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
     return _admin("ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN")
+
+
+def allowed_origins(side: str) -> list[str]:
+    """Return FONTE_ALLOWED_ORIGINS or ALVO_ALLOWED_ORIGINS: whose pages may read; none by default.
+
+    side: Fonte or Alvo. Raises SettingsError.
+    """
+    return _names(f"{side.upper()}_ALLOWED_ORIGINS", _ORIGIN, "origins such as https://example.org, or *")
+
+
+def allowed_hosts(side: str) -> list[str]:
+    """Return FONTE_ALLOWED_HOSTS or ALVO_ALLOWED_HOSTS: the names served; any by default. Raises SettingsError."""
+    return _names(f"{side.upper()}_ALLOWED_HOSTS", _HOST, "names without a port such as localhost or *.example.org")
+
+
+def _names(setting: str, form: re.Pattern[str], expected: str) -> list[str]:
+    """Return what a setting lists, separated by commas or blanks."""
+    names = re.split(r"[,\s]+", (_read(setting) or "").strip())
+    if wrong := [name for name in names if name and not form.fullmatch(name)]:
+        raise SettingsError(f"{setting} names {clean(wrong[0], 200)}: expected {expected}")
+    return [name for name in names if name]
 
 
 def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":

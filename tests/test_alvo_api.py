@@ -100,7 +100,7 @@ def test_a_period_is_half_open_and_ordered_in_every_format(shared_api, query, re
 
 def test_the_format_asked_for_wins_over_the_header(shared_api):
     answer = shared_api.get("/data?format=json", headers={"Accept": "text/csv"})
-    assert (answer.headers["content-type"], answer.headers["vary"]) == ("application/json", "Accept")
+    assert (answer.headers["content-type"], answer.headers["vary"]) == ("application/json", "Accept, Accept-Encoding")
 
 
 @pytest.mark.parametrize(
@@ -232,12 +232,14 @@ def test_the_admin_deletes_a_period_and_then_all(admin, caplog):
     assert admin.delete("/data?signals=power_mean").status_code == 422
 
 
-@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", ["/signals", "/data", "/health"])
 def test_no_other_request_changes_anything(admin, method, path):
     if (method, path) != ("DELETE", "/data"):
-        assert admin.request(method, path).status_code == 405
+        answered = {"HEAD": 200, "OPTIONS": 204, "DELETE": 200 if path == "/signals" else 405}
+        assert admin.request(method, path).status_code == answered.get(method, 405)
         assert admin.get("/data").json() == expected()
+        assert len(admin.get("/signals").json()) == 2
 
 
 def test_a_load_that_meets_a_deletion_ends_with_a_whole_day_or_none(admin, alvo_pool):
@@ -279,14 +281,13 @@ def test_the_description_tells_units_bounds_and_answers(shared_api):
         for path, route in description["paths"].items()
         for method, operation in route.items()
     }
-    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data"}
+    assert operations.keys() == {"get /signals", "get /data", "get /health", "delete /data", "delete /signals"}
     assert all(operation["summary"] for operation in operations.values())
     assert all(parameter["description"] for parameter in operations["get /data"]["parameters"])
     assert operations["get /data"]["responses"].keys() == {"200", "422", "503"}
     assert operations["delete /data"]["responses"].keys() == {"200", "401", "403", "422", "503"}
     assert operations["delete /data"]["security"]
-    assert json.dumps(description).count("security") == 2
-    assert shared_api.get("/docs").status_code == 200
+    assert json.dumps(description).count('"security"') == 2
 
 
 def test_a_bound_may_be_a_moment_already():

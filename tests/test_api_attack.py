@@ -58,7 +58,7 @@ def test_no_name_of_a_parameter_injects(api):
     for value in INJECTIONS:
         answer = api.get("/data", params={value: "1"})
         assert answer.status_code == 422
-        assert answer.json()["detail"].endswith(": no such parameter")
+        assert ": no such parameter, expected start_timestamp, " in answer.json()["detail"]
         assert answer.json()["detail"].isprintable()
 
 
@@ -70,17 +70,22 @@ def test_no_name_of_a_parameter_injects(api):
         (200, "9999-12-31T23:59:59.999999Z"),
         (200, "2024-02-29"),
         (200, "2024-05-20 00:00"),
+        (200, "2024-05-20t00:00:00z"),
+        (200, "2016-12-31T23:59:60Z"),
+        (200, "2024-05-20T00:00:00.1234567Z"),
+        (200, f"2024-05-20T00:00:00.{'1' * 5000}Z"),
+        (422, "9999-12-31T23:59:59.9999999Z"),
+        (422, "2024-05-20T00:00:61Z"),
+        (422, "2024-05-20T00:00:00.Z"),
         (422, "0000-01-01"),
         (422, "10000-01-01"),
         (422, "-0044-03-15"),
         (422, "0001-01-01T00:00:00+00:01"),
         (422, "9999-12-31T23:59:59.999999-00:01"),
         (422, "2023-02-29"),
-        (422, "2016-12-31T23:59:60Z"),
         (422, "2024-05-20T24:00:00Z"),
         (422, "2024-05-20T00:00:00+24:00"),
         (422, "2024-05-20T00:00:00+99:99"),
-        (422, "2024-05-20T00:00:00.1234567Z"),
         (422, "2024-05-20T00:00:00,5Z"),
         (422, "2024-05-20\n"),
         (422, " 2024-05-20"),
@@ -219,10 +224,14 @@ def test_a_hostile_request_has_its_answer(api, shared_connector, name):
 
 def test_no_route_answers_a_method_that_it_does_not_describe(api):
     for path, described in app.openapi()["paths"].items():
-        for method in {"get", "head", "post", "put", "patch", "delete", "options", "trace"} - described.keys():
+        answered = {*described, "options", *(["head"] if "get" in described else [])}
+        for method in {"get", "head", "post", "put", "patch", "delete", "trace"} - answered:
             answer = api.request(method, path)
             assert answer.status_code == 405
-            assert set(answer.headers["allow"].lower().split(", ")) == described.keys()
+            assert set(answer.headers["allow"].lower().split(", ")) == answered
+        answer = api.options(path)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert set(answer.headers["allow"].lower().split(", ")) == answered
 
 
 @pytest.mark.parametrize("begin", [b"GET /data?columns=", b"GET /data HTTP/1.1\r\nHost: fonte\r\n", b"x"])

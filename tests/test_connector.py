@@ -186,7 +186,7 @@ def test_the_accept_header_chooses_the_format(api, accept, name):
     assert accepted(accept, OFFERED) == name
     answer = api.get("/data?end_timestamp=2024-05-20T00:01", headers={"Accept": accept})
     assert answer.headers["content-type"].split(";")[0] == OFFERED[name]
-    assert answer.headers["vary"] == "Accept"
+    assert answer.headers["vary"] == "Accept, Accept-Encoding"
 
 
 def test_every_line_of_an_accept_header_counts(api):
@@ -390,7 +390,6 @@ def test_the_description_tells_units_bounds_and_answers(api):
     assert changing == {name for name in operations if not name.startswith("get ")}
     assert changing == {"delete /data", "post /data/randomize"}
     assert {code for name in changing for code in operations[name]["responses"]} == {"200", "401", "403", "422", "503"}
-    assert api.get("/docs").status_code == 200
 
 
 def test_the_description_links_what_the_other_routes_tell_to_the_data(api):

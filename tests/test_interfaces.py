@@ -1,0 +1,306 @@
+"""What both APIs promise to any program: methods, encodings, other origins, hosts, headers, timestamps, docs."""
+
+import gzip
+import re
+import zlib
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+import httpx
+import pytest
+import test_alvo_api
+from hypothesis import given
+from hypothesis import strategies as st
+from support.project import alvo_api, connector_over, running, wait_until
+
+from alvo.api import app as alvo_app
+from fonte.connector import DataQuery
+from fonte.connector import app as fonte_app
+from fonte_alvo import engine, settings
+from fonte_alvo.serving import ENCODINGS, HEADERS, accepted
+
+ORIGIN = "https://charts.example.org"
+OPERATIONS = [
+    (side, method, path)
+    for side, app in (("Fonte", fonte_app), ("Alvo", alvo_app))
+    for path, methods in app.openapi()["paths"].items()
+    for method in methods
+]
+READING = [(side, path) for side, method, path in OPERATIONS if method == "get"]
+
+
+@pytest.fixture(scope="module")
+def databases(make_database, seeded_template):
+    """A Fonte of ten days and an Alvo of two, by name."""
+    alvo = make_database()
+    pool = engine.create(alvo, "test")
+    test_alvo_api.fill(pool)
+    pool.dispose()
+    return {"Fonte": make_database(seeded_template), "Alvo": alvo}
+
+
+@pytest.fixture(scope="module")
+def served(databases):
+    """A client of each API, by name; both were started without any setting."""
+    with connector_over(databases["Fonte"]) as fonte, alvo_api(databases["Alvo"]) as alvo:
+        with httpx.Client(base_url=fonte) as fonte_client, httpx.Client(base_url=alvo) as alvo_client:
+            yield {"Fonte": fonte_client, "Alvo": alvo_client}
+
+
+@pytest.fixture
+def start(databases, monkeypatch):
+    """Start an API of a name with settings of its own; gives its context."""
+
+    def started(side, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(f"{side.upper()}_{name}", value)
+        return {"Fonte": connector_over, "Alvo": alvo_api}[side](databases[side])
+
+    return started
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+@pytest.mark.parametrize(
+    ("side", "path"), [*READING, ("Fonte", "/docs"), ("Fonte", "/"), ("Alvo", "/"), ("Alvo", "/x")]
+)
+def test_head_answers_as_get_does_without_the_body(served, side, path, encoding):
+    headers = {"Accept-Encoding": encoding}
+    whole, head = served[side].get(path, headers=headers), served[side].head(path, headers=headers)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    told = {name: value for name, value in whole.headers.items() if name != "date"}
+    if path == "/data":
+        # Of a stream it is not known beforehand how it will be sent.
+        told = {name: value for name, value in told.items() if name not in ("content-encoding", "vary")}
+    assert told.items() <= head.headers.items()
+
+
+def test_head_of_the_data_ends_its_query(administrator, large_fonte):
+    with connector_over(large_fonte) as base_url, administrator.connect() as connection:
+        assert httpx.head(f"{base_url}/data").status_code == 200
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "encoding"),
+    [
+        ("", "identity"),
+        ("gzip", "gzip"),
+        ("gzip, deflate, br, zstd", "gzip"),
+        ("deflate, gzip;q=0.5", "gzip"),
+        ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip"),
+        ("identity;q=0.5, gzip", "gzip"),
+        ("GZIP", "gzip"),
+        ("gzip;q=0", "identity"),
+        ("gzip; q=0.000", "identity"),
+        ("gzip;q=0, *", "identity"),
+        ("*;q=0, gzip", "gzip"),
+        ("identity, gzip;q=0.5", "identity"),
+        ("br", "identity"),
+        ("*", "identity"),
+    ],
+)
+def test_quality_values_choose_the_encoding(served, asked, encoding):
+    assert accepted(asked, ENCODINGS) == encoding
+    for side in served:
+        with served[side].stream("GET", "/data", headers={"Accept-Encoding": asked}) as answer:
+            assert answer.headers.get("content-encoding", "identity") == encoding
+            assert answer.headers["vary"] == "Accept, Accept-Encoding"
+
+
+@pytest.mark.parametrize(
+    ("side", "form"), [("Fonte", "json"), ("Fonte", "csv"), ("Fonte", "arrow"), ("Alvo", "json"), ("Alvo", "csv")]
+)
+def test_a_compressed_answer_holds_the_same(served, side, form):
+    with served[side].stream("GET", f"/data?format={form}", headers={"Accept-Encoding": "gzip"}) as packed:
+        compressed = b"".join(packed.iter_raw())
+    plain = served[side].get(f"/data?format={form}", headers={"Accept-Encoding": "identity"})
+    assert gzip.decompress(compressed) == plain.content
+    assert len(compressed) < len(plain.content) * 0.7
+
+
+def test_a_compressed_stream_begins_early_and_ends_with_its_reader(administrator, large_fonte):
+    with connector_over(large_fonte) as base_url, administrator.connect() as connection:
+        with httpx.stream("GET", f"{base_url}/data?format=csv", headers={"Accept-Encoding": "gzip"}) as answer:
+            first = zlib.decompressobj(31).decompress(next(answer.iter_raw(4096)))
+            assert first.startswith(b"timestamp,wind_speed,power,ambient_temperature\n2000-01-01T00:00:00Z,")
+            assert running(connection, large_fonte.database) == 1
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+
+
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_without_a_setting_no_page_of_another_origin_reads(served, side):
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    for answer in (served[side].get("/health", headers=asked), served[side].options("/data", headers=asked)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_pages_of_the_named_origins_read_and_no_others(start, side):
+    with start(side, ALLOWED_ORIGINS=f"http://localhost:5173, {ORIGIN}") as base_url, httpx.Client() as client:
+        for path in ("/data", "/health", "/data?x=1", "/none"):
+            answer = client.get(base_url + path, headers={"Origin": ORIGIN})
+            assert answer.headers["access-control-allow-origin"] == ORIGIN
+            assert "Origin" in answer.headers["vary"]
+            for other in (f"{ORIGIN}.evil.example", "http://localhost", "null"):
+                answer = client.get(base_url + path, headers={"Origin": other})
+                assert "access-control-allow-origin" not in answer.headers
+        asked = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "authorization"}
+        answer = client.options(f"{base_url}/data", headers={"Origin": ORIGIN, **asked})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ORIGIN)
+        assert client.options(f"{base_url}/data", headers={"Origin": "null", **asked}).status_code == 400
+
+
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_only_the_named_hosts_are_served(start, side):
+    with (
+        start(side, ALLOWED_HOSTS="turbine.example.org *.internal [::1] 127.0.0.1") as base_url,
+        httpx.Client() as client,
+    ):
+        for host, status in {
+            "turbine.example.org": 200,
+            "Turbine.example.org:8000": 200,
+            "a.internal": 200,
+            "[::1]:8000": 200,
+            "evil.example": 400,
+            "turbine.example.org.evil.example": 400,
+            "127.0.0.2": 400,
+            "": 400,
+        }.items():
+            assert client.get(f"{base_url}/health", headers={"Host": host}).status_code == status, host
+
+
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/health", 200),
+        ("GET", "/data", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/docs/swagger-ui-bundle.js", 200),
+        ("GET", "/none", 404),
+        ("PUT", "/data", 405),
+        ("GET", "/data?x=1", 422),
+        ("DELETE", "/data", 403),
+        ("OPTIONS", "/data", 204),
+        ("HEAD", "/data", 200),
+    ],
+)
+def test_every_answer_has_the_security_headers(served, side, method, path, status):
+    answer = served[side].request(method, path)
+    assert answer.status_code == status
+    assert {name.lower(): value for name, value in HEADERS.items()}.items() <= answer.headers.items()
+
+
+def test_the_root_of_the_connector_leads_to_the_docs_wherever_it_is(served):
+    answer = served["Fonte"].get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+
+
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_the_docs_come_from_this_server_alone(served, side):
+    page = served[side].get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) == 5
+    for name in files:
+        assert served[side].get(f"/{name}").status_code == 200, name
+    assert "//" not in page
+    assert "<style" not in page
+    assert "<script>" not in page
+    assert served[side].get("/redoc").status_code == 404
+
+
+def moments():
+    """A moment as RFC 3339 writes it, with any number of decimals, and the exact number of its microseconds."""
+    texts = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)).map(lambda moment: moment.replace(microsecond=0))
+    return st.tuples(
+        texts, st.text("0123456789", min_size=1, max_size=12), st.sampled_from("tT"), st.sampled_from("zZ")
+    )
+
+
+@given(moments())
+def test_a_bound_with_any_decimals_keeps_the_half_open_period_exact(written):
+    whole, decimals, separator, zone = written
+    bound = DataQuery(start_timestamp=f"{whole:%Y-%m-%d}{separator}{whole:%H:%M:%S}.{decimals}{zone}").start_timestamp
+    exact = Fraction(int(decimals), 10 ** len(decimals)) * 1_000_000
+    microseconds = (bound - whole.replace(tzinfo=UTC)) // timedelta(microseconds=1)
+    # A row, on a whole microsecond, lies on the same side of both.
+    assert microseconds - 1 < exact <= microseconds
+
+
+@pytest.mark.parametrize("query", ["start_timestamp={}", "end_timestamp={}"])
+def test_rows_lie_on_the_right_side_of_a_bound_finer_than_theirs(served, query):
+    rows = {}
+    for moment in ("2024-05-20T00:05:00Z", "2024-05-20T00:05:00.0000001Z", "2024-05-20t00:04:60z"):
+        answer = served["Fonte"].get(f"/data?columns=power&{query.format(moment)}")
+        rows[moment[10:]] = len(answer.json())
+    exact, finer, leap = rows.values()
+    assert (exact, finer) == ((14395, 14394) if "start" in query else (5, 6))
+    assert leap == exact
+
+
+@pytest.mark.parametrize("app", [fonte_app, alvo_app])
+def test_the_description_has_what_generators_and_readers_need(app):
+    description = app.openapi()
+    assert description["servers"][0]["url"] == "."
+    assert description["info"]["contact"]["name"]
+    tags = {tag["name"] for tag in description["tags"]}
+    timestamps = 0
+    for methods in description["paths"].values():
+        for method, operation in methods.items():
+            assert operation["tags"] == ["reading" if method == "get" else "changing"]
+            assert set(operation["tags"]) <= tags
+            for parameter in operation.get("parameters", []):
+                if parameter["name"].endswith("_timestamp"):
+                    schema = parameter["schema"]
+                    assert (schema["type"], schema["format"]) == ("string", "date-time")
+                    assert re.search(schema["pattern"], "0001-01-01T00:00:00Z")
+                    assert not re.search(schema["pattern"], "0000-01-01T00:00:00Z")
+                    timestamps += 1
+    assert timestamps >= 4
+
+
+@pytest.mark.parametrize(
+    ("side", "query", "said"),
+    [
+        (
+            "Fonte",
+            "start=2024-05-20",
+            "start: no such parameter, expected start_timestamp, end_timestamp, columns, format",
+        ),
+        ("Fonte", "start=2024-05-20", "format; did you mean start_timestamp?"),
+        ("Fonte", "start_date=2024-05-20", "did you mean start_timestamp?"),
+        ("Fonte", "end_date=2024-05-20", "did you mean end_timestamp?"),
+        ("Fonte", "variables=power", "variables: no such parameter, expected start_timestamp, end_timestamp, columns"),
+        ("Fonte", "columns[]=power", "did you mean columns=A&columns=B?"),
+        ("Fonte", "columns=power,wind_speed", "'ambient_temperature'; several are sent as columns=A&columns=B"),
+        ("Fonte", "column=power", "did you mean columns=A&columns=B?"),
+        ("Alvo", "signal=power_mean", "did you mean signals=A&signals=B?"),
+        ("Alvo", "signals=power_mean,power_std", "'power_std'; several are sent as signals=A&signals=B"),
+        ("Alvo", "signals=", "signals='': expected at least 1 character"),
+    ],
+)
+def test_a_refused_request_says_what_would_work(served, side, query, said):
+    answer = served[side].get(f"/data?{query}")
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+def test_a_parameter_that_is_missing_is_named(served):
+    answer = served["Alvo"].get("/view?start_timestamp=2024-05-20")
+    assert (answer.status_code, answer.json()["detail"]) == (422, "end_timestamp: expected, and missing")
+
+
+@pytest.mark.parametrize(
+    "value", ["charts.example.org", f"{ORIGIN}/", "https://*", f"{ORIGIN}, ftp://x", "https://u@h"]
+)
+def test_what_is_no_origin_is_named(monkeypatch, value):
+    monkeypatch.setenv("ALVO_ALLOWED_ORIGINS", value)
+    with pytest.raises(settings.SettingsError, match="^ALVO_ALLOWED_ORIGINS names .*: expected origins such as https:"):
+        settings.allowed_origins("Alvo")
+
+
+@pytest.mark.parametrize("value", ["https://example.org", "example.org:8000", "a.*.example.org", "example.org/x"])
+def test_what_is_no_name_of_a_host_is_named(monkeypatch, value):
+    monkeypatch.setenv("FONTE_ALLOWED_HOSTS", value)
+    with pytest.raises(settings.SettingsError, match="^FONTE_ALLOWED_HOSTS names .*: expected names without a port"):
+        settings.allowed_hosts("Fonte")
