@@ -23,12 +23,12 @@ from sqlalchemy import Engine
 from starlette.routing import Route
 from starlette.types import Scope
 
-from alvo import load, screen
+from alvo import load, schema, screen
 from fonte import client
 from fonte.client import FonteError, RequestRefused
 from fonte_alvo import serving, settings
 from fonte_alvo.copy import CopyOut
-from fonte_alvo.serving import CHANGING, READING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
+from fonte_alvo.serving import CHANGING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
 
 SIGNAL = "The name of the one signal wanted; all of them where it is left out, none where Alvo does not know it."
 SIGNALS = "The signals wanted, one parameter each; all of them where it is left out."
@@ -120,7 +120,7 @@ app = serving.make_app(
     "Alvo",
     _lifespan,
     probe="SELECT name, value, timestamp FROM data JOIN signal ON signal.id = signal_id LIMIT 0",
-    obstacle=lambda engine: "its tables are absent or not as they should be; `python -m alvo.schema` makes them",
+    obstacle=schema.obstacle,
     title="Alvo",
     summary="Ten-minute statistics of a wind turbine's signals.",
     description=f"{serving.PERIODS} Two routes change something, and need the admin token.",
@@ -129,7 +129,7 @@ app = serving.make_app(
 app.state.fonte_api_url = None
 
 
-@app.get("/signals", **READING, summary="The signals that Alvo knows, by name")
+@app.get("/signals", **serving.reading(), summary="The signals that Alvo knows, by name")
 def signals(request: Request, query: Annotated[SignalsQuery, Query()]) -> list[Signal]:
     """The names that `signals` of GET /data takes."""
     names = sorted(_signal_ids(request.state.engine))
@@ -139,8 +139,7 @@ def signals(request: Request, query: Annotated[SignalsQuery, Query()]) -> list[S
 @app.get(
     "/data",
     response_model=list[Value],
-    tags=READING["tags"],
-    responses=serving.streamed(MEDIA_TYPES),
+    **serving.reading(MEDIA_TYPES.values()),
     summary="Values of a period, ordered by time and signal",
 )
 async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream:

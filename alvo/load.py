@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from psycopg2.errorcodes import INVALID_COLUMN_REFERENCE
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 
 from alvo import schema
 from alvo.aggregation import Timestamps, Values
 from fonte_alvo import copy
+from fonte_alvo.engine import DatabaseError
 
 
 class Report(NamedTuple):
@@ -182,7 +185,13 @@ def _replace(
     connection.execute(text(f"CREATE TEMP TABLE incoming {incoming} ON COMMIT DROP"))
     copy.copy_in(connection, "incoming", rows)
     parameters = {"start": start, "end": end, "signal_ids": list(signal_ids)}
-    return Report(*connection.execute(_REPLACE, parameters).one())
+    try:
+        return Report(*connection.execute(_REPLACE, parameters).one())
+    except DBAPIError as error:
+        if getattr(error.orig, "pgcode", None) != INVALID_COLUMN_REFERENCE:
+            raise
+        mend = "ALTER TABLE data ADD UNIQUE (signal_id, timestamp)"
+        raise DatabaseError(f"Alvo failed: signal_id and timestamp are no key of data; as its owner: {mend}") from error
 
 
 def _datetime64(moment: datetime) -> np.datetime64:

@@ -59,6 +59,21 @@ def create_absent(connection: sa.Connection) -> None:
         by_time.create(connection, checkfirst=True)
 
 
+def obstacle(engine: sa.Engine) -> str:
+    """Return which table or column is absent, and the command or statement that makes it. Raises SQLAlchemyError."""
+    held = sa.text("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0")
+    with engine.connect() as connection:
+        for table in (signal, data):
+            names = connection.scalars(held, {"name": table.name}).all()
+            if not names:
+                return f"it has no table {table.name}, which `python -m alvo.schema` makes"
+            for column in table.columns:
+                if column.name not in names:
+                    mend = f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(engine.dialect)}"
+                    return f"its table {table.name} has no column {column.name}; as its owner: {mend}"
+    return "it refuses the query; its log says why"
+
+
 def main() -> int:
     """Create the tables in the database that ALVO_DATABASE_URL names; returns an exit code as etl.py's."""
     from fonte_alvo import command, engine, settings

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from fonte import arrow, schema, seeding
 from fonte_alvo import copy, serving, settings
-from fonte_alvo.serving import CHANGING, PROBLEMS, READING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
+from fonte_alvo.serving import CHANGING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
 
 NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
@@ -117,8 +117,7 @@ async def root() -> RedirectResponse:
 @app.get(
     "/data",
     response_model=list[Sample],  # type: ignore[valid-type]
-    tags=READING["tags"],
-    responses=serving.streamed(MEDIA_TYPES),
+    **serving.reading(MEDIA_TYPES.values()),
     summary="Samples of a period, ordered by time",
 )
 async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream:
@@ -131,12 +130,7 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
     return Stream(MEDIA_TYPES[form], partial(copy.CopyOut, *asked), partial(_pieces, query.columns, form))
 
 
-@app.get(
-    "/columns",
-    tags=READING["tags"],
-    responses={422: PROBLEMS[422], 200: {"links": {"data": COLUMN_LINK}}},
-    summary="The variables, with their units",
-)
+@app.get("/columns", **serving.reading(data=COLUMN_LINK), summary="The variables, with their units")
 def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
     """What `columns` of GET /data may name."""
     return [Variable(**each._asdict()) for each in schema.VARIABLES]
@@ -151,12 +145,7 @@ def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQue
     return Changed(rows=rows)
 
 
-@app.get(
-    "/period",
-    tags=READING["tags"],
-    responses={**PROBLEMS, 200: {"links": {"data": START_LINK}}},
-    summary="The period that Fonte holds",
-)
+@app.get("/period", **serving.reading(data=START_LINK), summary="The period that Fonte holds")
 def period(request: Request, query: Annotated[Strict, Query()]) -> schema.Extent:
     """First and last timestamp, null where there is none, and the number of rows."""
     return schema.extent(request.state.engine)
@@ -171,14 +160,8 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
     """
     with admin.begin() as connection:
         serving.delete_rows(connection, query)
-        rows = seeding.fill_synthetic(
-            connection,
-            query.start_timestamp,
-            query.end_timestamp,
-            query.profile,
-            query.random_seed,
-            step_minutes=query.step_minutes,
-        ).inserted
+        period, made = (query.start_timestamp, query.end_timestamp), (query.profile, query.random_seed)
+        rows = seeding.fill_synthetic(connection, *period, *made, step_minutes=query.step_minutes).inserted
     serving.audit(request, rows=rows, **query.model_dump())
     return Randomized(rows=rows, random_seed=query.random_seed)
 

@@ -1,5 +1,6 @@
 """Fonte's table, and the one list of its variables. A variable is added here, and in synthetic.RANGES."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -28,6 +29,20 @@ VARIABLES = (
 
 # PostgreSQL's timestamps reach further than anybody's who reads them, and to infinity.
 YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
+
+# What the connector reads each column as.
+_CASTS = {"timestamp": "timestamptz", **{each.name: "float8" for each in VARIABLES}}
+
+_REQUIRED = sa.text("""
+    SELECT quote_ident(attname) FROM pg_attribute
+    WHERE attrelid = to_regclass('data') AND attnum > 0 AND NOT attisdropped AND attname <> ALL(:ours)
+        AND attnotnull AND NOT atthasdef AND attidentity = ''
+""")
+
+_KEYED = sa.text("""
+    SELECT count(*) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+    WHERE indrelid = to_regclass('data') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL AND attname = 'timestamp'
+""")
 
 metadata = sa.MetaData()
 
@@ -60,18 +75,13 @@ def extent(engine: sa.Engine) -> Extent:
 
 def obstacle(engine: sa.Engine) -> str:
     """Return why the table cannot be read, and the statement or command that mends it. Raises SQLAlchemyError."""
-    types = "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('data')"
     with engine.connect() as connection:
-        held = {name: kind for name, kind in connection.execute(sa.text(f"{types} AND attnum > 0"))}
+        held = _columns(connection)
     if not held:
         return "it has no table data, which `python seed.py` makes"
-    casts = {"timestamp": "timestamptz", **{each.name: "float8" for each in VARIABLES}}
-    if absent := [name for name in casts if name not in held]:
-        mend = f"ADD COLUMN {absent[0]} double precision"
-        if absent[0] == "ambient_temperature" and "ambient_temprature" in held:
-            mend = "RENAME COLUMN ambient_temprature TO ambient_temperature"
-        return f"its table data has no column {absent[0]}; as its owner: ALTER TABLE data {mend}"
-    for name, kind in casts.items():
+    if absent := _absent(held):
+        return absent
+    for name, kind in _CASTS.items():
         try:
             with engine.connect() as connection:
                 below = f"count(*) FILTER (WHERE data.{name} < 'infinity'::{kind})"
@@ -79,6 +89,38 @@ def obstacle(engine: sa.Engine) -> str:
         except sa.exc.DBAPIError as error:
             return f"its column {name} ({held[name]}) cannot be read as {kind}: {reason(error)}"
     return "it refuses the query; its log says why"
+
+
+def _columns(connection: sa.Connection) -> dict[str, str]:
+    """Return the type of each column of the table, by its name; empty where the table is absent."""
+    types = "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('data')"
+    return {name: kind for name, kind in connection.execute(sa.text(f"{types} AND attnum > 0"))}
+
+
+def _absent(held: Mapping[str, str]) -> str | None:
+    name = next((name for name in _CASTS if name not in held), None)
+    if name is None:
+        return None
+    mend = f"ADD COLUMN {name} double precision"
+    if name == "ambient_temperature" and "ambient_temprature" in held:
+        mend = "RENAME COLUMN ambient_temprature TO ambient_temperature"
+    return f"its table data has no column {name}; as its owner: ALTER TABLE data {mend}"
+
+
+def obstacle_to_rows(connection: sa.Connection) -> str | None:
+    """Return why the table, whose columns may be more than ours, takes no row, and what mends it; None where it does.
+
+    Raises SQLAlchemyError.
+    """
+    if absent := _absent(_columns(connection)):
+        return absent
+    required = connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first()
+    if required is not None:
+        mend = f"ALTER TABLE data ALTER {required} SET DEFAULT"
+        return f"its column {required} needs a value in each row, and has no default; as its owner: {mend} ..."
+    if not connection.scalar(_KEYED):
+        return "its column timestamp is no key; as its owner: ALTER TABLE data ADD UNIQUE (timestamp)"
+    return None
 
 
 def create_absent(connection: sa.Connection) -> bool:

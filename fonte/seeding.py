@@ -33,6 +33,12 @@ class Contradiction(Failure):
     exit_code = 2
 
 
+class UnfitTable(Failure):
+    """The table takes no rows of ours; the message names the column in the way. Nothing was written."""
+
+    exit_code = 3
+
+
 class Merged(NamedTuple):
     """Offered timestamps: new ones, those that the table had, and of these how many were filled and how many differ."""
 
@@ -105,9 +111,14 @@ def merge(
 ) -> Merged:
     """Merge columns, NaN where there is no value: a NULL of the table is filled; a value stays unless replace is set.
 
-    source names the rows in the message of Contradiction, which this raises.
+    source names the rows in the message of Contradiction. Raises Contradiction and UnfitTable.
     """
-    connection.execute(text("CREATE TEMP TABLE incoming (LIKE data INCLUDING CONSTRAINTS) ON COMMIT DROP"))
+    if obstacle := schema.obstacle_to_rows(connection):
+        raise UnfitTable(f"Fonte takes no rows: {obstacle}")
+    # Not LIKE data: its columns may be more than ours, and of other types.
+    columns_of_ours = ", ".join(f"{name} double precision" for name in NAMES)
+    temporary = f"CREATE TEMP TABLE incoming (timestamp timestamptz, {columns_of_ours}) ON COMMIT DROP"
+    connection.execute(text(temporary))
     for columns in batches:
         copy.copy_in(connection, "incoming", columns)
     # So that the planner knows how many there are.

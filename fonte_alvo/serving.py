@@ -31,7 +31,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fonte_alvo import engine, settings
-from fonte_alvo.command import clean
+from fonte_alvo.command import Failure, clean
 from fonte_alvo.copy import CopyOut
 from fonte_alvo.embedded import EmbeddedServerError
 
@@ -151,8 +151,7 @@ PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
     401: _problem("The admin token is missing or wrong.", WWW_Authenticate="string"),
     403: _problem("This server was started without an admin: nobody can change anything."),
 }
-# How the routes are described.
-READING: dict[str, Any] = {"tags": ["reading"], "responses": PROBLEMS}
+# How the routes that change something are described.
 CHANGING: dict[str, Any] = {"tags": ["changing"], "responses": PROBLEMS_OF_CHANGES}
 DESCRIBED: dict[str, Any] = {
     "version": "1",
@@ -248,6 +247,12 @@ def delete_rows(connection: Connection, period: PeriodQuery) -> int:
     return connection.exec_driver_sql(f"DELETE FROM data WHERE {period.condition()}", period.bounds()).rowcount
 
 
+def reading(media_types: Iterable[str] = (), **links: dict[str, Any]) -> dict[str, Any]:
+    """Describe a route that reads: media types beside those of its model, and links from its answer to routes."""
+    answer = {"content": {media_type: {} for media_type in media_types}, "links": links}
+    return {"tags": ["reading"], "responses": PROBLEMS | {200: {name: held for name, held in answer.items() if held}}}
+
+
 router = APIRouter()
 
 
@@ -257,7 +262,7 @@ async def docs() -> FileResponse:
     return FileResponse(DOCS / "docs.html")
 
 
-@router.get("/health", **READING, summary="Whether the database answers, and is set up")
+@router.get("/health", **reading(), summary="Whether the database answers, and is set up")
 def health(request: Request, query: Annotated[Strict, Query()]) -> dict[str, Literal["ok"]]:
     """Asks the database for each table and column that the API reads."""
     with request.state.engine.connect() as connection:
@@ -326,6 +331,7 @@ def make_app(
     app.add_exception_handler(OSError, _overloaded)
     app.add_exception_handler(RuntimeError, _overloaded)
     app.add_exception_handler(SQLAlchemyError, unavailable)
+    app.add_exception_handler(Failure, _failed)
     for kind in (PostgresError, EmbeddedServerError, UnicodeDecodeError):
         app.add_exception_handler(kind, unavailable)
     app.include_router(router)
@@ -377,6 +383,11 @@ async def _overloaded(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
 
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s", error)
+    return JSONResponse({"detail": str(error)}, status_code=503)
+
+
 async def _not_found(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "no such path: /docs describes those that exist"}, status_code=404)
 
@@ -410,11 +421,6 @@ async def _scalars_once(request: Request) -> None:
         if len(values) > 1 and name not in LISTS:
             error = {"type": "repeated", "loc": ("query", name), "msg": "expected it once", "input": values}
             raise RequestValidationError([error])
-
-
-def streamed(media_types: Mapping[Name, str]) -> dict[int | str, dict[str, Any]]:
-    """Describe the answers of a route that streams its rows as these media types."""
-    return {**PROBLEMS, 200: {"content": {media_type: {} for media_type in media_types.values()}}}
 
 
 def accepted(accept: str, offered: Mapping[Name, str]) -> Name:

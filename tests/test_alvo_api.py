@@ -175,8 +175,28 @@ def test_an_alvo_without_its_tables_is_unavailable_and_says_so(make_database):
         for path in ("/signals", "/data", "/health"):
             answer = httpx.get(base_url + path)
             assert (answer.status_code, answer.headers.get("retry-after")) == (503, None)
-            assert answer.json()["detail"].startswith("Alvo's database is not set up: its tables are absent")
-            assert "python -m alvo.schema" in answer.json()["detail"]
+            made = "it has no table signal, which `python -m alvo.schema` makes"
+            assert answer.json()["detail"] == f"Alvo's database is not set up: {made}"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("DROP TABLE data", "it has no table data, which `python -m alvo.schema` makes"),
+        (
+            "ALTER TABLE data RENAME value TO reading",
+            "its table data has no column value; as its owner: ALTER TABLE data ADD COLUMN value DOUBLE PRECISION",
+        ),
+        ("ALTER TABLE data DROP CONSTRAINT data_not_nan, ALTER value TYPE text", "it refuses the query; its log"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error_that_says_what_makes_it(base_url, alvo_pool, damage, said):
+    with alvo_pool.begin() as connection:
+        connection.execute(text(damage))
+    for path in ("/data", "/health") if "TYPE" not in damage else ["/data"]:
+        answer = httpx.get(base_url + path)
+        assert (answer.status_code, answer.headers.get("retry-after")) == (503, None), path
+        assert answer.json()["detail"].startswith(f"Alvo's database is not set up: {said}")
 
 
 def test_an_alvo_that_holds_nothing_answers_empty_lists(make_database, make_pool):

@@ -16,6 +16,8 @@ from sqlalchemy import create_engine, text
 from support import reference
 from support.project import alvo_values, connector_over
 
+import etl
+import seed
 from fonte import client
 from fonte.client import FonteError
 from fonte_alvo import engine
@@ -267,3 +269,120 @@ def test_settings_that_a_pooler_drops_are_set_in_each_transaction(alvo):
             cursor.execute("DISCARD ALL")
             connection.connection.driver_connection.autocommit = False
     pool.dispose()
+
+
+EXTRA_COLUMNS = {
+    "an id with a default": "id serial PRIMARY KEY, timestamp timestamptz UNIQUE",
+    "an identity": "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, timestamp timestamptz NOT NULL UNIQUE",
+    "a moment with a default": "created_at timestamptz NOT NULL DEFAULT now(), timestamp timestamptz PRIMARY KEY",
+    "a note that may be absent": "note text, timestamp timestamp PRIMARY KEY",
+    "a generated column": "day date GENERATED ALWAYS AS (timestamp::date) STORED, timestamp timestamp PRIMARY KEY",
+}
+REFUSING_COLUMNS = {
+    "an id without a default": ("id integer PRIMARY KEY, timestamp timestamptz UNIQUE", "its column id needs a value"),
+    "a moment without a default": (
+        'timestamp timestamptz PRIMARY KEY, "Created at" timestamptz NOT NULL',
+        'its column "Created at" needs a value in each row, and has no default; as its owner: ALTER TABLE data ALTER '
+        '"Created at" SET DEFAULT ...',
+    ),
+    "no key": (
+        "id serial PRIMARY KEY, timestamp timestamptz",
+        "its column timestamp is no key; as its owner: ALTER TABLE data ADD UNIQUE (timestamp)",
+    ),
+}
+
+
+@pytest.fixture
+def fonte_of(make_database, make_pool, monkeypatch):
+    """Make a Fonte whose table has these columns beside the variables, which seed.py and an admin may fill."""
+
+    def make(columns, variables="wind_speed real, power numeric, ambient_temperature double precision"):
+        url = make_database()
+        with make_pool(url).begin() as connection:
+            connection.execute(text(f"CREATE TABLE data ({columns}, {variables})"))
+        monkeypatch.setenv("FONTE_DATABASE_URL", url.render_as_string(hide_password=False))
+        monkeypatch.setenv("FONTE_ADMIN_DATABASE_URL", url.render_as_string(hide_password=False))
+        monkeypatch.setenv("FONTE_ADMIN_TOKEN", "token-of-the-tests")
+        return url
+
+    return make
+
+
+@pytest.mark.parametrize("columns", EXTRA_COLUMNS.values(), ids=EXTRA_COLUMNS)
+def test_a_table_with_more_columns_than_ours_is_filled_and_filled_again(fonte_of, capsys, columns):
+    url = fonte_of(columns)
+    assert [seed.main(["--days", "1"]) for _ in range(2)] == [0, 0]
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "inserted" in line)
+    assert first.startswith("1,440 rows inserted, 0 were there already")
+    assert second.startswith("0 rows inserted, 1,440 were there already")
+    with connector_over(url) as base_url:
+        admin = {"Authorization": "Bearer token-of-the-tests"}
+        assert httpx.post(f"{base_url}/data/randomize", headers=admin).json()["rows"] == 14400
+        assert len(httpx.get(f"{base_url}/data?end_timestamp=2024-05-21").json()) == 1440
+
+
+@pytest.mark.parametrize(("columns", "said"), REFUSING_COLUMNS.values(), ids=REFUSING_COLUMNS)
+def test_a_column_that_stands_in_the_way_is_named_on_one_line(fonte_of, make_pool, capsys, columns, said):
+    url = fonte_of(columns)
+    assert seed.main(["--days", "1"]) == 3
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"seed.py: Fonte takes no rows: {said}")
+    assert printed.err.count("\n") == 1
+    with connector_over(url) as base_url:
+        admin = {"Authorization": "Bearer token-of-the-tests"}
+        answer = httpx.post(f"{base_url}/data/randomize", headers=admin)
+        assert (answer.status_code, answer.headers.get("retry-after")) == (503, None)
+        assert answer.json()["detail"].startswith(f"Fonte takes no rows: {said}")
+
+
+def test_the_briefs_own_spelling_is_named_by_seed_too(fonte_of, capsys):
+    fonte_of("timestamp timestamptz PRIMARY KEY", "wind_speed real, power real, ambient_temprature real")
+    assert seed.main(["--days", "1"]) == 3
+    assert "ALTER TABLE data RENAME COLUMN ambient_temprature TO ambient_temperature" in capsys.readouterr().err
+
+
+def alvo_with(pool, signal_columns="", data_columns="", key="PRIMARY KEY (signal_id, timestamp)"):
+    data = "timestamp timestamptz, signal_id integer REFERENCES signal, value double precision"
+    with pool.begin() as connection:
+        connection.execute(text(f"CREATE TABLE signal (id serial PRIMARY KEY, name text UNIQUE {signal_columns})"))
+        connection.execute(text(f"CREATE TABLE data ({data} {data_columns}, {key})"))
+
+
+@pytest.mark.parametrize(
+    ("signal_columns", "data_columns", "key"),
+    [
+        (", created_at timestamptz NOT NULL DEFAULT now()", "", "PRIMARY KEY (signal_id, timestamp)"),
+        ("", ", id serial PRIMARY KEY, created_at timestamptz DEFAULT now()", "UNIQUE (signal_id, timestamp)"),
+        (", unit text", ", note text", "UNIQUE (timestamp, signal_id)"),
+    ],
+)
+def test_an_alvo_with_more_columns_than_ours_is_loaded_and_loaded_again(
+    connector, alvo_pool, signal_columns, data_columns, key
+):
+    alvo_with(alvo_pool, signal_columns, data_columns, key)
+    with client.connect(connector) as fonte:
+        (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
+        assert [day.run(fonte, alvo_pool, asked, ["power"]).report.written for _ in range(2)] == [576, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"signal_columns": ", unit text NOT NULL"}, 'null value in column "unit" of relation "signal"'),
+        ({"data_columns": ", created_at date NOT NULL"}, 'null value in column "created_at" of relation "data"'),
+        (
+            {"data_columns": ", id serial", "key": "PRIMARY KEY (id)"},
+            "signal_id and timestamp are no key of data; as its owner: ALTER TABLE data ADD UNIQUE (signal_id, ",
+        ),
+    ],
+)
+def test_a_column_of_alvo_that_stands_in_the_way_is_named_on_one_line(
+    connector, alvo_pool, monkeypatch, capsys, columns, said
+):
+    alvo_with(alvo_pool, **columns)
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    exit_codes = [etl.main(["2024-05-20"]), etl.main(["2024-05-20", "--statistics", "mean"])]
+    assert exit_codes[-1] == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("etl.py: Alvo failed: ")
+    assert said in line
