@@ -227,8 +227,8 @@ def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple
             said, detailed = _detail(_read(response, MAX_ERROR_BYTES, began))
             if to := response.headers.get("Location"):
                 said = f"it is at {shown_url(to)} now"
-            asked = f" at {shown_url(response.url)}" if response.status_code == 404 else ""
-            message = f"HTTP {response.status_code} {response.reason_phrase}{asked}: {said}"
+            asked = f", at {shown_url(response.url)}" if response.status_code == 404 else ""
+            message = f"HTTP {response.status_code} {response.reason_phrase}: {said}{asked}"
             if response.status_code == 503 and detailed and "Retry-After" not in response.headers:
                 # A connector that is not set up: only a transient failure names when to ask again.
                 raise BadAnswer(message)

@@ -155,6 +155,7 @@ PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
 CHANGING: dict[str, Any] = {"tags": ["changing"], "responses": PROBLEMS_OF_CHANGES}
 DESCRIBED: dict[str, Any] = {
     "version": "1",
+    **{"docs_url": None, "redoc_url": None},
     # Relative to this description, wherever a proxy may serve it.
     "servers": [{"url": ".", "description": "This server"}],
     "openapi_tags": [
@@ -300,18 +301,6 @@ def make_app(
         async with lifespan(app) as state:
             yield {**state, **allowed}
 
-    app = FastAPI(
-        lifespan=started,
-        middleware=[Middleware(_Front), Middleware(_Gzip, compresslevel=6)],
-        generate_unique_id_function=lambda route: route.name,
-        docs_url=None,
-        redoc_url=None,
-        # A redirection would repeat the Host that the client names.
-        redirect_slashes=False,
-        dependencies=[Depends(_scalars_once)],
-        **DESCRIBED | described,
-    )
-
     # All of them asynchronous: others run in a thread, which a full machine does not have.
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
@@ -319,21 +308,24 @@ def make_app(
             with suppress(SQLAlchemyError):
                 detail = f"{database} is not set up: {await _in_own_thread(obstacle, request.state.engine)}"
                 return JSONResponse({"detail": detail}, status_code=503)
-        detail = f"{database} does not answer; ask again later"
-        if isinstance(error, PoolTimeoutError):
-            detail = f"all connections to {database} are in use; ask again later"
+        in_use, away = f"all connections to {database} are in use", f"{database} does not answer"
+        detail = f"{in_use if isinstance(error, PoolTimeoutError) else away}; ask again later"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "1"})
 
+    handlers: dict[Any, Any] = {404: _not_found, 405: _not_allowed, RequestValidationError: _invalid, Failure: _failed}
+    handlers |= dict.fromkeys((OSError, RuntimeError), _overloaded)
+    handlers |= dict.fromkeys((SQLAlchemyError, PostgresError, EmbeddedServerError, UnicodeDecodeError), unavailable)
+    app = FastAPI(
+        lifespan=started,
+        exception_handlers=handlers,
+        middleware=[Middleware(_Front), Middleware(_Gzip, compresslevel=6)],
+        generate_unique_id_function=lambda route: route.name,
+        # A redirection would repeat the Host that the client names.
+        redirect_slashes=False,
+        dependencies=[Depends(_scalars_once)],
+        **DESCRIBED | described,
+    )
     app.state.probe = probe
-    app.add_exception_handler(404, _not_found)
-    app.add_exception_handler(405, _not_allowed)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(OSError, _overloaded)
-    app.add_exception_handler(RuntimeError, _overloaded)
-    app.add_exception_handler(SQLAlchemyError, unavailable)
-    app.add_exception_handler(Failure, _failed)
-    for kind in (PostgresError, EmbeddedServerError, UnicodeDecodeError):
-        app.add_exception_handler(kind, unavailable)
     app.include_router(router)
     app.mount("/docs", StaticFiles(directory=DOCS, packages=[("fastapi_offline", "static")]))
     return app

@@ -284,7 +284,7 @@ def test_a_setting_that_is_no_url_is_exit_code_2_and_not_repeated(fonte_api, alv
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (http(404, body={"detail": "Not Found"}), "HTTP 404"),
+        (http(404, body={"detail": "Not Found"}), "HTTP 404 x: Not Found, at http://127.0.0.1:"),
         (http(500, body=b"<h1>oops</h1>", content_type="text/html"), "HTTP 500"),
         (http(body=b"<html></html>", content_type="text/html"), "no JSON"),
         (http(body=b'[{"timestamp"', length=2000), "peer closed connection"),

@@ -184,7 +184,6 @@ REFUSED_TO = {
         UPDATE data SET timestamp = timestamp
         UPDATE data SET signal_id = signal_id
         UPDATE signal SET name = 'more'
-        DELETE FROM signal
         TRUNCATE signal, data
         INSERT INTO signal (id, name) VALUES (99, 'more')
         DROP TABLE signal, data
