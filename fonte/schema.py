@@ -41,7 +41,8 @@ _REQUIRED = sa.text("""
 
 _KEYED = sa.text("""
     SELECT count(*) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
-    WHERE indrelid = to_regclass('data') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL AND attname = 'timestamp'
+    WHERE indrelid = to_regclass('data') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
+        AND attname = 'timestamp'
 """)
 
 metadata = sa.MetaData()

@@ -54,10 +54,11 @@ _log = logging.getLogger("uvicorn.error")
 Name = TypeVar("Name", bound=str)
 # A slower reader would hold a connection that others need.
 STREAM_TIMEOUT_S = 600.0
-# RFC 3339, in which t and z may be small and a leap second is 60; seconds, offset and the whole time may be left out.
-_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+# RFC 3339, in which t and z may be small and a leap second is 60; seconds, offset and the whole time may be left out,
+# and so may the colon of the offset, as generated clients of Python do it.
+_HOUR = "(?:[01][0-9]|2[0-3])"
 _SECONDS = "(?::([0-5][0-9]|60)([.][0-9]+)?)?"
-_TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]({_CLOCK}){_SECONDS}([Zz]|[+-]{_CLOCK})?)?"
+_TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]({_HOUR}:[0-5][0-9]){_SECONDS}([Zz]|[+-]{_HOUR}:?[0-5][0-9])?)?"
 # The classes of SQLSTATE that another attempt does not mend: data that cannot be cast, and what is absent or forbidden.
 _NOT_SET_UP = ("22", "42")
 # The parameters that may be repeated.
@@ -155,7 +156,8 @@ PROBLEMS_OF_CHANGES: dict[int | str, dict[str, Any]] = {
 CHANGING: dict[str, Any] = {"tags": ["changing"], "responses": PROBLEMS_OF_CHANGES}
 DESCRIBED: dict[str, Any] = {
     "version": "1",
-    **{"docs_url": None, "redoc_url": None},
+    "docs_url": None,
+    "redoc_url": None,
     # Relative to this description, wherever a proxy may serve it.
     "servers": [{"url": ".", "description": "This server"}],
     "openapi_tags": [
