@@ -24,4 +24,4 @@ WORKDIR /app
 COPY --from=build /app /app
 COPY --from=build /app/orchestration/dagster/dagster.postgres.yaml /dagster/dagster.yaml
 USER 65532:65532
-CMD ["uvicorn", "fonte.connector:app", "--host", "0.0.0.0", "--port", "8000", "--log-config", "log.json", "--timeout-graceful-shutdown", "10"]
+CMD ["uvicorn", "fonte.connector:app", "--host", "0.0.0.0", "--port", "8000", "--http", "h11", "--log-config", "log.json", "--timeout-graceful-shutdown", "10"]

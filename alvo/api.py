@@ -1,4 +1,4 @@
-"""Alvo over HTTP, and the page that shows it. Run by `uvicorn alvo.api:app --port 8080`.
+"""Alvo over HTTP, and the page that shows it. Run by `uvicorn alvo.api:app --http h11 --port 8080`.
 
 Its routes only read, but for two DELETEs, which need the admin token and another role's connection. Those that only
 its page asks are no part of the described API.

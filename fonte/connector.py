@@ -1,4 +1,4 @@
-"""The connector: the one door to Fonte's database. Run by `uvicorn fonte.connector:app`.
+"""The connector: the one door to Fonte's database. Run by `uvicorn fonte.connector:app --http h11`.
 
 Its routes only read, but for two that need the admin token and another role's connection.
 """

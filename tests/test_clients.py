@@ -228,8 +228,8 @@ import createClient from "openapi-fetch";
 import type {paths as Fonte} from "./fonte.js";
 import type {paths as Alvo} from "./alvo.js";
 const [fonteUrl, alvoUrl, token] = process.argv.slice(2);
-const fonte = createClient<Fonte>({baseUrl: fonteUrl, headers: {Authorization: `Bearer ${token}`}});
-const alvo = createClient<Alvo>({baseUrl: alvoUrl, headers: {Authorization: `Bearer ${token}`}});
+const fonte = createClient<Fonte, "application/json">({baseUrl: fonteUrl, headers: {Authorization: `Bearer ${token}`}});
+const alvo = createClient<Alvo, "application/json">({baseUrl: alvoUrl, headers: {Authorization: `Bearer ${token}`}});
 const query = {start_timestamp: "2024-05-20T00:00:00Z", end_timestamp: "2024-05-20T01:00:00Z"};
 const reversed = {start_timestamp: query.end_timestamp, end_timestamp: query.start_timestamp};
 
