@@ -58,9 +58,8 @@ STREAM_TIMEOUT_S = 600.0
 # and so may the colon of the offset, as generated clients of Python do it.
 _HOUR = "(?:[01][0-9]|2[0-3])"
 _SECONDS = "(?::([0-5][0-9]|60)([.][0-9]+)?)?"
-_TIMESTAMP = (
-    f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]({_HOUR}:[0-5][0-9]){_SECONDS}([Zz]|[+-]{_HOUR}:?[0-5][0-9])?)?"
-)
+_OFFSET = f"([Zz]|[+-]{_HOUR}:?[0-5][0-9])?"
+_TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]({_HOUR}:[0-5][0-9]){_SECONDS}{_OFFSET})?"
 # The classes of SQLSTATE that another attempt does not mend: data that cannot be cast, and what is absent or forbidden.
 _NOT_SET_UP = ("22", "42")
 # The parameters that may be repeated.

@@ -161,7 +161,7 @@ def test_a_result_beyond_the_largest_double_gives_no_row_and_is_counted(
         )
     assert etl.main(["2024-05-20", "--columns", "power"]) == 0
     report = capsys.readouterr().out
-    assert "left out: 1 results beyond the largest double" in report
+    assert "left out: 1 result beyond the largest double" in report
     assert "3 values written" in report
     assert alvo_values(alvo_pool)[datetime(2024, 5, 20, tzinfo=UTC), "power_mean"] == 0
 
