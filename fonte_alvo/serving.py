@@ -57,9 +57,8 @@ STREAM_TIMEOUT_S = 600.0
 # RFC 3339, in which t and z may be small and a leap second is 60; seconds, offset and the whole time may be left out,
 # and so may the colon of the offset, as generated clients of Python do it.
 _HOUR = "(?:[01][0-9]|2[0-3])"
-_SECONDS = "(?::([0-5][0-9]|60)([.][0-9]+)?)?"
-_OFFSET = f"([Zz]|[+-]{_HOUR}:?[0-5][0-9])?"
-_TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]({_HOUR}:[0-5][0-9]){_SECONDS}{_OFFSET})?"
+_TIME = f"({_HOUR}:[0-5][0-9])(?::([0-5][0-9]|60)([.][0-9]+)?)?([Zz]|[+-]{_HOUR}:?[0-5][0-9])?"
+_TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]{_TIME})?"
 # The classes of SQLSTATE that another attempt does not mend: data that cannot be cast, and what is absent or forbidden.
 _NOT_SET_UP = ("22", "42")
 # The parameters that may be repeated.

@@ -268,3 +268,26 @@ def test_who_reads_sees_the_old_samples_or_the_new_ones(admin, held):
         while not change.done():
             seen.append(len(held()))
     assert set(seen) == {14400}
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "minutes"),
+    [
+        ("2024-05-20T00:00:00Z", 7, [0, 7, 14, 21, 28]),
+        ("2024-05-20T00:00:30Z", 10, [1, 11, 21]),
+        ("2024-05-20T00:05:00Z", 1440, [5]),
+    ],
+)
+def test_random_samples_are_so_many_minutes_apart(admin, held, start, step, minutes):
+    end = "2024-05-20T00:30:00Z"
+    answer = admin.post(
+        "/data/randomize", params={"start_timestamp": start, "end_timestamp": end, "step_minutes": step}
+    )
+    assert answer.json()["rows"] == len(minutes)
+    assert [row[0].minute for row in held(f"timestamp >= '{start}' AND timestamp < '{end}'")] == minutes
+
+
+@pytest.mark.parametrize("step", ["0", "-1", "1441", "1.5", "day"])
+def test_a_step_that_cannot_be_is_refused(admin, step):
+    answer = admin.post(f"/data/randomize?step_minutes={step}")
+    assert (answer.status_code, answer.json()["detail"].startswith(f"step_minutes='{step}': expected ")) == (422, True)

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import socket
 import zlib
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -11,7 +12,7 @@ import pytest
 import test_alvo_api
 from hypothesis import given
 from hypothesis import strategies as st
-from support.project import alvo_api, connector_over, running, wait_until
+from support.project import ROOT, alvo_api, connector_over, running, wait_until
 
 from alvo.api import app as alvo_app
 from fonte.connector import DataQuery
@@ -304,3 +305,24 @@ def test_what_is_no_name_of_a_host_is_named(monkeypatch, value):
     monkeypatch.setenv("FONTE_ALLOWED_HOSTS", value)
     with pytest.raises(settings.SettingsError, match="^FONTE_ALLOWED_HOSTS names .*: expected names without a port"):
         settings.allowed_hosts("Fonte")
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_a_client_of_http_1_0_gets_no_chunks(served, side, encoding):
+    url = served[side].base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        asked = f"GET /data?format=csv HTTP/1.0\r\nHost: api\r\nAccept-Encoding: {encoding}\r\n\r\n"
+        connection.sendall(asked.encode())
+        head, body = connection.makefile("rb").read().split(b"\r\n\r\n", 1)
+    assert b"transfer-encoding" not in head.lower()
+    plain = served[side].get("/data?format=csv", headers={"Accept-Encoding": "identity"}).content
+    assert (gzip.decompress(body) if encoding == "gzip" else body) == plain
+
+
+def test_every_command_line_of_a_server_speaks_to_clients_of_http_1_0():
+    for name in ("README.md", "README.pt-BR.md", "compose.yaml", "Dockerfile", "docs/reference.md"):
+        written = (ROOT / name).read_text().replace('", "', " ")
+        commands = re.findall(r"uvicorn (?:fonte\.connector|alvo\.api):app(?=[^\n`]* --)[^\n`]*", written)
+        assert commands, name
+        assert [command for command in commands if "--http h11" not in command] == [], name
