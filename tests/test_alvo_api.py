@@ -100,7 +100,8 @@ def test_a_period_is_half_open_and_ordered_in_every_format(shared_api, query, re
 
 def test_the_format_asked_for_wins_over_the_header(shared_api):
     answer = shared_api.get("/data?format=json", headers={"Accept": "text/csv"})
-    assert (answer.headers["content-type"], answer.headers["vary"]) == ("application/json", "Accept, Accept-Encoding")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["vary"].startswith("Accept")
 
 
 @pytest.mark.parametrize(
