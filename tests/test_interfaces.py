@@ -153,10 +153,7 @@ def test_pages_of_the_named_origins_read_and_no_others(start, side):
 
 @pytest.mark.parametrize("side", ["Fonte", "Alvo"])
 def test_only_the_named_hosts_are_served(start, side):
-    with (
-        start(side, ALLOWED_HOSTS="turbine.example.org *.internal 127.0.0.1") as base_url,
-        httpx.Client() as client,
-    ):
+    with start(side, ALLOWED_HOSTS="turbine.example.org *.internal 127.0.0.1") as base_url, httpx.Client() as client:
         for host, status in {
             "turbine.example.org": 200,
             "turbine.example.org:8000": 200,
