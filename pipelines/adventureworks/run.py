@@ -1,14 +1,17 @@
 """Run the whole pipeline on this machine: S3 is filled, Airflow's DAG invokes the function, the questions are answered.
 
 PostgreSQL is the embedded one, in .embedded, and keeps its rows: `python -m adventureworks.questions` asks again. S3
-(moto), Lambda (AWS's own runtime) and Airflow leave nothing behind. Exit codes: 0 done, 1 the DAG failed, 2 a setting
-cannot be used, 4 the database failed.
+(moto), Lambda (AWS's own runtime) and Airflow leave nothing behind. With --airflow, the DAG is run by hand on Airflow's
+page. Exit codes: 0 done, 1 the DAG or Airflow failed, 2 a setting cannot be used, 4 the database failed.
 """
 
 import json
+import re
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from adventureworks import questions, settings
@@ -19,16 +22,20 @@ _START = time.monotonic()
 
 
 class RunError(command.Failure):
-    """The DAG failed; the message tells what the function said."""
+    """The DAG or Airflow failed; the message tells what the function or the log said."""
 
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    command.Parser(prog="run.py", description=__doc__).parse_args()
-    return command.run("run.py", _run)
+    parser = command.Parser(prog="run.py", description=__doc__)
+    parser.add_argument("--airflow", metavar="HOST:PORT", help="serve Airflow's page there until SIGTERM or Ctrl-C")
+    place = parser.parse_args().airflow
+    if place and not re.fullmatch(r".+:[0-9]{1,5}", place):
+        parser.error(f"argument --airflow: {place!r}: expected HOST:PORT, such as 127.0.0.1:8080")
+    return command.run("run.py", lambda: _run(place))
 
 
-def _run() -> int:
+def _run(place: str | None) -> int:
     _tell("starting PostgreSQL")
     database = settings.database_url(or_embedded=True)
     cloud.forget_settings()
@@ -38,6 +45,8 @@ def _run() -> int:
             cloud.fill(running.s3_url)
             _tell("preparing Airflow")
             environment = airflow.environment(Path(folder), running.lambda_url)
+            if place:
+                return _serve(environment, *place.rsplit(":", 1))
             airflow.migrate(environment)
             _tell("running the DAG")
             run = airflow.run_dag(environment, {"mode": "replace"})
@@ -52,6 +61,16 @@ def _run() -> int:
         pool = engine.create(database, "run.py")
         questions.show(pool, questions.ROWS, None)
         pool.dispose()
+    return 0
+
+
+def _serve(environment: Mapping[str, str], host: str, port: str) -> int:
+    try:
+        socket.create_server((host, int(port))).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"Airflow's page cannot be at {host}:{port}: {error}; name another port") from error
+    if airflow.serve(environment, host, port):
+        raise RunError("Airflow ended by itself: its log above tells why")
     return 0
 
 

@@ -6,13 +6,14 @@ reads the rows. Here they are only cut at line ends, and compared with the plain
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from adventureworks.model import Money
+from adventureworks.model import Code, Money
 from fonte_alvo.command import Failure
 
 # A quoted field may span lines; one that is never closed must not swallow the file.
@@ -132,19 +133,35 @@ def form(column: sa.Column[Any], dialect: Dialect) -> tuple[str, str]:
             return _FORMS.get(type(kind), ("", ""))
 
 
-def plain_rows(dialect: Dialect) -> re.Pattern[bytes]:
-    """Return the pattern of rows whose values look as they should: those need no judgement in SQL."""
-    mark = re.escape(dialect.delimiter)
-    fields = []
+def plain_rows(dialect: Dialect) -> tuple[re.Pattern[bytes], bytes]:
+    """Return the pattern of rows whose values look as they should, and the template that rewrites a row for COPY.
+
+    Rewritten, a row has decimal points, and codes without the blanks that pad them. Where no column needs that, the
+    template is empty, and the pattern is one of many rows.
+    """
+    mark, null, group = re.escape(dialect.delimiter), dialect.null, itertools.count(2)
+    end, fields, template = f"(?:{mark}|[\r\n])", [], ""
+    commas = {column.name for column in dialect.columns if dialect.decimals[column.name] == "," and not column.nullable}
     for column in dialect.columns:
         value = form(column, dialect)[0]
-        if value and column.nullable:
-            value = f"{dialect.null}|{value}" if dialect.null else f"{value}|"
-        elif not value:
-            absent = "" if column.nullable else f"(?!{dialect.null}(?:{mark}|[\r\n]))"
-            value = f'{absent}(?:"[^"\r\n]*"(?={mark}|[\r\n])|[^"\r\n{mark}]*)'
-        fields.append(f"(?>{value})")
-    return re.compile(f"(?:{mark.join(fields)}{dialect.line_end.decode()})*+".encode())
+        match column.type:
+            case sa.Numeric(precision=int(precision), scale=int(scale)) if column.name in commas:
+                value = f"-?[0-9]{{1,{precision - scale}}})(?:,([0-9]{{1,{scale}}}))?("
+                template += rf".\g<{next(group)}>\g<{next(group)}>"
+            case Code():
+                absent = f"(?!{null} {'+' if column.nullable else '*'}{end})"
+                bare, quoted = (f'[^"\r\n {other}]*+(?: ++[^"\r\n {other}]++)*+' for other in (mark, ""))
+                value = f'(?:{absent}{bare}(?= *+{end})|"{quoted}(?= *+"{end}))) *+("?'
+                template += rf"\g<{next(group)}>"
+            case _ if value:
+                value = f"(?>{null}|{value})" if null and column.nullable else f"(?>{value}{'|' * column.nullable})"
+            case _:
+                absent = "" if column.nullable else f"(?!{null}{end})"
+                value = f'(?>{absent}(?:"[^"\r\n]*"(?={end})|[^"\r\n{mark}]*))'
+        fields.append(value)
+    row = f"{mark.join(fields)}{dialect.line_end.decode()}"
+    pattern, template = (f"^({row})", rf"\g<1>{template}") if template else (f"(?:{row})*+", "")
+    return re.compile(pattern.encode(), re.MULTILINE), template.encode()
 
 
 class Rows:
@@ -163,8 +180,8 @@ class Rows:
         self.dialect = detect(self._rest, table, named)
         if self.dialect.header:
             self._rest = self._rest.partition(b"\n")[2]
-        self._check = self._check_plain if plain else self._check_quotes
-        self._plain = plain_rows(self.dialect)
+        self._checked = self._checked_plain if plain else self._checked_quotes
+        self._plain, self._template = plain_rows(self.dialect)
         self._mixed = _null_among(self.dialect.delimiter) if not self.dialect.null else None
         self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
         self._quoted_bytes: int | None = None
@@ -172,12 +189,12 @@ class Rows:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the pieces. Raises FileError, NotPlain."""
         for piece in self._whole_lines():
-            self._check(piece)
+            checked = self._checked(piece)
             if self._mixed and self._mixed.search(piece):
                 raise FileError(
                     'has empty fields and NULL as well: name the one that is no value in the event, as "null"'
                 )
-            yield piece
+            yield checked
         if self._quoted_bytes is not None:
             raise FileError("ends within a quoted field, as if cut off: copy it again")
         if not self.rows:
@@ -209,12 +226,16 @@ class Rows:
         if not fixed or not before or len(line.rpartition(mark)[2]) != len(before.rpartition(mark)[2]):
             raise FileError("ends within a line, as if cut off: copy it again, or end its last line if it is whole")
 
-    def _check_plain(self, piece: bytes) -> None:
-        if not self._plain.fullmatch(piece):
+    def _checked_plain(self, piece: bytes) -> bytes:
+        count = matched = piece.count(b"\n")
+        if self._template:
+            piece, matched = self._plain.subn(self._template, piece)
+        if matched != count or not (self._template or self._plain.fullmatch(piece)):
             raise NotPlain
-        self.rows += piece.count(b"\n")
+        self.rows += count
+        return piece
 
-    def _check_quotes(self, piece: bytes) -> None:
+    def _checked_quotes(self, piece: bytes) -> bytes:
         """Refuse a quote that neither opens nor closes a field: PostgreSQL would join the lines between two of them."""
         mark = self.dialect.delimiter.encode()
         parts = piece.split(b'"')
@@ -235,3 +256,4 @@ class Rows:
                 self.rows += line_ends
             if not is_last:
                 self._quoted_bytes = 0 if self._quoted_bytes is None else None
+        return piece

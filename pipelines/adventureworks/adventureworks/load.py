@@ -48,16 +48,22 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
         run(connection, SESSION)
         run(connection, "SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))")
         created = model.create_absent(connection)
-        reports = {table: stage(connection, table, open_file, plan.dialect) for table in tables}
+        reports = {
+            table: stage(connection, table, open_file, plan.dialect, is_new=table in created) for table in tables
+        }
         for table in tables:
             _mark(connection, table, reports, plan.mode)
+        staged = {table: report for table, report in reports.items() if not report.is_direct}
         # Before the deletes: a row that stays may leave a parent that goes.
-        for table, report in reports.items():
+        for table, report in staged.items():
             report.before = _count(connection, table.fullname)
             run(connection, _write(table, is_empty=not report.before))
-        for table in reversed(tables) if plan.mode == "replace" else ():
+        for table in reversed(staged) if plan.mode == "replace" else ():
             reports[table].removed = _remove(connection, table, reports[table])
         # With the keys there, what follows is fast.
+        for table in created:
+            if table not in reports or table in staged:
+                model.add_key(connection, table)
         model.complete(connection, created)
         for table, report in reports.items():
             _record(connection, table, report)
@@ -69,9 +75,9 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
 
 
 def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mode) -> None:
-    """Write into each staged row that cannot be loaded the reason why."""
+    """Write into each staged row that cannot be loaded the reason why; of a table with keys, stage such rows first."""
     report = reports[table]
-    if checks := table.info["checks"].items():
+    if (checks := table.info["checks"].items()) and not report.is_direct:
         reasons = " ".join(f"WHEN NOT ({check}) THEN $$breaks {name}: {check}$$" for name, check in checks)
         broken = " OR ".join(f"NOT ({check})" for _, check in checks)
         marks = f"UPDATE staged_{table.name} SET unreadable = true, reason = CASE {reasons} END"
@@ -79,11 +85,35 @@ def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mo
         report.unreadable += marked
         report.rejected += marked
     for key in model.enforced(connection, table):
-        report.rejected += run(connection, _broken_reference(connection, key, reports, mode)).rowcount
+        absent = _absent(connection, key, reports, mode)
+        if report.is_direct:
+            _take_out(connection, table, absent)
+        shown = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
+        marks = f"UPDATE staged_{table.name} AS s SET reason = {shown} || ' is not in {key.referred_table.fullname}'"
+        report.rejected += run(connection, f"{marks} WHERE s.reason IS NULL AND {absent}").rowcount
+    if report.is_direct:
+        return
     keys = _names(table.primary_key.columns)
     distinct = f"SELECT count(DISTINCT ({keys})) FROM staged_{table.name} WHERE reason IS NULL"
     if run(connection, distinct).scalar() != report.loaded:
         report.rejected += run(connection, _repeated_keys(table)).rowcount
+
+
+def _take_out(connection: sa.Connection, table: sa.Table, condition: str) -> None:
+    """Move rows of a new table, here s, to its staged ones."""
+    if run(connection, f"SELECT EXISTS (SELECT FROM {table.fullname} AS s WHERE {condition})").scalar():
+        _number(connection, table)
+        names = _names(table.columns)
+        moved = f"DELETE FROM {table.fullname} AS s WHERE {condition} RETURNING s.ctid AS place, s.*"
+        lines = f"SELECT line, {names} FROM s JOIN line_{table.name} USING (place)"
+        run(connection, f"WITH s AS ({moved}) INSERT INTO staged_{table.name} (line, {names}) {lines}")
+
+
+def _number(connection: sa.Connection, table: sa.Table) -> None:
+    """Tell the lines of the rows of a new table, in line_TABLE: COPY wrote them in the order of the file."""
+    first = f"SELECT start_value FROM pg_sequences WHERE sequencename = 'staged_{table.name}_line_seq'"
+    lines = f"SELECT ctid AS place, ({first}) - 1 + row_number() OVER (ORDER BY ctid) AS line FROM {table.fullname}"
+    run(connection, f"CREATE TEMP TABLE IF NOT EXISTS line_{table.name} ON COMMIT DROP AS {lines}")
 
 
 def _repeated_keys(table: sa.Table) -> str:
@@ -98,22 +128,18 @@ def _repeated_keys(table: sa.Table) -> str:
         WHERE s.line = n.line AND n.first < n.line"""
 
 
-def _broken_reference(connection: sa.Connection, key: sa.ForeignKeyConstraint, reports: Reports, mode: Mode) -> str:
-    """Mark the rows that refer to a row which will not be there when all tables are written."""
-    table, parent, same = key.table, key.referred_table, _refers(key, "s", "p")
-    there = []
-    if parent in reports:
+def _absent(connection: sa.Connection, key: sa.ForeignKeyConstraint, reports: Reports, mode: Mode) -> str:
+    """Return the condition that row s refers to one which will not be there when all tables are written."""
+    parent, same = key.referred_table, _refers(key, "s", "p")
+    report, there = reports.get(parent), []
+    if report and not report.is_direct:
         there.append(f"EXISTS (SELECT FROM staged_{parent.name} AS p WHERE p.reason IS NULL AND {same})")
-    if parent not in reports or mode == "upsert":
+    if not report or report.is_direct or mode == "upsert":
         there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same})")
-    elif kept := _kept(connection, parent, reports[parent], "p"):
+    elif kept := _kept(connection, parent, report, "p"):
         there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same} AND {kept})")
-    shown = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
-    absent = " AND ".join(f"NOT {condition}" for condition in there)
-    named = " AND ".join(f"s.{ours} IS NOT NULL" for ours in key.column_keys)
-    return f"""
-        UPDATE staged_{table.name} AS s SET reason = {shown} || ' is not in {parent.fullname}'
-        WHERE s.reason IS NULL AND {named} AND {absent}"""
+    named = [f"s.{ours} IS NOT NULL" for ours in key.column_keys]
+    return " AND ".join([*named, *(f"NOT {condition}" for condition in there)])
 
 
 def _kept(connection: sa.Connection, table: sa.Table, report: Report, alias: str) -> str:
@@ -171,10 +197,10 @@ def _remove(connection: sa.Connection, table: sa.Table, report: Report) -> int:
 _NAMELESS = """
     INSERT INTO load.reject (file, line, reason, loaded)
     SELECT 'Sales.SalesOrderHeader', s.line, concat('customer_id ', s.customer_id, ' has no name: ',
-        coalesce('person_id ' || c.person_id || ' is not in person.person', 'it names no person')), true
-    FROM staged_sales_order_header AS s JOIN sales.customer AS c USING (customer_id)
-    LEFT JOIN person.person AS p ON p.business_entity_id = c.person_id
-    WHERE s.reason IS NULL AND p.business_entity_id IS NULL"""
+        coalesce('person_id ' || s.person_id || ' is not in person.person', 'it names no person')), true
+    FROM (SELECT * FROM ({}) AS o JOIN sales.customer AS c USING (customer_id) OFFSET 0) AS s
+    LEFT JOIN person.person AS p ON p.business_entity_id = s.person_id
+    WHERE p.business_entity_id IS NULL"""
 
 
 def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
@@ -189,7 +215,11 @@ def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
         first = run(connection, f"SELECT line, reason {found} ORDER BY line LIMIT 3")
         report.reasons = tuple(f"line {row.line}: {row.reason}" for row in first)
     if name == "Sales.SalesOrderHeader":
-        report.flagged = run(connection, _NAMELESS).rowcount
+        orders = f"SELECT line, customer_id FROM staged_{table.name} WHERE reason IS NULL"
+        if report.is_direct:
+            _number(connection, table)
+            orders = f"SELECT line, customer_id FROM {table.fullname} AS t JOIN line_{table.name} ON place = t.ctid"
+        report.flagged = run(connection, _NAMELESS.format(orders)).rowcount
 
 
 def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:

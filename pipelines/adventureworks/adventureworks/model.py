@@ -84,7 +84,7 @@ def enforced(connection: sa.Connection, table: sa.Table) -> list[sa.ForeignKeyCo
 
 
 def create_absent(connection: sa.Connection) -> list[sa.Table]:
-    """Create the schemas and tables that are absent, and return these: `complete` gives them their keys."""
+    """Create the schemas and tables that are absent, and return these: they have no keys yet."""
     name = sa.text("SELECT name FROM unnest(:names) AS name WHERE to_regclass(name) IS NULL")
     absent = set(connection.scalars(name, {"names": list(metadata.tables)}))
     created = [table for table in metadata.sorted_tables if table.fullname in absent]
@@ -97,13 +97,16 @@ def create_absent(connection: sa.Connection) -> list[sa.Table]:
     return created
 
 
+def add_key(connection: sa.Connection, table: sa.Table) -> None:
+    """Give a new table its primary key, which is made faster over its rows than before them."""
+    connection.execute(sa.schema.AddConstraint(table.primary_key, isolate_from_table=False))
+
+
 def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
-    """Give new tables their keys and indexes, which are made faster over their rows than before them.
+    """Give new tables that have primary keys their indexes and foreign keys.
 
     A key that is enforced once no row breaks it becomes one as soon as that is so, in tables that are the role's own.
     """
-    for table in created:
-        connection.execute(sa.schema.AddConstraint(table.primary_key, isolate_from_table=False))
     for table in created:
         for index in table.indexes:
             connection.execute(sa.schema.CreateIndex(index))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from psycopg2 import DataError, Error
+from psycopg2 import DataError, Error, IntegrityError
 from sqlalchemy.dialects import postgresql
 
 from adventureworks import dialect, model
@@ -25,12 +25,14 @@ class Report:
     """What becomes of a file's rows: those read, left out, and loaded though something is missing.
 
     unreadable, again: rejected rows that cannot be read, and that repeat another one; before, removed: the table's rows
-    before the load, and those of them that the file no longer holds; reasons: the first ones.
+    before the load, and those of them that the file no longer holds; is_direct: the rows went right into the table, and
+    only those that break a reference are in staged_TABLE; reasons: the first ones.
     """
 
     rows: int
     unreadable: int
     rejected: int
+    is_direct: bool = False
     flagged: int = 0
     again: int = 0
     before: int = 0
@@ -43,30 +45,36 @@ class Report:
         return self.rows - self.rejected
 
 
-def stage(connection: sa.Connection, table: sa.Table, open_file: Open, named: Mapping[str, Any]) -> Report:
-    """Make the view staged_TABLE of a file's rows.
+def stage(
+    connection: sa.Connection, table: sa.Table, open_file: Open, named: Mapping[str, Any], *, is_new: bool
+) -> Report:
+    """Bring a file's rows into the table staged_TABLE, or right into their own where that is new and takes them all.
 
     It has each row's line, the reason why it cannot be loaded, and whether it is unreadable. open_file: called a
-    second time for a file that is not plain. named: what the event says of the dialect. Raises FileError.
+    second time for a file that needs a closer look. named: what the event says of the dialect. Raises FileError.
     """
-    file, unreadable = table.info["file"], 0
+    file, unreadable, is_direct = table.info["file"], 0, is_new
     try:
         try:
             with connection.begin_nested():
                 rows = Rows(open_file(file), table, named, plain=True)
                 _create(connection, table, rows.first_line)
-                _copy(connection, f"read_{table.name}", rows)
-        except (NotPlain, DataError):
+                if is_new:
+                    # Without it, PostgreSQL would not take the rows as if they had always been there (FREEZE).
+                    run(connection, f"TRUNCATE {table.fullname}")
+                    _copy(connection, table.fullname, rows, "FREEZE, ")
+                    model.add_key(connection, table)
+                else:
+                    _copy(connection, f"staged_{table.name}", rows)
+        except (NotPlain, DataError, IntegrityError, sa.exc.IntegrityError):
+            is_direct = False
             rows = Rows(open_file(file), table, named, plain=False)
             _create(connection, table, rows.first_line)
             unreadable = _judge(connection, table, rows)
     except FileError as error:
         raise FileError(f"{file} {error}") from None
-    values = ", ".join(f"{_value(column)} AS {column.name}" for column in table.columns)
-    view = f"SELECT line, reason, unreadable, {values} FROM read_{table.name}"
-    run(connection, f"CREATE TEMP VIEW staged_{table.name} AS {view}")
-    run(connection, f"ANALYZE read_{table.name} (reason)")
-    return Report(rows.rows, unreadable, unreadable)
+    run(connection, f"ANALYZE staged_{table.name} (reason)")
+    return Report(rows.rows, unreadable, unreadable, is_direct)
 
 
 def run(connection: sa.Connection, sql: str) -> "sa.CursorResult[Any]":
@@ -80,19 +88,19 @@ def _create(connection: sa.Connection, table: sa.Table, first_line: int) -> None
     kinds = ", ".join(f"{column.name} {_kind(column)}" for column in table.columns)
     read = f"reason text, unreadable boolean NOT NULL DEFAULT false, {kinds}"
     texts = ", ".join(f"{column.name} text" for column in table.columns)
-    for name, columns in (("read", read), ("raw", texts)):
+    for name, columns in (("staged", read), ("raw", texts)):
         run(connection, f"CREATE TEMP TABLE {name}_{table.name} ({line}, {columns}) ON COMMIT DROP")
 
 
 def _kind(column: sa.Column[Any]) -> str:
-    """Return the type that COPY takes: numbers with decimals are text until their mark is known to be a point."""
-    return "text" if isinstance(column.type, sa.Numeric) else column.type.compile(postgresql.dialect())
+    return column.type.compile(postgresql.dialect())
 
 
 def _value(column: sa.Column[Any]) -> str:
+    """Return the expression of a text's value."""
     if isinstance(column.type, sa.Numeric):
-        return f"replace({column.name}, ',', '.')::{column.type.compile(postgresql.dialect())}"
-    return f"rtrim({column.name}, ' ')" if isinstance(column.type, model.Code) else str(column.name)
+        return f"replace({column.name}, ',', '.')::{_kind(column)}"
+    return f"rtrim({column.name}, ' ')" if isinstance(column.type, model.Code) else f"{column.name}::{_kind(column)}"
 
 
 class _Stream:
@@ -110,10 +118,10 @@ class _Stream:
             raise
 
 
-def _copy(connection: sa.Connection, name: str, rows: Rows) -> None:
+def _copy(connection: sa.Connection, name: str, rows: Rows, frozen: str = "") -> None:
     written: Dialect = rows.dialect
     columns = ", ".join(column.name for column in written.columns)
-    options = f"FORMAT csv, DELIMITER '{written.delimiter}', NULL '{written.null}', ENCODING 'UTF8'"
+    options = f"{frozen}FORMAT csv, DELIMITER '{written.delimiter}', NULL '{written.null}', ENCODING 'UTF8'"
     stream = _Stream(iter(rows))
     with closing(connection.connection.cursor()) as cursor:
         try:
@@ -135,7 +143,7 @@ def _judge(connection: sa.Connection, table: sa.Table, rows: Rows) -> int:
 
     What COPY itself refuses fails with its line.
     """
-    raw, target = f"raw_{table.name}", f"read_{table.name}"
+    raw, target = f"raw_{table.name}", f"staged_{table.name}"
     try:
         _copy(connection, raw, rows)
     except DataError as error:
@@ -147,10 +155,10 @@ def _judge(connection: sa.Connection, table: sa.Table, rows: Rows) -> int:
         _number_lines(connection, raw, table)
     good = {column.name: _is_good(column, rows.dialect) for column in table.columns}
     all_good = " AND ".join(f"({condition})" for condition in good.values())
-    values = ", ".join(f"{column.name}::{_kind(column)}" for column in table.columns)
+    values = ", ".join(map(_value, table.columns))
     run(connection, f"INSERT INTO {target} (line, {', '.join(good)}) SELECT line, {values} FROM {raw} WHERE {all_good}")
     keys = table.primary_key.columns.keys()
-    read = ", ".join(f"CASE WHEN {good[key]} THEN {key}::{_kind(table.c[key])} END" for key in keys)
+    read = ", ".join(f"CASE WHEN {good[key]} THEN {_value(table.c[key])} END" for key in keys)
     whys = [f"WHEN ({good[column.name]}) IS NOT TRUE THEN {_reason(column, rows.dialect)}" for column in table.columns]
     bad = f"SELECT line, CASE {' '.join(whys)} END, true, {read} FROM {raw} WHERE ({all_good}) IS NOT TRUE"
     return run(connection, f"INSERT INTO {target} (line, reason, unreadable, {', '.join(keys)}) {bad}").rowcount
@@ -170,7 +178,7 @@ def _is_good(column: sa.Column[Any], written: Dialect) -> str:
     name, length = column.name, getattr(column.type, "length", None)
     good = f"length(rtrim({name}, ' ')) <= {length}" if length else "true"
     if pattern := dialect.form(column, written)[0]:
-        good = f"{name} ~ '^(?:{pattern})$' AND pg_input_is_valid({name}, '{_kind(column)}')"
+        good = f"{name} ~ '^(?:{pattern})$' AND pg_input_is_valid(replace({name}, ',', '.'), '{_kind(column)}')"
     return f"{name} IS {'NULL OR' if column.nullable else 'NOT NULL AND'} {good}"
 
 

@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from local import cloud
 
@@ -36,3 +40,23 @@ def run_dag(variables: Mapping[str, str], event: Mapping[str, object]) -> "subpr
 def _airflow(variables: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "airflow", *arguments]
     return subprocess.run(command, env=dict(variables), capture_output=True, text=True, check=False)
+
+
+def serve(variables: Mapping[str, str], host: str, port: str) -> bool:
+    """Serve Airflow's page, whose visitors need no password, until a signal or its end; tell whether it ended first."""
+    api = {"API__HOST": host, "API__PORT": port, "API__BASE_URL": f"http://localhost:{port}"}
+    given = {**api, "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
+    environment = {**variables, **{f"AIRFLOW__{name}": value for name, value in given.items()}}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    process = psutil.Popen([sys.executable, "-m", "airflow", "standalone"], env=environment)
+    with suppress(KeyboardInterrupt):
+        process.wait()
+    ended = not process.is_running()
+    family = [*process.children(recursive=True), process] if not ended else []
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                end(member)
+        _, family = psutil.wait_procs(family, timeout=20)
+    return ended

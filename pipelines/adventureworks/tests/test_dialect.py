@@ -31,8 +31,8 @@ def staged(administrator, table, pieces, named=None, *, plain=True):
     with administrator.execution_options(isolation_level="READ COMMITTED").connect() as connection:
         with pytest.MonkeyPatch.context() as patch:
             if not plain:
-                patch.setattr(dialect.Rows, "_check_plain", lambda *_: (_ for _ in ()).throw(dialect.NotPlain))
-            counted = stage.stage(connection, table, lambda _: iter(pieces), named or {})
+                patch.setattr(dialect.Rows, "_checked_plain", lambda *_: (_ for _ in ()).throw(dialect.NotPlain))
+            counted = stage.stage(connection, table, lambda _: iter(pieces), named or {}, is_new=False)
         names = ", ".join(column.name for column in table.columns)
         found = connection.execute(sa.text(f"SELECT line, reason, {names} FROM staged_probe ORDER BY line"))
         rows = [tuple(row) for row in found]

@@ -226,13 +226,13 @@ def test_an_object_that_changes_before_its_second_reading_fails_the_load(
     """A file that is not plain is read twice, in one version."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
     customers(cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1))
-    read_plainly = dialect.Rows._check_plain
+    read_plainly = dialect.Rows._checked_plain
 
     def changed(self, piece):
         customers(cloud.sample("Sales.Customer"))
         read_plainly(self, piece)
 
-    monkeypatch.setattr(dialect.Rows, "_check_plain", changed)
+    monkeypatch.setattr(dialect.Rows, "_checked_plain", changed)
     with pytest.raises(dialect.FileError, match="PreconditionFailed.*nothing was written"):
         handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())
     assert contents(pool) == {}
