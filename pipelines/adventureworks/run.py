@@ -7,18 +7,13 @@ page. Exit codes: 0 done, 1 the DAG or Airflow failed, 2 a setting cannot be use
 
 import json
 import re
-import socket
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from adventureworks import questions, settings
 from fonte_alvo import command, engine
 from local import airflow, cloud, lambda_service
-
-_START = time.monotonic()
 
 
 class RunError(command.Failure):
@@ -36,24 +31,24 @@ def main() -> int:
 
 
 def _run(place: str | None) -> int:
-    _tell("starting PostgreSQL")
+    command.notice("starting PostgreSQL")
     database = settings.database_url(or_embedded=True)
     cloud.forget_settings()
     with tempfile.TemporaryDirectory(prefix="adventureworks-") as folder, (Path(folder) / "log").open("w+b") as log:
         with cloud.running(database.render_as_string(hide_password=False), log=log) as running:
-            _tell("filling S3")
+            command.notice("filling S3")
             cloud.fill(running.s3_url)
-            _tell("preparing Airflow")
+            command.notice("preparing Airflow")
             environment = airflow.environment(Path(folder), running.lambda_url)
             if place:
-                return _serve(environment, *place.rsplit(":", 1))
+                return airflow.serve(environment, *place.rsplit(":", 1))
             airflow.migrate(environment)
-            _tell("running the DAG")
+            command.notice("running the DAG")
             run = airflow.run_dag(environment, {"mode": "replace"})
             answer = running.sandbox.current.answer.result(0) if running.sandbox.current else None
     if run.returncode or answer is None:
         raise RunError(f"the DAG failed: {reason(answer, run.stdout + run.stderr)}")
-    _tell("asking the questions")
+    command.notice("asking the questions")
     for file, report in json.loads(answer.body)["files"].items():
         print(_told(file, report))
     print()
@@ -61,16 +56,6 @@ def _run(place: str | None) -> int:
         pool = engine.create(database, "run.py")
         questions.show(pool, questions.ROWS, None)
         pool.dispose()
-    return 0
-
-
-def _serve(environment: Mapping[str, str], host: str, port: str) -> int:
-    try:
-        socket.create_server((host, int(port))).close()
-    except (OSError, OverflowError) as error:
-        raise RunError(f"Airflow's page cannot be at {host}:{port}: {error}; name another port") from error
-    if airflow.serve(environment, host, port):
-        raise RunError("Airflow ended by itself: its log above tells why")
     return 0
 
 
@@ -84,11 +69,6 @@ def reason(answer: lambda_service.Answer | None, log: str) -> str:
 def _told(file: str, counts: dict[str, int]) -> str:
     told = f"{file:26}{counts['rows']:>6,} rows, {counts['loaded']:>6,} loaded, {counts['rejected']} rejected"
     return told + (f", {counts['flagged']} of them without a customer's name" if counts["flagged"] else "")
-
-
-def _tell(step: str) -> None:
-    if sys.stderr.isatty():
-        print(f"{time.monotonic() - _START:5.1f} s  {step}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

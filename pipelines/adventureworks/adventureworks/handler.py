@@ -6,7 +6,7 @@ The event, all of it optional: {"mode": "replace" or "upsert", "files": ["Sales.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -55,21 +55,22 @@ def _counts(report: stage.Report) -> dict[str, int]:
 
 def _plan(event: object) -> load.Plan:
     names = load.Plan._fields[:4]
-    _expect(isinstance(event, dict), "the event", event, f"an object with {_keys(names)}")
+    _expect(isinstance(event, dict), "the event", event, f"an object with some of {', '.join(names)}")
     given = {name: value for name, value in dict(event).items() if value is not None}  # type: ignore[call-overload]
     for name in given:
         if name not in names:
-            raise EventError(f"the event has {name!r:.200}: expected {_keys(names)}")
+            raise EventError(f"the event has {name!r:.200}: expected some of {', '.join(names)}")
     plan = load.Plan(**({"files": list(model.TABLES)} | given))
     _expect(plan.mode in get_args(load.Mode), "mode", plan.mode, " or ".join(get_args(load.Mode)))
-    is_list = isinstance(plan.files, list) and bool(plan.files)
-    _expect(is_list, "files", plan.files, "a list of names, or null for all of them")
+    _expect(
+        isinstance(plan.files, list) and plan.files, "files", plan.files, "a list of names, or null for all of them"
+    )
     for file in plan.files:
         if not isinstance(file, str) or file not in model.TABLES:
             raise EventError(f"there is no file {file!r:.200}: expected some of {', '.join(model.TABLES)}")
     _expect(isinstance(plan.allow_shrink, bool), "allow_shrink", plan.allow_shrink, "true or false")
-    is_known = isinstance(plan.dialect, dict) and set(plan.dialect) <= set(dialect.CHOICES)
-    _expect(is_known, "dialect", plan.dialect, f"an object with {_keys(dialect.CHOICES)}")
+    known = isinstance(plan.dialect, dict) and set(plan.dialect) <= set(dialect.CHOICES)
+    _expect(known, "dialect", plan.dialect, f"an object with some of {', '.join(dialect.CHOICES)}")
     for name, value in plan.dialect.items():
         choices = dialect.CHOICES[name]
         is_one = any(type(value) is type(choice) and value == choice for choice in choices)
@@ -77,14 +78,9 @@ def _plan(event: object) -> load.Plan:
     return plan._replace(limits=settings.limits())
 
 
-def _expect(is_right: bool, name: str, value: object, expected: str) -> None:
+def _expect(is_right: object, name: str, value: object, expected: str) -> None:
     if not is_right:
         raise EventError(f"{name} is {value!r:.200}: expected {expected}")
-
-
-def _keys(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}, each of them optional"
 
 
 def key(source: settings.Source, file: str) -> str:

@@ -18,8 +18,6 @@ from adventureworks.stage import Open, Report, run, stage
 
 # Hash joins of a million rows stay in memory; small samples suffice to plan them.
 SESSION = "SET LOCAL work_mem = '64MB'; SET LOCAL default_statistics_target = 10"
-# A row that is there twice, value by value, loses nothing.
-AGAIN = "is the same as line "
 
 Mode = Literal["replace", "upsert"]
 Reports = Mapping[sa.Table, Report]
@@ -48,22 +46,17 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
         run(connection, SESSION)
         run(connection, "SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))")
         created = model.create_absent(connection)
-        reports = {
-            table: stage(connection, table, open_file, plan.dialect, is_new=table in created) for table in tables
-        }
+        staging = partial(stage, connection, open_file=open_file, named=plan.dialect)
+        reports = {table: staging(table, is_new=table in created) for table in tables}
         for table in tables:
             _mark(connection, table, reports, plan.mode)
         staged = {table: report for table, report in reports.items() if not report.is_direct}
         # Before the deletes: a row that stays may leave a parent that goes.
         for table, report in staged.items():
             report.before = _count(connection, table.fullname)
-            run(connection, _write(table, is_empty=not report.before))
+            run(connection, _write(table))
         for table in reversed(staged) if plan.mode == "replace" else ():
             reports[table].removed = _remove(connection, table, reports[table])
-        # With the keys there, what follows is fast.
-        for table in created:
-            if table not in reports or table in staged:
-                model.add_key(connection, table)
         model.complete(connection, created)
         for table, report in reports.items():
             _record(connection, table, report)
@@ -75,56 +68,36 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
 
 
 def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mode) -> None:
-    """Write into each staged row that cannot be loaded the reason why; of a table with keys, stage such rows first."""
-    report = reports[table]
+    """Write into each row that cannot be loaded the reason why; a row of a new table becomes a staged one for that."""
+    report, name, names = reports[table], table.name, _names(table.columns)
     if (checks := table.info["checks"].items()) and not report.is_direct:
-        reasons = " ".join(f"WHEN NOT ({check}) THEN $$breaks {name}: {check}$$" for name, check in checks)
+        reasons = " ".join(f"WHEN NOT ({check}) THEN $$breaks {rule}: {check}$$" for rule, check in checks)
         broken = " OR ".join(f"NOT ({check})" for _, check in checks)
-        marks = f"UPDATE staged_{table.name} SET unreadable = true, reason = CASE {reasons} END"
+        marks = f"UPDATE staged_{name} SET unreadable = true, reason = CASE {reasons} END"
         marked = run(connection, f"{marks} WHERE reason IS NULL AND ({broken})").rowcount
         report.unreadable += marked
         report.rejected += marked
     for key in model.enforced(connection, table):
         absent = _absent(connection, key, reports, mode)
+        values = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
+        reason = f"{values} || ' is not in {key.referred_table.fullname}'"
+        marks = f"UPDATE staged_{name} AS s SET reason = {reason} WHERE s.reason IS NULL AND {absent}"
         if report.is_direct:
-            _take_out(connection, table, absent)
-        shown = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
-        marks = f"UPDATE staged_{table.name} AS s SET reason = {shown} || ' is not in {key.referred_table.fullname}'"
-        report.rejected += run(connection, f"{marks} WHERE s.reason IS NULL AND {absent}").rowcount
-    if report.is_direct:
-        return
-    keys = _names(table.primary_key.columns)
-    distinct = f"SELECT count(DISTINCT ({keys})) FROM staged_{table.name} WHERE reason IS NULL"
-    if run(connection, distinct).scalar() != report.loaded:
+            gone = f"DELETE FROM {table.fullname} AS s WHERE {absent} RETURNING s.ctid AS place, s.*"
+            staged = f"SELECT line, {reason}, {names} FROM s JOIN line_{name} USING (place)"
+            marks = f"WITH s AS ({gone}) INSERT INTO staged_{name} (line, reason, {names}) {staged}"
+        report.rejected += run(connection, marks).rowcount
+    distinct = f"SELECT count(DISTINCT ({_names(table.primary_key.columns)})) FROM staged_{name} WHERE reason IS NULL"
+    if not report.is_direct and run(connection, distinct).scalar() != report.loaded:
         report.rejected += run(connection, _repeated_keys(table)).rowcount
-
-
-def _take_out(connection: sa.Connection, table: sa.Table, condition: str) -> None:
-    """Move rows of a new table, here s, to its staged ones."""
-    if run(connection, f"SELECT EXISTS (SELECT FROM {table.fullname} AS s WHERE {condition})").scalar():
-        _number(connection, table)
-        names = _names(table.columns)
-        moved = f"DELETE FROM {table.fullname} AS s WHERE {condition} RETURNING s.ctid AS place, s.*"
-        lines = f"SELECT line, {names} FROM s JOIN line_{table.name} USING (place)"
-        run(connection, f"WITH s AS ({moved}) INSERT INTO staged_{table.name} (line, {names}) {lines}")
-
-
-def _number(connection: sa.Connection, table: sa.Table) -> None:
-    """Tell the lines of the rows of a new table, in line_TABLE: COPY wrote them in the order of the file."""
-    first = f"SELECT start_value FROM pg_sequences WHERE sequencename = 'staged_{table.name}_line_seq'"
-    lines = f"SELECT ctid AS place, ({first}) - 1 + row_number() OVER (ORDER BY ctid) AS line FROM {table.fullname}"
-    run(connection, f"CREATE TEMP TABLE IF NOT EXISTS line_{table.name} ON COMMIT DROP AS {lines}")
 
 
 def _repeated_keys(table: sa.Table) -> str:
     """Let the first row of a key stand, of those that nothing else breaks."""
     first = f"min(line) OVER (PARTITION BY {_names(table.primary_key.columns)})"
-    same = f"({_names(table.columns, 's')}) IS NOT DISTINCT FROM ({_names(table.columns, 'f')})"
     return f"""
-        UPDATE staged_{table.name} AS s
-        SET reason = CASE WHEN {same} THEN '{AGAIN}' ELSE 'repeats the key of line ' END || f.line
+        UPDATE staged_{table.name} AS s SET reason = 'repeats the key of line ' || n.first
         FROM (SELECT line, {first} AS first FROM staged_{table.name} WHERE reason IS NULL) AS n
-        JOIN staged_{table.name} AS f ON f.line = n.first
         WHERE s.line = n.line AND n.first < n.line"""
 
 
@@ -157,18 +130,15 @@ def _kept(connection: sa.Connection, table: sa.Table, report: Report, alias: str
     return f"EXISTS ({unreadable} AND {_equal(keys, 'u', alias)})"
 
 
-def _write(table: sa.Table, *, is_empty: bool) -> str:
-    """Write the rows that are new or differ, and touch no other."""
+def _write(table: sa.Table) -> str:
+    """Write the rows that are new or differ, and touch no other: ON CONFLICT alone would write all that it meets."""
     keys, others = table.primary_key.columns, [column for column in table.columns if not column.primary_key]
-    rows = f"SELECT {_names(table.columns)} FROM staged_{table.name} WHERE reason IS NULL"
-    if is_empty:
-        return f"INSERT INTO {table.fullname} ({_names(table.columns)}) {rows}"
+    rows = f"staged_{table.name} AS s LEFT JOIN {table.fullname} AS t ON {_equal(keys, 's', 't')}"
+    differ = f"({_names(table.columns, 's')}) IS DISTINCT FROM ({_names(table.columns, 't')})"
     return f"""
-        MERGE INTO {table.fullname} AS t USING ({rows}) AS s ON {_equal(keys, "s", "t")}
-        WHEN MATCHED AND ({_names(others, "s")}) IS DISTINCT FROM ({_names(others, "t")}) THEN
-            UPDATE SET {", ".join(f"{column.name} = s.{column.name}" for column in others)}
-        WHEN NOT MATCHED THEN
-            INSERT ({_names(table.columns)}) VALUES ({_names(table.columns, "s")})"""
+        INSERT INTO {table.fullname} ({_names(table.columns)})
+        SELECT {_names(table.columns, "s")} FROM {rows} WHERE s.reason IS NULL AND {differ}
+        ON CONFLICT ({_names(keys)}) DO UPDATE SET {", ".join(f"{c.name} = excluded.{c.name}" for c in others)}"""
 
 
 def _remove(connection: sa.Connection, table: sa.Table, report: Report) -> int:
@@ -210,23 +180,22 @@ def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
     if report.rejected:
         bad = f"SELECT '{name}', line, reason, false FROM staged_{table.name} WHERE reason IS NOT NULL"
         run(connection, f"INSERT INTO load.reject (file, line, reason, loaded) {bad}")
-        found = f"FROM load.reject WHERE file = '{name}'"
-        report.again = run(connection, f"SELECT count(*) {found} AND starts_with(reason, '{AGAIN}')").scalar_one()
-        first = run(connection, f"SELECT line, reason {found} ORDER BY line LIMIT 3")
+        first = run(connection, f"SELECT line, reason FROM load.reject WHERE file = '{name}' ORDER BY line LIMIT 3")
         report.reasons = tuple(f"line {row.line}: {row.reason}" for row in first)
     if name == "Sales.SalesOrderHeader":
         orders = f"SELECT line, customer_id FROM staged_{table.name} WHERE reason IS NULL"
         if report.is_direct:
-            _number(connection, table)
             orders = f"SELECT line, customer_id FROM {table.fullname} AS t JOIN line_{table.name} ON place = t.ctid"
         report.flagged = run(connection, _NAMELESS.format(orders)).rowcount
 
 
 def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
     """Raise FileError where too many rows are rejected, or too many rows of the table would go."""
-    broken, most = report.rejected - report.again, plan.limits
-    if broken > most.reject * report.rows or not report.loaded:
-        cannot = f"{broken:,} rows of {report.rows:,} that cannot be loaded, more than {most.reject:.3g} of them"
+    most = plan.limits
+    if report.rejected > most.reject * report.rows or not report.loaded:
+        cannot = (
+            f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded, more than {most.reject:.3g} of them"
+        )
         remedy = f"nothing was written: correct the file, or raise {REJECT_LIMIT}"
         raise FileError("; ".join([f"{file} has {cannot}", remedy, *report.reasons]))
     if report.removed > most.shrink * report.before and not plan.allow_shrink:

@@ -48,8 +48,9 @@ def _table(file: str, declared: Mapping[str, Any]) -> sa.Table:
         r"(\w+) (\w+)(?:\(([0-9,]+)\))?(\??)", f"{declared['columns']}, rowguid Uuid, ModifiedDate DateTime"
     )
     info = {"file": file, "checks": declared.get("checks", {})}
-    key = sa.PrimaryKeyConstraint(*declared["key"])
-    table = sa.Table(name, metadata, *(_column(*column) for column in columns), key, schema=schema, info=info)
+    rules = [sa.CheckConstraint(condition, name) for name, condition in info["checks"].items()]
+    rows = [*(_column(*column) for column in columns), sa.PrimaryKeyConstraint(*declared["key"])]
+    table = sa.Table(name, metadata, *rows, *rules, schema=schema, info=info)
     for kind in ("references", ONCE_WHOLE):
         for ours, parent in declared.get(kind, {}).items():
             theirs, names = TABLES[parent].primary_key.columns, ours.split(", ")
@@ -84,32 +85,24 @@ def enforced(connection: sa.Connection, table: sa.Table) -> list[sa.ForeignKeyCo
 
 
 def create_absent(connection: sa.Connection) -> list[sa.Table]:
-    """Create the schemas and tables that are absent, and return these: they have no keys yet."""
+    """Create the schemas and tables that are absent, and return these: `complete` gives them the rest of their keys."""
     name = sa.text("SELECT name FROM unnest(:names) AS name WHERE to_regclass(name) IS NULL")
     absent = set(connection.scalars(name, {"names": list(metadata.tables)}))
     created = [table for table in metadata.sorted_tables if table.fullname in absent]
     for schema in sorted({str(table.schema) for table in created}):
         connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
     for table in created:
-        columns = [str(sa.schema.CreateColumn(column).compile(connection)) for column in table.columns]
-        rules = [f"CONSTRAINT {name} CHECK ({condition})" for name, condition in table.info.get("checks", {}).items()]
-        connection.exec_driver_sql(f"CREATE TABLE {table.fullname} ({', '.join([*columns, *rules])})")
+        connection.execute(sa.schema.CreateTable(table, include_foreign_key_constraints=[]))
     return created
 
 
-def add_key(connection: sa.Connection, table: sa.Table) -> None:
-    """Give a new table its primary key, which is made faster over its rows than before them."""
-    connection.execute(sa.schema.AddConstraint(table.primary_key, isolate_from_table=False))
-
-
 def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
-    """Give new tables that have primary keys their indexes and foreign keys.
+    """Give new tables their indexes and foreign keys, which are made faster over their rows than before them.
 
     A key that is enforced once no row breaks it becomes one as soon as that is so, in tables that are the role's own.
     """
-    for table in created:
-        for index in table.indexes:
-            connection.execute(sa.schema.CreateIndex(index))
+    for index in (index for table in created for index in table.indexes):
+        connection.execute(sa.schema.CreateIndex(index))
     for table in TABLES.values():
         for key in table.foreign_key_constraints:
             is_due = table in created if ONCE_WHOLE not in key.info else _is_due(connection, table, key)

@@ -24,9 +24,9 @@ Open = Callable[[str], Iterable[bytes]]
 class Report:
     """What becomes of a file's rows: those read, left out, and loaded though something is missing.
 
-    unreadable, again: rejected rows that cannot be read, and that repeat another one; before, removed: the table's rows
-    before the load, and those of them that the file no longer holds; is_direct: the rows went right into the table, and
-    only those that break a reference are in staged_TABLE; reasons: the first ones.
+    unreadable: rejected rows that cannot be read, or break a check; before, removed: the table's rows before the load,
+    and those of them that the file no longer holds; is_direct: the rows went right into the table, with
+    their lines in line_TABLE, and only those that break a reference are in staged_TABLE; reasons: the first ones.
     """
 
     rows: int
@@ -34,7 +34,6 @@ class Report:
     rejected: int
     is_direct: bool = False
     flagged: int = 0
-    again: int = 0
     before: int = 0
     removed: int = 0
     reasons: tuple[str, ...] = ()
@@ -63,10 +62,14 @@ def stage(
                     # Without it, PostgreSQL would not take the rows as if they had always been there (FREEZE).
                     run(connection, f"TRUNCATE {table.fullname}")
                     _copy(connection, table.fullname, rows, "FREEZE, ")
-                    model.add_key(connection, table)
+                    if model.enforced(connection, table):
+                        # COPY fills a new table in the order of the file.
+                        line = f"{rows.first_line - 1} + row_number() OVER (ORDER BY ctid) AS line"
+                        lines = f"SELECT ctid AS place, {line} FROM {table.fullname}"
+                        run(connection, f"CREATE TEMP TABLE line_{table.name} ON COMMIT DROP AS {lines}")
                 else:
                     _copy(connection, f"staged_{table.name}", rows)
-        except (NotPlain, DataError, IntegrityError, sa.exc.IntegrityError):
+        except (NotPlain, DataError, IntegrityError):
             is_direct = False
             rows = Rows(open_file(file), table, named, plain=False)
             _create(connection, table, rows.first_line)

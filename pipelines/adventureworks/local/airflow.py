@@ -42,21 +42,21 @@ def _airflow(variables: Mapping[str, str], *arguments: str) -> "subprocess.Compl
     return subprocess.run(command, env=dict(variables), capture_output=True, text=True, check=False)
 
 
-def serve(variables: Mapping[str, str], host: str, port: str) -> bool:
-    """Serve Airflow's page, whose visitors need no password, until a signal or its end; tell whether it ended first."""
-    api = {"API__HOST": host, "API__PORT": port, "API__BASE_URL": f"http://localhost:{port}"}
-    given = {**api, "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
+def serve(variables: Mapping[str, str], host: str, port: str) -> int:
+    """Serve Airflow's page, without a password, until a signal; runs start by hand. Return its exit code."""
+    given = {"API__HOST": host, "API__PORT": port, "API__BASE_URL": f"http://localhost:{port}"}
+    given |= {"CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
+    given |= {"SCHEDULER__USE_JOB_SCHEDULE": "False"}
     environment = {**variables, **{f"AIRFLOW__{name}": value for name, value in given.items()}}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = psutil.Popen([sys.executable, "-m", "airflow", "standalone"], env=environment)
     with suppress(KeyboardInterrupt):
-        process.wait()
-    ended = not process.is_running()
-    family = [*process.children(recursive=True), process] if not ended else []
+        return int(process.wait())
+    family = [*process.children(recursive=True), process]
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 end(member)
         _, family = psutil.wait_procs(family, timeout=20)
-    return ended
+    return 0

@@ -201,10 +201,7 @@ def test_the_tables_hold_what_plain_python_says(empty_pool, loads):
 def empty_pool(make_database):
     pool = engine.create(make_database(), "test")
     with pool.begin() as connection:
-        created = model.create_absent(connection)
-        for table in created:
-            model.add_key(connection, table)
-        model.complete(connection, created)
+        model.complete(connection, model.create_absent(connection))
     yield pool
     pool.dispose()
 
