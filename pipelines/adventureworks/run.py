@@ -34,16 +34,14 @@ def _run(place: str | None) -> int:
     command.notice("starting PostgreSQL")
     database = settings.database_url(or_embedded=True)
     cloud.forget_settings()
-    with tempfile.TemporaryDirectory(prefix="adventureworks-") as folder, (Path(folder) / "log").open("w+b") as log:
-        with cloud.running(database.render_as_string(hide_password=False), log=log) as running:
+    with tempfile.TemporaryDirectory(prefix="adventureworks-") as folder:
+        with cloud.running(database.render_as_string(hide_password=False)) as running:
             command.notice("filling S3")
             cloud.fill(running.s3_url)
-            command.notice("preparing Airflow")
             environment = airflow.environment(Path(folder), running.lambda_url)
             if place:
                 return airflow.serve(environment, *place.rsplit(":", 1))
-            airflow.migrate(environment)
-            command.notice("running the DAG")
+            command.notice("preparing Airflow, running the DAG")
             run = airflow.run_dag(environment, {"mode": "replace"})
             answer = running.sandbox.current.answer.result(0) if running.sandbox.current else None
     if run.returncode or answer is None:

@@ -97,8 +97,7 @@ def _fields(text: str, delimiter: str) -> list[str]:
 
 def _decimal(column: sa.Column[Any], values: Iterable[str]) -> str:
     marks = [value[-1] for value in (re.sub("[^,.]", "", value) for value in values) if value]
-    usual = "," if isinstance(column.type, Money) else "."
-    return max(",.", key=lambda mark: (marks.count(mark), mark == usual))
+    return max(",.", key=lambda mark: (marks.count(mark), (mark == ",") == isinstance(column.type, Money)))
 
 
 def _null_among(delimiter: str) -> re.Pattern[bytes]:
@@ -188,18 +187,17 @@ class Rows:
         self._plain, self._template = plain_rows(self.dialect)
         self._mixed = _null_among(self.dialect.delimiter) if not self.dialect.null else None
         self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
-        self._quoted_bytes: int | None = None
+        mark, self._open = re.escape(self.dialect.delimiter), b""
+        self._fields = re.compile(f'\\A(?:[^"\n{mark}]*+[\n{mark}]|"[^"]*+(?:""[^"]*+)*+"(?:{mark}|\r?\n))*+'.encode())
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the pieces. Raises FileError, NotPlain."""
         for piece in self._whole_lines():
-            checked = self._checked(piece)
             if self._mixed and self._mixed.search(piece):
-                raise FileError(
-                    'has empty fields and NULL as well: name the one that is no value in the event, as "null"'
-                )
-            yield checked
-        if self._quoted_bytes is not None:
+                raise FileError('has empty fields and NULL as well: name which is no value in the event, as "null"')
+            if checked := self._checked(piece):
+                yield checked
+        if self._open:
             raise FileError("ends within a quoted field, as if cut off: copy it again")
         if not self.rows:
             raise FileError("holds no rows: an empty file is no reason to empty a table")
@@ -207,17 +205,14 @@ class Rows:
     def _whole_lines(self) -> Iterator[bytes]:
         """Cut the chunks at line ends; the last line is held back, with the blank lines after it."""
         rest, last = self._rest, b""
-        while True:
-            cut = rest.rstrip(b"\r\n").rfind(b"\n") + 1
-            if cut:
+        for chunk in itertools.chain([b""], self._chunks):
+            rest += chunk
+            if cut := rest.rstrip(b"\r\n").rfind(b"\n") + 1:
                 last = rest[rest.rfind(b"\n", 0, cut - 1) + 1 : cut]
                 yield rest[:cut]
                 rest = rest[cut:]
             if len(rest) > LONGEST_ROW_BYTES:
                 raise FileError(f"has a line of more than {LONGEST_ROW_BYTES:,} bytes: is it a CSV file?")
-            if not (chunk := next(self._chunks, b"")):
-                break
-            rest += chunk
         if line := rest.rstrip(b"\r\n"):
             if b"\n" not in rest:
                 self._refuse_if_cut(line, last.rstrip(b"\r\n"))
@@ -241,23 +236,15 @@ class Rows:
 
     def _checked_quotes(self, piece: bytes) -> bytes:
         """Refuse a quote that neither opens nor closes a field: PostgreSQL would join the lines between two of them."""
-        mark = self.dialect.delimiter.encode()
-        parts = piece.split(b'"')
-        for number, part in enumerate(parts):
-            line_ends, is_last = part.count(b"\n"), number + 1 == len(parts)
-            if self._quoted_bytes is not None:
-                self.lines_within += line_ends
-                self._quoted_bytes += len(part)
-                if self._quoted_bytes > LONGEST_ROW_BYTES:
-                    raise FileError(f"has a quoted field of more than {LONGEST_ROW_BYTES:,} bytes: close its quote")
-            else:
-                after_quote = number and part and not part.startswith((mark, b"\n", b"\r\n"))
-                if after_quote or (not is_last and part and not part.endswith((mark, b"\n"))):
-                    line = self.first_line + self.rows + self.lines_within + (0 if after_quote else line_ends)
-                    raise FileError(
-                        f"line {line} has a stray quote: put the field into quotes, and double those within"
-                    )
-                self.rows += line_ends
-            if not is_last:
-                self._quoted_bytes = 0 if self._quoted_bytes is None else None
+        piece = self._open + piece
+        self._open = self._fields.sub(b"", piece, count=1)
+        piece = piece.removesuffix(self._open)
+        within = sum(quoted.count(b"\n") for quoted in re.findall(rb'"[^"]*"', piece))
+        self.rows += piece.count(b"\n") - within
+        self.lines_within += within
+        if not re.fullmatch(rb'(?:"[^"]*(?:""[^"]*)*)?', self._open):
+            line = self.first_line + self.rows + self.lines_within
+            raise FileError(f"line {line} has a stray quote: put the field into quotes, and double those within")
+        if len(self._open) > LONGEST_ROW_BYTES:
+            raise FileError(f"has a quoted field of more than {LONGEST_ROW_BYTES:,} bytes: close its quote")
         return piece

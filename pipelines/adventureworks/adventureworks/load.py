@@ -163,16 +163,6 @@ def _remove(connection: sa.Connection, table: sa.Table, report: Report) -> int:
     return run(connection, f"DELETE FROM {table.fullname} AS t WHERE {stays}").rowcount
 
 
-# An order is loaded without its customer's name: question 3 then leaves it out, and this tells of it.
-_NAMELESS = """
-    INSERT INTO load.reject (file, line, reason, loaded)
-    SELECT 'Sales.SalesOrderHeader', s.line, concat('customer_id ', s.customer_id, ' has no name: ',
-        coalesce('person_id ' || s.person_id || ' is not in person.person', 'it names no person')), true
-    FROM (SELECT * FROM ({}) AS o JOIN sales.customer AS c USING (customer_id) OFFSET 0) AS s
-    LEFT JOIN person.person AS p ON p.business_entity_id = s.person_id
-    WHERE p.business_entity_id IS NULL"""
-
-
 def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
     """Replace what the table of rejects says of this file, and complete the report."""
     name = table.info["file"]
@@ -182,24 +172,23 @@ def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
         run(connection, f"INSERT INTO load.reject (file, line, reason, loaded) {bad}")
         first = run(connection, f"SELECT line, reason FROM load.reject WHERE file = '{name}' ORDER BY line LIMIT 3")
         report.reasons = tuple(f"line {row.line}: {row.reason}" for row in first)
-    if name == "Sales.SalesOrderHeader":
-        orders = f"SELECT line, customer_id FROM staged_{table.name} WHERE reason IS NULL"
+    if flags := table.info["flags"]:
+        rows = f"staged_{table.name} WHERE reason IS NULL"
         if report.is_direct:
-            orders = f"SELECT line, customer_id FROM {table.fullname} AS t JOIN line_{table.name} ON place = t.ctid"
-        report.flagged = run(connection, _NAMELESS.format(orders)).rowcount
+            rows = f"{table.fullname} AS t JOIN line_{table.name} ON place = t.ctid"
+        flagged = f"INSERT INTO load.reject (line, reason, file, loaded) SELECT *, '{name}', true FROM ({flags}) AS f"
+        report.flagged = run(connection, flagged.format(rows)).rowcount
 
 
 def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
     """Raise FileError where too many rows are rejected, or too many rows of the table would go."""
-    most = plan.limits
-    if report.rejected > most.reject * report.rows or not report.loaded:
-        cannot = (
-            f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded, more than {most.reject:.3g} of them"
-        )
+    reject, shrink = plan.limits
+    if report.rejected > reject * report.rows or not report.loaded:
+        cannot = f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded, more than {reject:.3g} of them"
         remedy = f"nothing was written: correct the file, or raise {REJECT_LIMIT}"
         raise FileError("; ".join([f"{file} has {cannot}", remedy, *report.reasons]))
-    if report.removed > most.shrink * report.before and not plan.allow_shrink:
-        would = f"{report.removed:,} rows of {report.before:,} from its table, more than {most.shrink:.3g} of them"
+    if report.removed > shrink * report.before and not plan.allow_shrink:
+        would = f"{report.removed:,} rows of {report.before:,} from its table, more than {shrink:.3g} of them"
         remedy = 'nothing was written: if the file is whole, allow it in the event by "allow_shrink": true'
         raise FileError(f"{file} would remove {would}; {remedy}")
 

@@ -29,12 +29,13 @@ class Code(sa.String):
 
 
 # How the columns of a table are declared below: NAME TYPE, and a question mark where it may have no value.
+_COLUMN = re.compile(r"(\w+) (\w+)(?:\(([0-9,]+)\))?(\??)")
 _TYPES: dict[str, Any] = {**vars(sa), "Money": Money, "Code": Code}
 
 
 def _column(name: str, kind: str, sizes: str, optional: str) -> sa.Column[Any]:
     """Make a column called as in the file, in small letters: SalesOrderID becomes sales_order_id."""
-    made = _TYPES[kind](*map(int, sizes.split(",") if sizes else ()))
+    made = _TYPES[kind](*map(int, re.findall("[0-9]+", sizes)))
     return sa.Column(_lower(name), made, nullable=bool(optional), autoincrement=False, info={"name": name})
 
 
@@ -44,10 +45,8 @@ def _lower(name: str) -> str:
 
 def _table(file: str, declared: Mapping[str, Any]) -> sa.Table:
     schema, name = map(_lower, file.split("."))
-    columns = re.findall(
-        r"(\w+) (\w+)(?:\(([0-9,]+)\))?(\??)", f"{declared['columns']}, rowguid Uuid, ModifiedDate DateTime"
-    )
-    info = {"file": file, "checks": declared.get("checks", {})}
+    columns = _COLUMN.findall(f"{declared['columns']}, rowguid Uuid, ModifiedDate DateTime")
+    info = {"file": file, "checks": declared.get("checks", {}), "flags": declared.get("flags")}
     rules = [sa.CheckConstraint(condition, name) for name, condition in info["checks"].items()]
     rows = [*(_column(*column) for column in columns), sa.PrimaryKeyConstraint(*declared["key"])]
     table = sa.Table(name, metadata, *rows, *rules, schema=schema, info=info)

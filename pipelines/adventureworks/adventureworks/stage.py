@@ -59,16 +59,14 @@ def stage(
                 rows = Rows(open_file(file), table, named, plain=True)
                 _create(connection, table, rows.first_line)
                 if is_new:
-                    # Without it, PostgreSQL would not take the rows as if they had always been there (FREEZE).
+                    # FREEZE, as if the rows had always been there, is for tables that were emptied here.
                     run(connection, f"TRUNCATE {table.fullname}")
-                    _copy(connection, table.fullname, rows, "FREEZE, ")
-                    if model.enforced(connection, table):
-                        # COPY fills a new table in the order of the file.
-                        line = f"{rows.first_line - 1} + row_number() OVER (ORDER BY ctid) AS line"
-                        lines = f"SELECT ctid AS place, {line} FROM {table.fullname}"
-                        run(connection, f"CREATE TEMP TABLE line_{table.name} ON COMMIT DROP AS {lines}")
-                else:
-                    _copy(connection, f"staged_{table.name}", rows)
+                _copy(connection, table.fullname if is_new else f"staged_{table.name}", rows, "FREEZE, " * is_new)
+                if is_new and model.enforced(connection, table):
+                    # COPY fills a new table in the order of the file.
+                    line = f"{rows.first_line - 1} + row_number() OVER (ORDER BY ctid) AS line"
+                    lines = f"SELECT ctid AS place, {line} FROM {table.fullname}"
+                    run(connection, f"CREATE TEMP TABLE line_{table.name} ON COMMIT DROP AS {lines}")
         except (NotPlain, DataError, IntegrityError):
             is_direct = False
             rows = Rows(open_file(file), table, named, plain=False)

@@ -26,7 +26,6 @@ with DAG(
         "allow_shrink": Param(False, type="boolean", description="tables may lose more rows than the limit allows"),
         "dialect": Param(None, type=["null", "object"], description='of the files, such as {"delimiter": ","}'),
     },
-    tags=["adventureworks"],
 ):
     LambdaInvokeFunctionOperator(
         task_id="load",

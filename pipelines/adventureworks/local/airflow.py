@@ -22,18 +22,18 @@ def environment(home: Path, lambda_url: str) -> dict[str, str]:
     keys = {"login": cloud.KEYS["AWS_ACCESS_KEY_ID"], "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"]}
     connection = {"conn_type": "aws", **keys, "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url}}
     core = {"DAGS_FOLDER": str(DAGS), "LOAD_EXAMPLES": "False", "DEFAULT_TASK_RETRY_DELAY": "1"}
-    given = {f"AIRFLOW__CORE__{name}": value for name, value in core.items()}
+    core |= {"SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "DAGS_ARE_PAUSED_AT_CREATION": "False"}
+    given = {"AIRFLOW_HOME": str(home), "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection)}
+    given |= {f"AIRFLOW__CORE__{name}": value for name, value in core.items()}
+    # Runs start by hand.
+    given["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
     given["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{home / 'airflow.db'}"
-    return {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection), **given}
-
-
-def migrate(variables: Mapping[str, str]) -> None:
-    """Create Airflow's own tables. Raises CalledProcessError."""
-    _airflow(variables, "db", "migrate").check_returncode()
+    return {**os.environ, **given, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def run_dag(variables: Mapping[str, str], event: Mapping[str, object]) -> "subprocess.CompletedProcess[str]":
-    """Run the DAG once, with these parameters, by `airflow dags test`."""
+    """Run the DAG once, with these parameters, by `airflow dags test`. Raises CalledProcessError."""
+    _airflow(variables, "db", "migrate").check_returncode()
     return _airflow(variables, "dags", "test", DAG, "--conf", json.dumps(event))
 
 
@@ -43,12 +43,9 @@ def _airflow(variables: Mapping[str, str], *arguments: str) -> "subprocess.Compl
 
 
 def serve(variables: Mapping[str, str], host: str, port: str) -> int:
-    """Serve Airflow's page, without a password, until a signal; runs start by hand. Return its exit code."""
-    given = {"API__HOST": host, "API__PORT": port, "API__BASE_URL": f"http://localhost:{port}"}
-    given |= {"CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
-    given |= {"SCHEDULER__USE_JOB_SCHEDULE": "False"}
-    environment = {**variables, **{f"AIRFLOW__{name}": value for name, value in given.items()}}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Serve Airflow's page, without a password, until a signal. Return its exit code."""
+    page = {"HOST": host, "PORT": port, "BASE_URL": f"http://localhost:{port}"}
+    environment = {**variables, **{f"AIRFLOW__API__{name}": value for name, value in page.items()}}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = psutil.Popen([sys.executable, "-m", "airflow", "standalone"], env=environment)
     with suppress(KeyboardInterrupt):

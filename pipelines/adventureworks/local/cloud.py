@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -17,6 +17,7 @@ from local import lambda_service
 BUCKET = "adventureworks"
 DATA = Path(__file__).resolve().parents[1] / "data"
 REGION = "us-east-1"
+FUNCTION = "adventureworks.handler.lambda_handler"
 # What moto accepts: any.
 KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 # What would lead to another cloud, another Airflow, or through a proxy; all that runs here is on this machine.
@@ -39,16 +40,15 @@ def forget_settings() -> None:
 
 
 @contextmanager
-def running(database_url: str, *, timeout_s: float = 180, log: IO[bytes] | None = None) -> Iterator[Cloud]:
+def running(database_url: str, *, timeout_s: float = 180) -> Iterator[Cloud]:
     """Run S3 and the function, which loads into this database."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         s3_url = "http://{}:{}".format(*server.get_host_and_port())
-        lambda_handler = f"{handler.__name__}.{handler.lambda_handler.__name__}"
         variables = {**os.environ, **environment(s3_url, database_url)}
-        with lambda_service.served(lambda_handler, variables, timeout_s, log) as (lambda_url, sandbox):
+        with lambda_service.served(FUNCTION, variables, timeout_s) as (lambda_url, sandbox):
             yield Cloud(s3_url, lambda_url, sandbox)
     finally:
         server.stop()
@@ -62,8 +62,7 @@ def environment(s3_url: str, database_url: str) -> dict[str, str]:
 
 def client(service: str, url: str) -> Any:  # noqa: ANN401
     """Return boto3's client of a service at this URL."""
-    keys = {name.lower(): value for name, value in KEYS.items()}
-    return boto3.client(service, endpoint_url=url, region_name=REGION, **keys)
+    return boto3.client(service, endpoint_url=url, region_name=REGION, **{name.lower(): KEYS[name] for name in KEYS})
 
 
 def fill(s3_url: str) -> None:

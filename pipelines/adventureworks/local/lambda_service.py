@@ -15,14 +15,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import IO, NamedTuple
+from subprocess import DEVNULL
+from typing import NamedTuple
 
 FUNCTION = "adventureworks-load"
 _RUNTIME = "/2018-06-01/runtime/"
-Served = tuple[str, "Sandbox"]
 
 
 class Answer(NamedTuple):
@@ -34,22 +34,22 @@ class Answer(NamedTuple):
 
 
 class Invocation(NamedTuple):
-    """An event on its way through the function; deadline: seconds since 1970."""
+    """An event on its way through the function; deadline_ms: since 1970."""
 
     request_id: str
-    event: bytes
-    deadline: float
+    body: bytes
+    deadline_ms: str
     answer: "Future[Answer]"
 
 
 class Sandbox:
     """The process that executes the handler: started by the first event, and again after it died."""
 
-    def __init__(self, handler: str, environment: Mapping[str, str], timeout_s: float, log: IO[bytes] | None) -> None:
-        """Start nothing yet. handler: module.function; environment: with the Runtime API's; log: for its output."""
+    def __init__(self, handler: str, environment: Mapping[str, str], timeout_s: float) -> None:
+        """Start nothing yet. handler: module.function; environment: with the Runtime API's."""
         self._command = [sys.executable, "-m", "awslambdaric", handler]
-        self._environment, self._timeout_s = environment, timeout_s
-        self._log = log or tempfile.TemporaryFile()  # noqa: SIM115
+        self._environment, self._timeout_s = dict(environment), timeout_s
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._turn = threading.Lock()
         self.events: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
         self.process: subprocess.Popen[bytes] | None = None
@@ -60,39 +60,29 @@ class Sandbox:
         with self._turn:
             start = os.fstat(self._log.fileno()).st_size
             request_id, deadline = str(uuid.uuid4()), time.time() + self._timeout_s
-            self.current = Invocation(request_id, event, deadline, Future())
-            if self.process is None:
+            self.current = Invocation(request_id, event, str(round(deadline * 1000)), Future())
+            answer = self.current.answer
+            if self.process is None or self.process.poll() is not None:
                 self._start()
             self.events.put(self.current)
-            try:
-                answer = self.current.answer.result(self._timeout_s)
-            except TimeoutError:
-                self.stop()
-                answer = error("Sandbox.Timedout", f"{request_id} Task timed out after {self._timeout_s:.2f} seconds")
-            return answer._replace(log=os.pread(self._log.fileno(), 2**20, start)[-4096:])
+            while not wait([answer], timeout=0.05).done:
+                if time.time() > deadline:
+                    answer.set_result(error("Sandbox.Timedout", f"Task timed out after {self._timeout_s:.2f} seconds"))
+                    self.stop()
+                elif self.process and (code := self.process.poll()) is not None:
+                    answer.set_result(error("Runtime.ExitError", f"RequestId: {request_id} Runtime exited with {code}"))
+            return answer.result()._replace(log=os.pread(self._log.fileno(), 2**20, start)[-4096:])
 
     def stop(self) -> None:
         """End the process."""
-        if process := self.process:
-            process.kill()
-            process.wait()
-            self.process = None
+        if self.process:
+            self.process.kill()
+            self.process.wait()
 
     def _start(self) -> None:
         self.events = queue.SimpleQueue()
-        process = subprocess.Popen(
-            self._command, env=dict(self._environment), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
-        self.process = process
-        threading.Thread(target=self._wait_for_end, args=[process], daemon=True).start()
-
-    def _wait_for_end(self, process: "subprocess.Popen[bytes]") -> None:
-        code = process.wait()
-        if self.process is process:
-            self.process = None
-            if (current := self.current) and not current.answer.done():
-                exited = f"RequestId: {current.request_id} Error: Runtime exited with {code}"
-                current.answer.set_result(error("Runtime.ExitError", exited))
+        log = self._log.fileno()
+        self.process = subprocess.Popen(self._command, env=self._environment, stdin=DEVNULL, stdout=log, stderr=log)
 
 
 def error(kind: str, message: str) -> Answer:
@@ -107,11 +97,10 @@ class _Api(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path != f"{_RUNTIME}invocation/next":
             return self._answer(404, b"{}")
-        invocation = self.sandbox.events.get()
+        event = self.sandbox.events.get()
         arn = f"arn:aws:lambda:us-east-1:000000000000:function:{FUNCTION}"
-        deadline_ms = round(invocation.deadline * 1000)
-        about = {"Aws-Request-Id": invocation.request_id, "Deadline-Ms": str(deadline_ms), "Invoked-Function-Arn": arn}
-        return self._answer(200, invocation.event, {f"Lambda-Runtime-{name}": value for name, value in about.items()})
+        told = {"Aws-Request-Id": event.request_id, "Deadline-Ms": event.deadline_ms, "Invoked-Function-Arn": arn}
+        return self._answer(200, event.body, {f"Lambda-Runtime-{name}": value for name, value in told.items()})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -141,7 +130,7 @@ class _Api(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(handler: str, environment: Mapping[str, str], timeout_s: float, log: IO[bytes] | None) -> Iterator[Served]:
+def served(handler: str, environment: Mapping[str, str], timeout_s: float) -> Iterator[tuple[str, Sandbox]]:
     """Serve the function; gives the URL of the Invoke API, and the sandbox."""
 
     class Api(_Api):
@@ -151,12 +140,10 @@ def served(handler: str, environment: Mapping[str, str], timeout_s: float, log: 
         server.daemon_threads = True
         place = f"127.0.0.1:{server.server_port}"
         mine = {"AWS_LAMBDA_RUNTIME_API": place, "AWS_LAMBDA_FUNCTION_NAME": FUNCTION}
-        Api.sandbox = sandbox = Sandbox(handler, {**environment, **mine}, timeout_s, log)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+        Api.sandbox = sandbox = Sandbox(handler, {**environment, **mine}, timeout_s)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://{place}", sandbox
         finally:
             sandbox.stop()
             server.shutdown()
-            thread.join()

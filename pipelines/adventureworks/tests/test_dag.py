@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import psutil
-import pytest
 
 from adventureworks import handler, settings
 from local import airflow, cloud
@@ -14,27 +13,19 @@ from tests.conftest import rejects
 from tests.test_function import path
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Airflow's folder, with its tables."""
-    home = tmp_path_factory.mktemp("airflow")
-    airflow.migrate(airflow.environment(home, "http://127.0.0.1:1"))
-    return home
-
-
-def test_the_dag_fails_after_its_retries_where_too_many_rows_are_rejected_and_its_log_tells_of_them(home, pool):
+def test_the_dag_fails_after_its_retries_where_too_many_rows_are_rejected_and_its_log_tells_of_them(tmp_path, pool):
     database = pool.url.render_as_string(hide_password=False)
     with cloud.running(database) as running:
         cloud.fill(running.s3_url)
         body = cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1_000)
         key = handler.key(settings.Source(cloud.BUCKET, ""), "Sales.Customer")
         cloud.client("s3", running.s3_url).put_object(Bucket=cloud.BUCKET, Key=key, Body=body)
-        run = airflow.run_dag(airflow.environment(home, running.lambda_url), {"files": ["Sales.Customer"]})
+        run = airflow.run_dag(airflow.environment(tmp_path, running.lambda_url), {"files": ["Sales.Customer"]})
     assert run.returncode == 1
     assert "Lambda function execution resulted in error" in run.stdout
     assert "Sales.Customer has 1,000 rows of 19,820 that cannot be loaded" in run.stdout
     # The function's own line of the log.
-    assert '"rows": 19820, "loaded": 18820, "rejected": 1000' in run.stdout
+    assert '"rows": 19820, "unreadable": 1000, "rejected": 1000' in run.stdout
     assert "line 2: ModifiedDate '2014-09-12 11:15:7.263' is no time" in run.stdout
     assert run.stdout.count("Invoking AWS Lambda function") == 3
 

@@ -293,7 +293,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused(administrator, body, expect
 
 def test_a_file_that_mixes_its_ways_to_say_no_value_is_refused_until_the_event_names_one(administrator):
     body = HEADER + b"1;\n" + b"2;a\n" * 40_000 + b"3;NULL\n"
-    with pytest.raises(dialect.FileError, match="has empty fields and NULL as well: name the one that is no value"):
+    with pytest.raises(dialect.FileError, match="has empty fields and NULL as well: name which is no value"):
         staged(administrator, probe(sa.Text()), [body])
     assert [row[3] for row in staged(administrator, probe(sa.Text()), [body], {"null": "NULL"})][::40_001] == ["", None]
 
