@@ -38,9 +38,9 @@ def _run(place: str | None) -> int:
         with cloud.running(database.render_as_string(hide_password=False)) as running:
             command.notice("filling S3")
             cloud.fill(running.s3_url)
-            environment = airflow.environment(Path(folder), running.lambda_url)
+            environment = airflow.environment(Path(folder), running.lambda_url, place or "127.0.0.1:8080")
             if place:
-                return airflow.serve(environment, *place.rsplit(":", 1))
+                return airflow.serve(environment)
             command.notice("preparing Airflow, running the DAG")
             run = airflow.run_dag(environment, {"mode": "replace"})
             answer = running.sandbox.current.answer.result(0) if running.sandbox.current else None

@@ -15,20 +15,22 @@ from local import cloud
 
 DAGS = Path(__file__).resolve().parents[1] / "dags"
 DAG = "adventureworks"
+# Their servers of logs would listen to all networks; the page reads the logs from the folder.
+PARTS = ("api-server", "scheduler --skip-serve-logs", "triggerer --skip-serve-logs", "dag-processor")
 
 
-def environment(home: Path, lambda_url: str) -> dict[str, str]:
-    """Return the environment in which Airflow finds the DAG, and the function at this URL."""
+def environment(home: Path, lambda_url: str, place: str = "127.0.0.1:8080") -> dict[str, str]:
+    """Return the environment in which Airflow finds the DAG, and the function at this URL; place: of its page."""
     keys = {"login": cloud.KEYS["AWS_ACCESS_KEY_ID"], "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"]}
     connection = {"conn_type": "aws", **keys, "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url}}
-    core = {"DAGS_FOLDER": str(DAGS), "LOAD_EXAMPLES": "False", "DEFAULT_TASK_RETRY_DELAY": "1"}
-    core |= {"SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "DAGS_ARE_PAUSED_AT_CREATION": "False"}
-    given = {"AIRFLOW_HOME": str(home), "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection)}
-    given |= {f"AIRFLOW__CORE__{name}": value for name, value in core.items()}
+    host, _, port = place.rpartition(":")
+    given = {"CORE__DAGS_FOLDER": str(DAGS), "CORE__LOAD_EXAMPLES": "False", "CORE__DEFAULT_TASK_RETRY_DELAY": "1"}
+    given |= {"CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
+    given |= {"API__HOST": host, "API__PORT": port, "API__BASE_URL": f"http://localhost:{port}"}
     # Runs start by hand.
-    given["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
-    given["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{home / 'airflow.db'}"
-    return {**os.environ, **given, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    given |= {"SCHEDULER__USE_JOB_SCHEDULE": "False", "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}"}
+    variables = {"AIRFLOW_HOME": str(home), "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection)}
+    return os.environ | variables | {f"AIRFLOW__{name}": text for name, text in given.items()}
 
 
 def run_dag(variables: Mapping[str, str], event: Mapping[str, object]) -> "subprocess.CompletedProcess[str]":
@@ -42,18 +44,19 @@ def _airflow(variables: Mapping[str, str], *arguments: str) -> "subprocess.Compl
     return subprocess.run(command, env=dict(variables), capture_output=True, text=True, check=False)
 
 
-def serve(variables: Mapping[str, str], host: str, port: str) -> int:
-    """Serve Airflow's page, without a password, until a signal. Return its exit code."""
-    page = {"HOST": host, "PORT": port, "BASE_URL": f"http://localhost:{port}"}
-    environment = {**variables, **{f"AIRFLOW__API__{name}": value for name, value in page.items()}}
+def serve(variables: dict[str, str]) -> int:
+    """Serve Airflow's page, without a password, until a signal. Return how many parts ended before."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    process = psutil.Popen([sys.executable, "-m", "airflow", "standalone"], env=environment)
+    ended: list[psutil.Process] = []
     with suppress(KeyboardInterrupt):
-        return int(process.wait())
-    family = [*process.children(recursive=True), process]
+        _airflow(variables, "db", "migrate").check_returncode()
+        parts = [psutil.Popen([sys.executable, "-m", "airflow", *part.split()], env=dict(variables)) for part in PARTS]
+        while not (ended := psutil.wait_procs(parts, timeout=1)[0]):
+            pass
+    family = psutil.Process().children(recursive=True)
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 end(member)
         _, family = psutil.wait_procs(family, timeout=20)
-    return 0
+    return len(ended)

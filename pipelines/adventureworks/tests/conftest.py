@@ -16,6 +16,10 @@ properties.register_profile("default", deadline=None, suppress_health_check=list
 properties.load_profile("default")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--build-network", help="of the image: host, where only the machine itself has a way out")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _isolated():
     """No setting of the machine reaches a test."""
