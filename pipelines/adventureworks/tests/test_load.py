@@ -246,6 +246,32 @@ def test_every_check_of_the_tables_rejects_and_none_ends_the_load(pool):
     ]
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_rows_without_a_parent_are_told_with_their_lines_by_new_tables_too(pool, is_new):
+    """COPY fills a new table in the order of the file, whatever the lengths of its rows."""
+    if not is_new:
+        with pool.begin() as connection:
+            model.complete(connection, model.create_absent(connection))
+    header, *rows = cloud.sample("Sales.SalesOrderHeader").decode("utf-8-sig").splitlines()
+    written, expected = [header], {}
+    for line, row in enumerate(rows, 2):
+        fields = row.split(";")
+        fields[header.split(";").index("Comment")] = "x" * (line * 37 % 128)
+        if line % 7 == 0:
+            fields[10] = str(900_000 + line)
+            expected[line] = f"customer_id {fields[10]} is not in sales.customer"
+        written.append(";".join(fields))
+    body = "\r\n".join([*written, ""]).encode()
+    files = ["Sales.Customer", "Sales.SalesOrderHeader"]
+    reports = load.load(
+        pool, load.Plan(files, limits=ANY), lambda file: [body] if file == "Sales.SalesOrderHeader" else sample(file)
+    )
+    assert {report.is_direct for report in reports.values()} == {is_new}
+    assert {line: reason for _, line, reason, loaded in rejects(pool) if not loaded} == expected
+    with pool.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM sales.sales_order_header")) == len(rows) - len(expected)
+
+
 def test_a_row_whose_parent_was_rejected_is_rejected_too(pool):
     bodies = {
         "Production.Product": dated(

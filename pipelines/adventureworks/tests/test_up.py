@@ -81,7 +81,7 @@ def test_make_up_serves_a_page_where_the_dag_is_run_by_hand_and_make_down_leaves
         assert connection.scalar(text("SELECT count(*) FROM sales.customer")) == 19_820
     down = make("down")
     assert (down.returncode, down.stdout, down.stderr) == (0, "", "")
-    assert not any(member.is_running() for member in family)
+    assert psutil.wait_procs(family, timeout=30)[1] == []
     assert not any(home in str(process.info["environ"]) for process in psutil.process_iter(["environ"]))
     assert not Path(home).exists()
     assert not (tmp_path / "up").exists()
