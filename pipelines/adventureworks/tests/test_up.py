@@ -51,12 +51,12 @@ def make(tmp_path, database):
     python.chmod(0o755)
     (tmp_path / "venv/installed").touch()
     variables = {"VENV": tmp_path / "venv", "STATE": tmp_path / "up", "PORT": free_port()}
-    environment = path() | {"ADVENTUREWORKS_DATABASE_URL": database.render_as_string(hide_password=False)}
+    url = {"ADVENTUREWORKS_DATABASE_URL": database.render_as_string(hide_password=False)}
 
     def run(target, **other):
         given = [f"{name}={value}" for name, value in (variables | other).items()]
         command = ["make", "--silent", target, *given]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=ROOT, env=url | path(), capture_output=True, text=True, check=False)
 
     yield run
     run("down")
@@ -95,6 +95,14 @@ def test_make_up_names_a_port_that_is_in_use(make, tmp_path):
         up = make("up", PORT=port)
     assert up.returncode == 2
     assert up.stderr.startswith(f"make up: port {port} is in use: name another one, make up PORT=8081\n")
+    assert not (tmp_path / "up").exists()
+
+
+def test_make_up_repeats_why_it_cannot_start_and_leaves_nothing(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", "mysql://u:s3cr3t@h/d")
+    up = make("up")
+    assert up.returncode == 2
+    assert up.stderr.startswith("run.py: ADVENTUREWORKS_DATABASE_URL is not a URL of PostgreSQL")
     assert not (tmp_path / "up").exists()
 
 
