@@ -1,8 +1,9 @@
 """Loads the files into their tables, all of them or none.
 
 Each file is staged in a temporary table; there PostgreSQL marks the rows that break a check or a key, and from there it
-changes the tables, in the order of their foreign keys. One transaction holds everything: readers see the old rows or
-the new ones, and memory does not grow with the files.
+changes the tables, in the order of their foreign keys. A new table takes the rows of a plain file directly, and only
+those without their parent are staged. One transaction holds everything: readers see the old rows or the new ones, and
+memory does not grow with the files.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -49,7 +49,7 @@ def serve(variables: dict[str, str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ended: list[psutil.Process] = []
     with suppress(KeyboardInterrupt):
-        _airflow(variables, "db", "migrate").check_returncode()
+        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=variables, check=True)
         parts = [psutil.Popen([sys.executable, "-m", "airflow", *part.split()], env=dict(variables)) for part in PARTS]
         while not (ended := psutil.wait_procs(parts, timeout=1)[0]):
             pass
