@@ -1,7 +1,7 @@
 """The load beside the usual way: each file whole into pandas, then to_sql(method="multi").
 
 python benchmarks/compare.py [TIMES] [--rounds N] [--against CHECKOUT]: the sample, or the sample that many times with
-keys of its own; also what another checkout takes.
+keys of its own; with a checkout, beside what that one takes instead.
 Both ways read the same objects from moto's S3 and write into the same embedded PostgreSQL, each in a process of its
 own; time is from the first request to the last commit, imports aside, and memory the process's peak. The tables of
 to_sql have no key, no check and no rejects, and its money is a float: it is asked for less.
@@ -78,7 +78,7 @@ def blown_up(file, times):
     return ("\ufeff" + "\r\n".join([*copies, ""])).encode()
 
 
-def measured(way, environment, script=__file__):
+def measured(way, environment, script):
     """(seconds, MiB) of one way."""
     command = [sys.executable, str(script), "--way", way]
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -101,27 +101,31 @@ def compared(times, rounds, against):
                 os.environ | cloud.environment(running.s3_url, url) | {"PYTHONPATH": os.pathsep.join(sys.path)}
             )
             print(f"{times} times the sample, {size / 2**20:.1f} MiB", flush=True)
-            seconds = {}
+            ways = [("ours", "ours", environment, __file__), ("ours again", "again", environment, __file__)]
             if against:
                 there = against.resolve() / "pipelines/adventureworks"
-                paths = {"PYTHONPATH": f"{there}{os.pathsep}{there.parents[1]}"}
-                script = there / "benchmarks/compare.py"
-                for way in ("ours", "again"):
-                    taken, mebibytes = min(measured(way, environment | paths, script) for _ in range(rounds))
-                    print(f"  {way:8} {against.name:9} {taken:8.1f} s  {mebibytes:25.0f} MiB", flush=True)
-            for way, label in (("ours", "ours"), ("again", "ours again"), ("pandas", "pandas and to_sql")):
-                seconds[label], mebibytes = min(measured(way, environment) for _ in range(rounds))
-                ratio = seconds[label] / seconds["ours"]
-                print(
-                    f"  {label:18} {seconds[label]:8.1f} s  {ratio:6.1f} times ours  {mebibytes:6.0f} MiB", flush=True
-                )
+                script, paths = there / "benchmarks/compare.py", f"{there}{os.pathsep}{there.parents[1]}"
+                older = environment | {"PYTHONPATH": paths}
+                ways += [(f"{against.name} {way}", way, older, script) for way in ("ours", "again")]
+            else:
+                ways.append(("pandas and to_sql", "pandas", environment, __file__))
+            # In turns, so that what else the machine does meets all of them.
+            taken = {label: [] for label, *_ in ways}
+            for _ in range(rounds):
+                for label, way, variables, script in ways:
+                    taken[label].append(measured(way, variables, script))
+            for label, (seconds, mebibytes) in {label: min(each) for label, each in taken.items()}.items():
+                ratio = seconds / min(taken["ours"])[0]
+                print(f"  {label:22} {seconds:8.1f} s  {ratio:6.1f} times ours  {mebibytes:6.0f} MiB", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=int, nargs="?", default=1)
     parser.add_argument("--rounds", type=int, default=1, help="the fastest of so many counts (default: %(default)s)")
-    parser.add_argument("--against", type=Path, help="another checkout of the project, such as an older commit's")
+    parser.add_argument(
+        "--against", type=Path, help="another checkout of the project, such as an older commit's, instead of pandas"
+    )
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.way:
