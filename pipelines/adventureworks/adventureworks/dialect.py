@@ -153,11 +153,8 @@ def plain_rows(dialect: Dialect) -> tuple[re.Pattern[bytes], bytes]:
                 value = f'(?:{absent}{bare}(?= *+{end})|"{quoted}(?= *+"{end}))) *+("?'
                 template += rf"\g<{next(group)}>"
             case _ if value:
-                value = (
-                    f"(?>{null}|{value})"
-                    if null and column.nullable
-                    else f"(?>{value}{'|' if column.nullable else ''})"
-                )
+                absent = f"|{null}" if column.nullable else ""
+                value = f"(?>{value}{absent})"
             case _:
                 absent = "" if column.nullable else f"(?!{null}{end})"
                 value = f'(?>{absent}(?:"[^"\r\n]*"(?={end})|[^"\r\n{mark}]*))'
