@@ -125,6 +125,8 @@ def test_openapi_python_client_calls_every_operation(apis, descriptions, tmp_pat
         status, problem = call(operation, REVERSED)
         assert status == 422
         assert "is not before end_timestamp" in problem.detail
+    for each in (admin, stranger):
+        each.get_httpx_client().close()
 
 
 @pytest.mark.parametrize("side", CALLS)
