@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from fonte import arrow, schema, seeding
 from fonte_alvo import copy, serving, settings
+from fonte_alvo.command import did_you_mean
 from fonte_alvo.serving import CHANGING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
 
 NAMES = [each.name for each in schema.VARIABLES]
@@ -34,7 +35,8 @@ COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FO
 
 def _known(name: str) -> str:
     if name not in NAMES:
-        raise PydanticCustomError("column", "expected {names}", {"names": ", ".join(map(repr, NAMES))})
+        expected = ", ".join(map(repr, NAMES)) + did_you_mean(name[:80], NAMES)
+        raise PydanticCustomError("column", "expected {names}", {"names": expected})
     return name
 
 

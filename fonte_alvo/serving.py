@@ -31,7 +31,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fonte_alvo import engine, settings
-from fonte_alvo.command import Failure, clean, did_you_mean
+from fonte_alvo.command import Failure, clean
 from fonte_alvo.copy import CopyOut
 from fonte_alvo.embedded import EmbeddedServerError
 
@@ -512,10 +512,8 @@ def _described(error: dict[str, Any], known: Sequence[str]) -> str:
         return f"{name:.80}: no such parameter, expected {', '.join(known) or 'none'}{meant}"
     message = re.sub("^(Input|String) should (be|have) ", "", str(error["msg"]))
     expected = message if message.startswith("expected") else f"expected {message}"
-    values = re.findall("'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
-    meant = did_you_mean(str(error["input"])[:80], values)
     several = f"; several are sent as {_form(name)}" if name in LISTS and "," in str(error["input"]) else ""
-    return clean(f"{name}={error['input']!r:.200}: {expected}{meant}{several}", 1000)
+    return clean(f"{name}={error['input']!r:.200}: {expected}{several}", 1000)
 
 
 def _form(name: str) -> str:
