@@ -56,6 +56,7 @@ if __name__ == "__main__":
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from alvo import load
 from alvo.aggregation import ALL_STATISTICS, STATISTICS
@@ -118,7 +119,7 @@ def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
     if options.last_date or options.dask:
         how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
         with days.running(asked, *how, options.days_per_request) as results:
-            return _run_range(options, asked, results, fonte, left_out, note)
+            return _run_range(options, asked, results, fonte, alvo, left_out, note)
     (only,) = asked
     began = perf_counter()
     try:
@@ -126,22 +127,23 @@ def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
     except EmptyPeriod as error:
         return command.failed("etl.py", _explained(error, fonte), debug=options.debug)
     seconds = {"start": began - options.started} | done.seconds
-    print(day.summary(only, done._replace(seconds=seconds)) + _notes(options, [done]))
+    print(day.summary(only, done._replace(seconds=seconds)) + _notes(options, [done], alvo))
     return 0
 
 
-def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
-    """Warn of statistics that are gone, and say where days that are new to the embedded Alvo can be seen."""
-    removed = sum(outcome.report.removed for outcome in outcomes)
-    if removed and not set(STATISTICS) <= set(options.statistics):
+def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engine) -> str:
+    """Warn of statistics that are gone; after the first load, say where the embedded Alvo can be seen."""
+    if any(outcome.report.removed for outcome in outcomes) and not set(STATISTICS) <= set(options.statistics):
         asked = " ".join(options.statistics)
         return f"\nAlvo keeps only the statistics that were asked, {asked}: the others of these variables are removed"
-    old = removed or any(outcome.report.unchanged for outcome in outcomes)
-    if old or not outcomes or not settings.alvo_database_is_embedded():
-        return ""
-    folder = settings.embedded_folder()
-    where = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"\nAlvo is an embedded PostgreSQL in {where}. See what it holds:\n  {QUERY}"
+    new = [outcome for outcome in outcomes if not outcome.report.unchanged]
+    # The days are loaded: an Alvo that ends now is no failure of theirs.
+    with suppress(SQLAlchemyError):
+        if new and settings.alvo_database_is_embedded() and load.recorded_periods(alvo) == len(new):
+            folder = settings.embedded_folder()
+            where = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+            return f"\nAlvo is an embedded PostgreSQL in {where}. See what it holds:\n  {QUERY}"
+    return ""
 
 
 def _left_out(options: argparse.Namespace, incomplete: Sequence[Day]) -> str:
@@ -162,7 +164,13 @@ def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
 
 
 def _run_range(
-    options: argparse.Namespace, asked: Sequence[Day], results: days.Results, fonte: Client, left_out: int, note: str
+    options: argparse.Namespace,
+    asked: Sequence[Day],
+    results: days.Results,
+    fonte: Client,
+    alvo: Engine,
+    left_out: int,
+    note: str,
 ) -> int:
     """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
     outcomes: list[Outcome] = []
@@ -190,7 +198,9 @@ def _run_range(
         command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
         return 130  # 128 + SIGINT, as a shell reports it
     failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
-    print(days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note + _notes(options, outcomes))
+    print(
+        days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note + _notes(options, outcomes, alvo)
+    )
     if failed and options.keep_going:
         again = _again(options, failed)
         command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")

@@ -1,7 +1,7 @@
 """Create Fonte, fill it, and print the period that it holds. A value that is there stays; a missing one is filled.
 
 FONTE_DATABASE_URL names the database; unset, it is the embedded PostgreSQL's (see etl.py --help).
-Nothing is written unless all is.
+A run writes everything or nothing.
 
   python seed.py                                     ten days of a turbine, from 2024-05-20 on
   python seed.py --csv scada.csv --dry-run           what a file holds, without loading it
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if strays and not options.csv:
         parser.error(f"argument {strays[0]}: belongs to --csv FILE")
     if (options.csv or options.live) and (options.start, options.days) != (seeding.START, seeding.DAYS):
-        parser.error("--start and --days say which synthetic days: leave them out with --csv and with --live")
+        parser.error("--start and --days choose synthetic days: leave them out with --csv and with --live")
     return command.run("seed.py", lambda: _seed(options), debug=options.debug)
 
 
@@ -68,6 +68,7 @@ def _seed(options: argparse.Namespace) -> int:
         pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=TIME_LIMIT_S)
         made = options.profile, options.random_seed
         if options.live:
+            command.notice("filling Fonte to now, from ten days ago at most; then a row each minute, until Ctrl-C")
             for merged in seeding.live(pool, *made, Event()):
                 _report(merged, schema.extent(pool), options)
             return 0

@@ -20,6 +20,8 @@ if __name__ == "__main__":
     begin("python -m alvo")
 
 import uvicorn
+from psycopg2 import Error as PostgresError
+from psycopg2.errors import UndefinedTable
 from sqlalchemy import URL, text
 
 from alvo import api, schema
@@ -55,9 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(query: str) -> int:
     with engine.failures("Alvo", MEND), engine.create(settings.alvo_database_url(), "alvo query").begin() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
-        with engine.failures("the query", "nothing was changed: correct it and run again", QueryError):
-            copy = f"COPY ({query.rstrip().rstrip(';')}\n) TO STDOUT (FORMAT csv, HEADER)"
+        copy = f"COPY ({query.rstrip().rstrip(';')}\n) TO STDOUT (FORMAT csv, HEADER)"
+        try:
             connection.connection.cursor().copy_expert(copy, sys.stdout)
+        except PostgresError as error:
+            absent = "load a day first, by etl.py" if isinstance(error, UndefinedTable) else "correct it"
+            raise QueryError(f"the query failed: {error.diag.message_primary or error}; {absent}") from error
     return 0
 
 
@@ -68,6 +73,7 @@ def _hold() -> int:
     # Not the other parameters, which only libpq knows.
     plain = URL.create("postgresql", url.username, url.password, url.host, url.port, url.database)
     print(plain.render_as_string(hide_password=False), flush=True)
+    command.notice("the server runs until Ctrl-C")
     with suppress(KeyboardInterrupt):
         signal.pause()
     return 130  # 128 + SIGINT, as a shell reports it

@@ -1,7 +1,7 @@
 """Alvo over HTTP, and the page that shows it. Run by `uvicorn alvo.api:app --http h11 --port 8080`.
 
-Its routes only read, but for two DELETEs, which need the admin token and another role's connection. Those that only
-its page asks are no part of the described API.
+Its routes only read, except two DELETEs, which need the admin token and connect as another role. The API's description
+omits the routes that only the page uses.
 """
 
 import json
@@ -195,7 +195,7 @@ async def variables(request: Request, query: Annotated[Strict, Query()]) -> list
 
 @app.get("/view", include_in_schema=False)
 async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Response:
-    """Return mean, minimum, maximum and std of every variable in buckets, none of which hides an extreme.
+    """Return mean, minimum, maximum and std of every variable in buckets; every extreme stays visible.
 
     Bucket i begins i * bucket_s after start_timestamp; one without windows is null.
     """
@@ -239,7 +239,7 @@ async def power_curve(request: Request, query: Annotated[ShownPeriod, Query()]) 
 
 @app.get("/samples", include_in_schema=False)
 async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> Response:
-    """Return the 1-minute samples of two days at most, which the connector is asked for."""
+    """Fetch 1-minute samples from the connector, for two days at most."""
     if request.state.fonte is None:
         raise HTTPException(503, "FONTE_API_URL is unset where this server runs: set it, and start the server again")
 
@@ -269,7 +269,7 @@ class _Page(StaticFiles):
 
 
 app.mount("/page", _Page(directory=PAGE))
-# No route of FastAPI's, for it is no part of the API.
+# A plain Starlette route, because the page is not part of the API.
 app.router.routes.append(Route("/", _Page(directory=PAGE, html=True)))
 
 

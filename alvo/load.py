@@ -35,9 +35,9 @@ class Record(NamedTuple):
     expected: int
 
 
-# Loads that share a UTC day wait for each other here; all others run side by side. Taken in ascending order by
-# everyone, the locks cannot deadlock, and READ COMMITTED shows the statements after this one what the other load did.
-# A deletion of signals waits for every load, and every load for it: a signal that a load has found stays.
+# Loads that share a UTC day wait for each other here; other loads run in parallel. Every load takes its locks in
+# ascending order, so they cannot deadlock. Under READ COMMITTED, later statements see the changes of the other load.
+# Loads and the deletion of signals exclude each other, so a signal that a load has found stays.
 _BEGIN = text("""
     SELECT count(pg_advisory_xact_lock_shared(hashtext('alvo.signal'), 0)),
         count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),
@@ -50,7 +50,7 @@ _SIGNALS = text("""
     FROM signal WHERE name = ANY(:names)
 """)
 
-# Only rows that differ are touched: ON CONFLICT alone would lock, and so write, every row that it meets.
+# Write only rows that differ: ON CONFLICT alone would lock every existing row, and each lock is a write.
 _REPLACE = text("""
     WITH old AS (
         SELECT signal_id, timestamp, value FROM data
@@ -74,7 +74,7 @@ _REPLACE = text("""
 """)
 
 
-# A record never outlives its rows: whatever changes a part of its period takes it away.
+# Any change within a record's period deletes the record, so no record describes rows that have changed.
 _FORGET = """
     DELETE FROM load WHERE period_start < %(end)s AND period_end > %(start)s
         AND (CAST(%(variables)s AS text[]) IS NULL OR variable = ANY(CAST(%(variables)s AS text[])))
@@ -113,10 +113,10 @@ class Recorded(NamedTuple):
 def recorded(
     engine: Engine, periods: Sequence[tuple[datetime, datetime]], variables: Sequence[str], statistics: Sequence[str]
 ) -> list[Recorded]:
-    """Return what Alvo records of each period [start, end), of all these variables. Raises SQLAlchemyError.
+    """Return what Alvo recorded about each period [start, end) and all these variables. Raises SQLAlchemyError.
 
-    Loaded is a period with these statistics at least, after its end. Incomplete is one with fewer samples than
-    expected, or loaded before its end.
+    loaded: at least these statistics were loaded, after the period ended. incomplete: there were fewer samples than
+    expected, or the load ran before the period ended.
     """
     with engine.connect() as connection:
         if connection.scalar(text("SELECT to_regclass('load')")) is None:
@@ -125,6 +125,12 @@ def recorded(
         asked = {"starts": starts, "ends": ends, "names": list(variables), "variables": len(variables)}
         rows = connection.execute(_RECORDED, {**asked, "statistics": list(statistics)})
         return [Recorded(loaded is True, incomplete) for loaded, incomplete in rows]
+
+
+def recorded_periods(engine: Engine) -> int:
+    """Return how many periods Alvo records as loaded. Raises SQLAlchemyError."""
+    with engine.connect() as connection:
+        return int(connection.scalar(text("SELECT count(DISTINCT period_start) FROM load")) or 0)
 
 
 def forget(connection: Connection, start: datetime | str, end: datetime | str) -> None:
@@ -152,9 +158,9 @@ def replace_period(
     """Make Alvo hold exactly these values of these signals in [start, end); other signals stay as they are.
 
     start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64
-    (w,). What is not finite gives no row. records: what is recorded of this load; overlapping records of its variables
-    go in any case. Absent tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the transaction is
-    then rolled back, unless only the answer to COMMIT was lost: the period is whole in both cases.
+    (w,). Values that are not finite are not stored. records: describe this load; overlapping records of its variables
+    are always deleted. Missing tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the
+    transaction is then rolled back, unless only the answer to COMMIT was lost. Either way the period is complete.
     """
     inside = (window_starts >= _datetime64(start)) & (window_starts < _datetime64(end))
     if not inside.all():
@@ -210,7 +216,7 @@ def _signal_ids(
 ) -> tuple[dict[str, int], bool]:
     """Return the ids of signals, and whether the period holds a value of any.
 
-    Those that are absent are created where they have a value, and left out elsewhere.
+    Missing signals are created if they have a value, and skipped otherwise.
     """
     found = connection.execute(_SIGNALS, {"names": list(signals), "start": start, "end": end}).all()
     ids = {name: signal_id for name, signal_id, _ in found}

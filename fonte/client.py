@@ -1,4 +1,4 @@
-"""The client of Fonte's connector: what the ETL calls. It trusts nothing that it has not checked."""
+"""The HTTP client of Fonte's connector. It checks every answer before the ETL uses it."""
 
 import json
 import reprlib
@@ -35,7 +35,7 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
 # Servers that know nothing of Arrow answer JSON.
 ACCEPT = f"{arrow.MEDIA_TYPE}, application/json;q=0.5"
-# A few compressed bytes may decode to gigabytes, all at once: none are asked for, and none taken.
+# A few compressed bytes can decode to gigabytes, so the client neither requests nor accepts compression.
 HEADERS = {"Accept": ACCEPT, "Accept-Encoding": "identity"}
 
 
@@ -52,7 +52,7 @@ class RequestRefused(FonteError):
 
 
 class Client(httpx.Client):
-    """An HTTP client of one connector, whose fetches share one wait for a connector that does not answer."""
+    """An HTTP client of one connector. All its fetches share one time limit for retries."""
 
     patience_s: float
     # When the first request after the last answer failed.
@@ -60,21 +60,21 @@ class Client(httpx.Client):
     variables: dict[str, "Variable"] | None = None
 
     def rest_s(self, patience_s: float | None = None) -> float:
-        """Return how long the connector may still fail to answer, by this patience or the client's."""
+        """Return how many seconds of patience remain; patience_s overrides the client's."""
         patience_s = self.patience_s if patience_s is None else patience_s
         return max(0.0, patience_s - (monotonic() - self.failing_since if self.failing_since else 0))
 
 
 def connect(base_url: str, patience_s: float | None = None) -> Client:
-    """Make an HTTP client for many fetches from one connector, also by several threads; to be closed after them.
+    """Make an HTTP client for one connector. Several threads may share it; the caller closes it.
 
-    patience_s: how long its fetches together wait for a connector that does not answer; PATIENCE_S by default. Raises
-    FonteError where the environment, such as a proxy or a certificate file that it names, does not allow that.
+    patience_s: how long its fetches together retry while the connector does not answer; PATIENCE_S by default. Raises
+    FonteError if the environment prevents that, for example with an invalid proxy or certificate file.
     """
     try:
         url = httpx.URL(base_url)
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        # Without TLS the certificates, which take long to load, verify nobody.
+        # Loading certificates is slow, and only TLS uses them.
         client = Client(base_url=url, timeout=timeout, trust_env=not _is_loopback(url), verify=url.scheme == "https")
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
@@ -169,7 +169,7 @@ def ask(http: Client, route: str) -> tuple[int, bytes]:
 
 
 def _through_proxy(url: httpx.URL, error: Exception) -> str:
-    """Name the proxy of the environment by which a request did not get through, for it may be what refuses."""
+    """Name the environment's proxy if a connection through it failed, because the proxy may be the cause."""
     proxies, refused = getproxies(), isinstance(error, (httpx.ConnectError, httpx.ProxyError))
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or not refused or _is_loopback(url) or proxy_bypass(url.host):
@@ -213,7 +213,7 @@ def _is_transient(error: httpx.HTTPError) -> bool:
 
 
 def _retry_after_s(error: httpx.HTTPError) -> float:
-    """Return how many seconds a server asks to be left alone, 0 where it names none (RFC 9110, section 10.2.3)."""
+    """Return the seconds in the Retry-After header, 0 if there are none (RFC 9110, section 10.2.3)."""
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
     return float(asked) if asked.isdecimal() else 0.0
 
@@ -230,7 +230,7 @@ def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple
             asked = f", at {shown_url(response.url)}" if response.status_code == 404 else ""
             message = f"HTTP {response.status_code} {response.reason_phrase}: {said}{asked}"
             if response.status_code == 503 and detailed and "Retry-After" not in response.headers:
-                # A connector that is not set up: only a transient failure names when to ask again.
+                # No Retry-After: the connector is not set up, and a retry does not help.
                 raise BadAnswer(message)
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
         if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
@@ -318,7 +318,7 @@ def _floats(name: str, values: list[Any]) -> Values:
 
 
 def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Timestamps, dict[str, Values]]:
-    """Refuse disorder, drop rows that repeat the one before them, refuse those that contradict it."""
+    """Drop duplicate rows. Raise BadAnswer if rows are out of order, or if one timestamp has two values."""
     step = np.diff(timestamps)
     zero = np.timedelta64(0, "us")
     if (step < zero).any():

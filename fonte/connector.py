@@ -1,6 +1,6 @@
 """The connector: the one door to Fonte's database. Run by `uvicorn fonte.connector:app --http h11`.
 
-Its routes only read, but for two that need the admin token and another role's connection.
+Its routes only read, except two, which need the admin token and connect as another role.
 """
 
 import secrets
@@ -23,11 +23,11 @@ NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv", "arrow"]
 STEP = "Minutes from one sample to the next, the first at the beginning of the period."
-SEED = "The same seed gives the same values; left out, one is drawn, and answered."
+SEED = "The same seed gives the same values; if omitted, the server picks one and returns it."
 PROFILE = "Plausible values of a turbine, or plain random ones."
 MOST_DAYS = 366
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv", "arrow": arrow.MEDIA_TYPE}
-# What another answer tells is what GET /data can be asked for.
+# OpenAPI links: GET /data accepts these values of other answers as parameters.
 COLUMN_LINK = {"operationId": "data", "parameters": {"columns": "$response.body#/0/name"}}
 START_LINK = {"operationId": "data", "parameters": {"start_timestamp": "$response.body#/first_timestamp"}}
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FORMAT binary"}
@@ -157,8 +157,8 @@ def period(request: Request, query: Annotated[Strict, Query()]) -> schema.Extent
 def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQuery, Query()]) -> Randomized:
     """Overwrite a period, 366 days at most, with random samples, one every step_minutes.
 
-    What the period held goes, in the same transaction: readers see the old samples or the new ones. The period is that
-    of `seed.py` where it is left out.
+    The same transaction deletes the old samples of the period, so readers see either the old or the new ones. Without
+    bounds, the period is the ten days that `seed.py` fills.
     """
     with admin.begin() as connection:
         serving.delete_rows(connection, query)
@@ -170,13 +170,13 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
 
 def _sql(query: DataQuery, form: Format) -> str:
     casts = ", ".join(f"data.{name}::float8 AS {name}" for name in query.columns)
-    # Whatever types a foreign table has; in the transaction's time zone, UTC, one without a zone means UTC.
+    # The casts accept other column types. The transaction's time zone is UTC, so a timestamp without a zone means UTC.
     rows = f"""(
         SELECT data.timestamp::timestamptz AS timestamp, {casts} FROM data
         WHERE {schema.YEARS_1_TO_9999} AND {query.condition()} ORDER BY data.timestamp
     ) AS sample"""
     if form == "arrow":
-        # Without NULL all rows are of one length; which values are NULL is told apart from them.
+        # Without NULL all rows have the same length; a flag beside each value says whether it was NULL.
         values = ", ".join(f"({name} IS NULL)::integer, coalesce({name}, 'NaN')" for name in query.columns)
         return f"SELECT timestamp, {values} FROM {rows}"
     timestamp = f"{serving.TIMESTAMP} AS timestamp"

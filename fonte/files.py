@@ -1,4 +1,4 @@
-"""Reads the files that people have, CSV and its relatives, piece by piece; seed.py has the options. A line is a row."""
+"""Reads CSV and similar files in pieces, one row per line. seed.py defines the options."""
 
 import codecs
 import csv
@@ -52,6 +52,8 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
         encoding = options.encoding or _encoding(name)
         with pd.read_csv(sys.stdin.buffer if name == "-" else name, encoding=encoding, **lines, **texts) as reader:
             yield File(name, options, encoding, reader)
+    except FileNotFoundError as error:
+        raise FileError(f"{name}: there is no such file: correct its name") from error
     except (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise FileError(f"{name}: {_shown(error, 200)}; --encoding names its encoding, such as utf-16") from error
 
@@ -83,6 +85,7 @@ class File:
         self._delimiter, self._names = self._understood(header, sample)
         self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
         self._decimal = options.decimal or self._mark(sample)
+        self.variables = [each for each in schema.VARIABLES if each.name in self._places]
         columns = {"timestamp": " ".join(options.timestamp)} | self._wanted(self._names)
         taken = ", ".join(f"{variable} from {column}" for variable, column in columns.items())
         form = f"encoding {encoding}, decimal mark {self._decimal!r}, delimiter {self._delimiter!r}"
@@ -133,7 +136,7 @@ class File:
         raise FileError(f"{self.name}: {found}, in {_shown(header or sample[0], 200)}: {remedy}")
 
     def _mark(self, sample: list[str]) -> str:
-        """Return the decimal mark: a comma where some number has one that parts no thousands, and none has a point."""
+        """Return the decimal mark: a comma if a number has one that cannot separate thousands and none has a point."""
         rows = [_split(line, self._delimiter) for line in sample]
         fields = [row[place].strip() for row in rows for place in self._places.values() if place < len(row)]
         comma = any(re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", field) for field in fields)
@@ -216,7 +219,7 @@ class File:
         return timestamps
 
     def _utc(self, wall: Timestamps) -> Timestamps:
-        """Return times of the zone in UTC; the hour that clocks repeat comes again where its times go back."""
+        """Convert local times to UTC. In a repeated hour, the second pass begins where the times go back."""
         utc, second = np.empty_like(wall), np.empty_like(wall)
         for times, is_first in ((utc, True), (second, False)):
             how = {"ambiguous": np.full(len(wall), is_first), "nonexistent": "NaT"}
@@ -226,7 +229,7 @@ class File:
         for day in np.unique(days[twice]):
             places = np.flatnonzero(twice & (days == day))
             times_back, last = self._repeated.get(day, (0, day - 1))
-            back = times_back + np.cumsum(np.diff(wall[places], prepend=last) <= np.timedelta64(0))
+            back = times_back + np.cumsum(np.diff(wall[places], prepend=last) <= np.timedelta64(0, "us"))
             utc[places] = np.where(back > 0, second[places], utc[places])
             self._repeated[day] = int(back[-1]), wall[places[-1]]
         return utc
@@ -243,16 +246,17 @@ class File:
 
 def look(file: File) -> str:
     """Read a file to its end, and return what it holds."""
-    names = ["missing", *(f"{each.name} outside {each.lowest} to {each.highest}" for each in schema.VARIABLES)]
-    edges, steps, counts = list[pd.DataFrame](), Counter[int](), dict.fromkeys(["rows", *names], 0)
+    variables = {each: f"{each.name} outside {each.lowest} to {each.highest}" for each in file.variables}
+    edges, steps = list[pd.DataFrame](), Counter[int]()
+    counts = dict.fromkeys(["rows", "missing", *variables.values()], 0)
     for columns in file:
         table = pd.DataFrame(columns).set_index("timestamp")
         steps.update(np.diff(pd.concat([*edges[-1:], table]).index.to_numpy()).astype(int).tolist())
         edges += [table[:1], table[-1:]]
         counts["rows"] += len(table)
         counts["missing"] += int(table.isna().to_numpy().sum())
-        for each, name in zip(schema.VARIABLES, names[1:], strict=True):
-            values = table.get(each.name, pd.Series(dtype=float))
+        for each, name in variables.items():
+            values = table[each.name]
             counts[name] += int(((values < each.lowest) | (values > each.highest)).sum())
     interval = max(steps, key=steps.__getitem__, default=0)
     counts["gaps"] = sum(steps[step] for step in steps if step > interval)

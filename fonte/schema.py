@@ -1,4 +1,4 @@
-"""Fonte's table, and the one list of its variables. A variable is added here, and in synthetic.RANGES."""
+"""Fonte's table, and the one list of its variables. For synthetic values of a new one, see fonte/synthetic.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -81,7 +81,7 @@ def fill_synthetic(
         columns: Columns = {"timestamp": synthetic.minutes(part, count), **PROFILES[profile](part, count, random_seed)}
         since_start = columns["timestamp"] - bounds[0]
         on_step = since_start // np.timedelta64(1, "m") % step_minutes == 0
-        inside = on_step & (since_start >= np.timedelta64(0)) & (columns["timestamp"] < bounds[1])
+        inside = on_step & (since_start >= np.timedelta64(0, "us")) & (columns["timestamp"] < bounds[1])
         parts.append(merge(connection, [{name: values[inside] for name, values in columns.items()}]))
         progress(done + count, days)
     return total(parts)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 DAYS_AGO = {"today": 0, "yesterday": 1}
-# What a command returns whose work is done, but not reported.
+# The exit code when the work is done but standard output cannot be written.
 OUTPUT_LOST = 6
 # What pip installs for a package that only some commands need.
 EXTRAS = {"dagster": "[dagster]", "distributed": "[dask]", "matplotlib": "[plot]"}
@@ -64,14 +64,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return what to add to the message about an unknown word: the known one that resembles it, if there is one."""
+    """Suggest the known word that resembles an unknown one, as the end of a message; empty if there is none."""
     from difflib import get_close_matches
 
     return "".join(f" (did you mean {near}?)" for near in get_close_matches(word, known, 1, 0.7))
 
 
 def clean(text: str, most: int = 500) -> str:
-    """Return the beginning of what is foreign as one line that no terminal obeys, without the passwords of its URLs."""
+    """Make foreign text safe to print: cut it, join its lines, remove control characters and passwords in URLs."""
     shown = (character if character.isprintable() else " " for character in text[: 10 * most])
     line = re.sub(r"://[^/?#\s]*@", "://", " ".join("".join(shown).split()))
     return line if len(line) <= most else f"{line[:most]}..."
@@ -83,9 +83,9 @@ def shown_url(url: object) -> str:
 
 
 def begin(program: str) -> None:
-    """Let a process fail on one line before its imports are done, and end silently on Ctrl-C.
+    """Report a failure during the imports on one line, and end silently on Ctrl-C.
 
-    To be called first. No other file takes the number of a standard stream that is closed.
+    Call this first. It reopens closed standard streams, so that no other file gets their numbers.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -129,7 +129,7 @@ def finished(program: str, code: int) -> int:
 def run(program: str, action: Callable[[], int], *, debug: bool = False) -> int:
     """Return the action's exit code, or that of its failure, which is reported on one line."""
     hook, interrupt = sys.excepthook, signal.getsignal(signal.SIGINT)
-    # psycopg2 prints by it an error that it raises as well.
+    # psycopg2 also prints errors through this hook, besides raising them.
     sys.excepthook = lambda kind, error, where: None
     if interrupt is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

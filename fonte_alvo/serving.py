@@ -1,4 +1,4 @@
-"""What the HTTP APIs share: periods and formats, who may change data, and what is said when something is wrong."""
+"""Shared by the HTTP APIs: periods, formats, the admin token, and error answers."""
 
 import hmac
 import json
@@ -35,9 +35,9 @@ from fonte_alvo.command import Failure, clean
 from fonte_alvo.copy import CopyOut
 from fonte_alvo.embedded import EmbeddedServerError
 
-# Each stream holds a connection while it lasts; who finds none free within CONNECT_TIMEOUT_S is sent away.
+# Each stream holds a connection; a request that finds none free within CONNECT_TIMEOUT_S is answered with 503.
 POOL_SIZE = 40
-# The other routes have connections of their own: they answer however many streams there are.
+# The other routes use a separate pool, so streams never block them.
 OTHER_POOL_SIZE = 5
 DAY, NEXT_DAY = "2024-05-20T00:00:00Z", "2024-05-21T00:00:00Z"
 PERIODS = (
@@ -48,7 +48,7 @@ FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
 LAST = "First moment after the period, in the same form."
 FORMAT = "The format of the answer; left out, the Accept header decides, and JSON where that names none of them."
 ADMIN_TOKEN = "The admin token, which whoever runs this server has set."
-# The column timestamp as SQL writes it in RFC 3339, in a session whose time zone is of no account.
+# An SQL expression: the column timestamp in RFC 3339, whatever the time zone of the session.
 TIMESTAMP = "to_json(timestamp::timestamptz AT TIME ZONE 'UTC') #>> '{}' || 'Z'"
 _log = logging.getLogger("uvicorn.error")
 Name = TypeVar("Name", bound=str)
@@ -59,7 +59,7 @@ STREAM_TIMEOUT_S = 600.0
 _HOUR = "(?:[01][0-9]|2[0-3])"
 _TIME = f"({_HOUR}:[0-5][0-9])(?::([0-5][0-9]|60)([.][0-9]+)?)?([Zz]|[+-]{_HOUR}:?[0-5][0-9])?"
 _TIMESTAMP = f"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt ]{_TIME})?"
-# The classes of SQLSTATE that another attempt does not mend: data that cannot be cast, and what is absent or forbidden.
+# SQLSTATE classes that a retry cannot fix: data that cannot be cast, and missing or forbidden objects.
 _NOT_SET_UP = ("22", "42")
 # The parameters that may be repeated.
 LISTS = {"columns", "signals"}
@@ -167,7 +167,7 @@ DESCRIBED: dict[str, Any] = {
     "contact": {"name": "The people who run this server"},
     "license_info": {"name": "MIT", "identifier": "MIT"},
 }
-# On every answer. A page of these servers asks them alone; the small images of Swagger UI are part of its style sheet.
+# Sent with every answer. Pages may load only from their own server; Swagger UI's style sheet embeds its images.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -216,13 +216,13 @@ def _admin_engine(
         HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description=ADMIN_TOKEN))
     ],
 ) -> Engine:
-    """Return the engine that may write, to who sends the admin token; what RFC 6750 says to everybody else."""
+    """Return the engine that may write, or raise 401 or 403 (RFC 6750) unless the request has the admin token."""
     token: SecretStr | None = request.state.admin_token
     if token is None:
         raise _refused(request, 403, "nothing can be changed here: the server has no admin database and token")
     if sent is None:
         raise _refused(request, 401, "the admin token is missing", CHALLENGE)
-    # As bytes, for a header can hold more than ASCII; in constant time, for the time must not tell how much is right.
+    # As bytes, because a header can hold more than ASCII; in constant time, so that timing reveals nothing.
     if not hmac.compare_digest(sent.credentials.encode("latin-1"), token.get_secret_value().encode()):
         raise _refused(request, 401, "the admin token is wrong", f'{CHALLENGE}, error="invalid_token"')
     admin: Engine = request.state.admin_engine
@@ -245,7 +245,7 @@ def audit(request: Request, level: int = logging.INFO, **facts: object) -> None:
 
 
 def delete_rows(connection: Connection, period: PeriodQuery) -> int:
-    """Delete the rows of a period in the caller's transaction, until whose end nobody else writes; return how many."""
+    """Delete the rows of a period and return their number; other writers wait until the caller's transaction ends."""
     connection.exec_driver_sql("LOCK TABLE data IN SHARE ROW EXCLUSIVE MODE")
     return connection.exec_driver_sql(f"DELETE FROM data WHERE {period.condition()}", period.bounds()).rowcount
 
@@ -303,7 +303,7 @@ def make_app(
         async with lifespan(app) as state:
             yield {**state, **allowed}
 
-    # All of them asynchronous: others run in a thread, which a full machine does not have.
+    # All handlers are async: a sync handler needs a thread, and an overloaded machine has none left.
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
         if (getattr(getattr(error, "orig", error), "pgcode", None) or "")[:2] in _NOT_SET_UP:
@@ -387,7 +387,7 @@ async def _not_found(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _not_allowed(request: Request, error: Exception) -> Response:
-    # Each route knows its own methods alone: Starlette's answer would name those of the first.
+    # Starlette's answer would list only the methods of the first route with this path.
     path = request.url.path
     route = path.removeprefix(request.scope.get("root_path", ""))
     methods = {method.upper() for method in request.app.openapi()["paths"].get(route, ["get"])}
@@ -453,9 +453,9 @@ def json_list(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Stream(StreamingResponse):
-    """A body that is made while it is sent, from rows that the database copies out meanwhile.
+    """A response that is sent while the database is still copying rows out.
 
-    A slow reader slows the database down; a reader that leaves ends its query.
+    A slow client slows the query down; a client that disconnects ends it.
     """
 
     def __init__(self, media_type: str, copied: Callable[[], CopyOut], make: Callable[..., Iterator[bytes]]) -> None:
@@ -468,7 +468,7 @@ class Stream(StreamingResponse):
         rows = self._copied()
         try:
             pieces = self._make(iter(rows))
-            # A database that is away is a 503 here, and a broken stream later.
+            # If the database fails here, the answer is 503; if it fails later, the stream breaks off.
             first = await _in_own_thread(next, pieces)
             self.body_iterator = _drawn(None if "head" in scope else first, pieces)
             try:
@@ -491,9 +491,9 @@ async def _drawn(piece: bytes | None, pieces: Iterator[bytes]) -> AsyncIterator[
 
 
 async def _in_own_thread(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
-    """Call a function that waits for the database in a thread that is none of the few in which other routes answer.
+    """Call a blocking function in an extra thread, so that streams do not occupy the threads of other routes.
 
-    It is left behind when the client goes: closing the rows ends it.
+    If the client disconnects, nobody waits for the thread; closing the rows ends it.
     """
     return await to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 

@@ -66,10 +66,10 @@ class Outcome(NamedTuple):
 def run(
     fonte: Client, alvo: Engine, day: Day, columns: Names, statistics: Names = STATISTICS, held: Samples | None = None
 ) -> Outcome:
-    """Carry a day of these columns from Fonte to Alvo, as these statistics.
+    """Fetch these columns for a day, compute these statistics, and replace the day in Alvo.
 
-    What Alvo holds of other statistics of these columns goes. held: the day's samples, where they are fetched
-    already. Raises FonteError, DatabaseError and EmptyPeriod; Alvo then holds the old day or the new one, whole.
+    Alvo loses its other statistics of these columns for this day. held: the day's samples, if already fetched.
+    Raises FonteError, DatabaseError and EmptyPeriod; Alvo then holds either the old day or the new one, complete.
     """
     timestamps, samples, extract_s = held or extract(fonte, columns, [day])[0]
     began = perf_counter()
@@ -135,7 +135,7 @@ def _implausible(values: Values, variable: Variable) -> int:
 
 
 def _unasked(columns: Sequence[str], window_starts: Timestamps) -> dict[str, Values]:
-    """Return every statistic without a value, so that what Alvo holds of those that are not asked goes."""
+    """Return all statistics filled with NaN, so that the load deletes those that the caller did not request."""
     nothing = np.full(len(window_starts), np.nan)
     return {f"{name}_{statistic}": nothing for name in columns for statistic in ALL_STATISTICS}
 

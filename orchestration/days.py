@@ -1,6 +1,6 @@
-"""Many days: fetched several to a request, each loaded by itself; in order, here or on Dask, and stoppable.
+"""Runs many days in order, in this process or on Dask: one request fetches several days, each day loads separately.
 
-One request is under way while days of the last one are aggregated and loaded, each as orchestration.day does it.
+The next request runs while orchestration.day aggregates and loads the days of the last one.
 """
 
 import warnings
@@ -30,7 +30,7 @@ from orchestration.day import Day, EmptyPeriod, Names, Outcome, Samples
 # Loads: on two cores more are not faster, and Alvo has others to serve.
 AT_ONCE = 2
 PER_REQUEST = 10
-# Arrays that a request's answer is to stay below: days of a minute are far from it, at 1 Hz it holds two.
+# The target size of the arrays from one request. Ten days of 1-minute samples need far less; two days at 1 Hz fit.
 REQUEST_BYTES = 4 * 2**20
 CHECK_EVERY_S = 1
 DASK_RETRIES = 2
@@ -84,7 +84,7 @@ def between(first: date, last: date, zone: ZoneInfo) -> Iterator[Day]:
 
 @dataclass
 class Limit:
-    """How many days a request may hold: as many as asked, fewer where requests fail; as many as REQUEST_BYTES hold."""
+    """The most days per request: the smaller of asked (lowered after failures) and fitting (set by REQUEST_BYTES)."""
 
     asked: int
     fitting: int = 1000
@@ -111,7 +111,7 @@ def running(
     dask: str | None = None,
     per_request: int = PER_REQUEST,
 ) -> Iterator[Results]:
-    """Carry days with these connections, or on the Dask cluster of a scheduler; give an iterator over them, in order.
+    """Run days with these connections, or on a Dask cluster; give an iterator over the results, in order.
 
     Each day comes with its outcome, or with the exception that ended it. When the context ends, no new day starts and
     running days finish. Raises ClusterError, and SettingsError where Dask cannot be used.
@@ -137,7 +137,7 @@ def running(
 
 
 def _here(extracted: Extracted, loaded: Stage) -> Results:
-    """Load days in this process; once one cannot be fetched, those before it finish, and none after it starts."""
+    """Load days in this process. If a fetch fails, finish the earlier days before starting any later one."""
     failed: list[tuple[Day, Exception]] = []
 
     def until_failure() -> Iterator[tuple[Day, Samples]]:
@@ -159,7 +159,7 @@ def _extracted(groups: Iterable[Group], limit: Limit, fonte: Client, fetched: St
     for group, answer in fetched(groups):
         samples = _result(answer)
         if isinstance(samples, FonteError) and len(group) > 1:
-            # One of its days may be what fails. Each is asked for alone, within what is left of one wait.
+            # A single day may have caused the failure. Fetch each day separately, within the remaining patience.
             rest_s = fonte.rest_s()
             limit.asked = limit.asked if rest_s else len(group) // 2
             yield from _extracted(([day] for day in group), limit, fonte, partial(fetched, patience_s=rest_s))
@@ -172,7 +172,7 @@ def _extracted(groups: Iterable[Group], limit: Limit, fonte: Client, fetched: St
 
 
 def _on_cluster(groups: Iterable[Group], carried: Stage) -> Results:
-    """Carry days on a Dask cluster, a task for each request; what a task leaves after a failure is another task."""
+    """Run days on a Dask cluster, one task per request; after a failed day, a new task runs the rest of its group."""
     for group, task in carried(groups):
         result = _result(task)
         results = result if isinstance(result, list) else [result]
@@ -206,9 +206,9 @@ def in_order(
 ) -> Generator[tuple[Item, Future[Made]], None, None]:
     """Carry items on an executor, at most at_once at the same time; yield each in order, with its finished future.
 
-    check is called while an item takes long, and raises where the executor is lost. ahead: the next item starts before
-    the caller has the last one, unless that failed, and not when it asks for more. If the caller stops early, by
-    closing the iterator or by an exception, no new item starts; running ones finish.
+    check: called while an item takes long; it raises if the executor is lost. ahead: start the next item before
+    yielding the last one, unless that one failed; otherwise start it when the caller asks for more. If the caller
+    closes the iterator or raises, no new item starts, and running ones finish.
     """
     waiting = iter(items)
     running: deque[tuple[Item, Future[Made]]] = deque()

@@ -15,15 +15,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-import openapi_generator_cli
 import pytest
-from playwright import sync_api
 from support.project import SCRIPTS, alvo_api, connector_over, external, wait_until
 
 import etl
 from alvo.api import app as alvo_app
 from fonte.connector import app as fonte_app
 
+openapi_generator_cli = pytest.importorskip("openapi_generator_cli", reason="tox -e clients has it")
+sync_api = pytest.importorskip("playwright.sync_api", reason="tox -e clients has it")
 pytestmark = pytest.mark.clients
 TOKEN = "token-of-the-clients"
 START, END = datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 20, 1, tzinfo=UTC)

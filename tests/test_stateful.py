@@ -254,7 +254,7 @@ class Machine(RuleBasedStateMachine):
         said = errors.getvalue().splitlines()
         assert bool(said) == (code != 0)
         assert all(line.startswith("etl.py: ") for line in said)
-        told = re.findall(r"([\d,]+) values written, ([\d,]+) unchanged, ([\d,]+) removed", output.getvalue())
+        told = re.findall(r"([\d,]+) values? written, ([\d,]+) unchanged, ([\d,]+) removed", output.getvalue())
         return code, Report(*(int(number.replace(",", "")) for number in told[-1])) if told else Report(0, 0, 0)
 
     # What happens to Fonte.
