@@ -35,7 +35,8 @@ COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER", "arrow": "FO
 
 def _known(name: str) -> str:
     if name not in NAMES:
-        expected = ", ".join(map(repr, NAMES)) + did_you_mean(name[:80], NAMES)
+        meant = "" if "," in name else did_you_mean(name[:80], NAMES)
+        expected = ", ".join(map(repr, NAMES)) + meant
         raise PydanticCustomError("column", "expected {names}", {"names": expected})
     return name
 
