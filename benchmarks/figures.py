@@ -89,15 +89,15 @@ def _seconds(compute) -> float:
 
 
 def cost() -> None:
-    """Draw seconds and peak memory of `etl.py` over ranges of one to ten years, into an empty Alvo each."""
-    seconds, memory_mib = [], []
-    for years in YEARS:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-            environment = os.environ | {"FONTE_ALVO_HOME": home}
-            seed = [sys.executable, "seed.py", "--start", "2015-01-01", "--days", str(365 * YEARS[-1])]
-            subprocess.run(seed, cwd=ROOT, env=environment, check=True)
-            last = np.datetime64("2015-01-01") + 365 * years - 1
-            load = [sys.executable, "etl.py", "2015-01-01", str(last)]
+    """Draw seconds and peak memory of `etl.py` over ranges of one to ten years, each new to Alvo."""
+    seconds, memory_mib, first = [], [], np.datetime64("2000-01-01")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        environment = os.environ | {"FONTE_ALVO_HOME": home}
+        seed = [sys.executable, "seed.py", "--start", str(first), "--days", str(365 * sum(YEARS))]
+        subprocess.run(seed, cwd=ROOT, env=environment, check=True)
+        for years in YEARS:
+            load = [sys.executable, "etl.py", str(first), str(first + 365 * years - 1)]
+            first += 365 * years
             began = perf_counter()
             process = subprocess.Popen(load, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)
