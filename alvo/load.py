@@ -233,6 +233,8 @@ def _rows(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the finite values as columns of rows ordered as the primary key."""
     ordered = sorted(ids, key=ids.__getitem__)
+    if beyond := [signal_id for signal_id in ids.values() if signal_id >= 2**31]:
+        raise OverflowError(f"the signal id {beyond[0]} is beyond an integer, the type of data.signal_id")
     values = np.concatenate([signals[name] for name in ordered] or [np.empty(0)])
     finite = np.isfinite(values)
     timestamp = np.tile(window_starts, len(ordered))[finite]

@@ -53,13 +53,17 @@ def _served(live: bool, wait: bool) -> Iterator[str]:
 
     # Its client, in this process, reports its failures: they are not to appear on standard error as well.
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())
-    # The server closes it.
     listener = socket.create_server(("127.0.0.1", 0))
     # asyncio does not do so for a listener that it is given: each answer would wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
     server = uvicorn.Server(uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+
+    def serve() -> None:
+        with listener:
+            server.run([listener])
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -68,4 +72,3 @@ def _served(live: bool, wait: bool) -> Iterator[str]:
         server.should_exit = True
         if wait:
             thread.join()
-            listener.close()

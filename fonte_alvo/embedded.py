@@ -70,9 +70,12 @@ def find_again(parameters: dict[str, Any]) -> bool:
 
     False where the connection is not to such a server. Raises EmbeddedServerError.
     """
-    place = _places.get((parameters.get("port", 0), parameters.get("password", "")))
+    password = parameters.get("password", "")
+    place = _places.get((parameters.get("port", 0), password))
     if place:
         parameters["port"], _ = _join(*place)
+        # Some versions of SQLAlchemy keep the corrected parameters, others begin with the first ones again.
+        _places[parameters["port"], password] = place
     return place is not None
 
 

@@ -411,12 +411,6 @@ def packed(content):
             "two rows for 2024-05-20 00:00:00+00:00 hold dif",
         ),
         (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], "--encoding names its encoding"),
-        (
-            "timestamp,power\n2024-05-20,1\n".encode("utf-16-le"),
-            "a.csv",
-            [],
-            "--header-line and --encoding tell the form",
-        ),
         # A thousand and a half, or fifteen hundred?
         ("timestamp;power\n2024-05-20;1,500\n", "a.csv", [], "'1,500' is no number with the decimal mark ."),
         ("timestamp;power;wind_speed\n2024-05-20;1,5;1.5\n", "a.csv", [], "'1,5' is no number with the decimal mark ."),
