@@ -15,9 +15,9 @@ from fonte_alvo.engine import create, failures, reason
 def base_url(given: str | None = None, *, live: bool = False, wait: bool = True) -> AbstractContextManager[str]:
     """Give the base URL of the connector: the given one, FONTE_API_URL, or that of one served while the context lasts.
 
-    The embedded database is created and seeded the first time, and with live set receives each minute while the context
-    lasts; one that FONTE_DATABASE_URL names is left as it is. wait: until the server has ended, which a process that
-    ends itself need not. Raises SettingsError and FonteError.
+    The embedded database is created and seeded the first time. With live set it receives the last ten days instead, and
+    each minute while the context lasts; one that FONTE_DATABASE_URL names is left as it is. wait: until the server has
+    ended, which a process that ends itself need not. Raises SettingsError and FonteError.
     """
     url = settings.fonte_api_url(given)
     return _served(live, wait) if url is None else nullcontext(url)
@@ -44,9 +44,10 @@ def _served(live: bool, wait: bool) -> Iterator[str]:
         url, stop = starting.result(), threading.Event()
         if settings.fonte_database_is_embedded():
             pool = create(url, "fonte seed", check_pooled=True)
-            with pool.begin() as connection:
-                seeding.seed_once(connection)
-            if live:
+            if not live:
+                with pool.begin() as connection:
+                    seeding.seed_once(connection)
+            else:
                 minutes = seeding.live(pool, "turbine", seeding.RANDOM_SEED, stop)
                 next(minutes)
                 threading.Thread(target=_exhaust, args=[minutes], daemon=True).start()
