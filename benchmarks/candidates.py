@@ -1,4 +1,4 @@
-"""What others would use for the same job: mean, min, max and std of 10-minute windows of some columns."""
+"""Other libraries for the same job: mean, min, max and std of 10-minute windows of some columns."""
 
 import duckdb
 import numpy as np

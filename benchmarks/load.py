@@ -54,7 +54,7 @@ def questions(period):
 
 
 class Load:
-    """What was asked, how long it took, and what went wrong."""
+    """Counts requests and failures, and keeps the times of the answers."""
 
     def __init__(self):
         self.seconds = defaultdict(list)

@@ -30,7 +30,7 @@ VARIABLES = (
 # PostgreSQL's timestamps reach further than anybody's who reads them, and to infinity.
 YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
 
-# What the connector reads each column as.
+# The type to which the connector casts each column.
 _CASTS = {"timestamp": "timestamptz", **{each.name: "float8" for each in VARIABLES}}
 
 _REQUIRED = sa.text("""

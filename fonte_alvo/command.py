@@ -1,4 +1,4 @@
-"""What the commands share: arguments, failures on one line with their exit codes, and progress."""
+"""The commands' common parts: arguments, failures on one line with their exit codes, and progress."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DAYS_AGO = {"today": 0, "yesterday": 1}
 # The exit code when the work is done but standard output cannot be written.
 OUTPUT_LOST = 6
-# What pip installs for a package that only some commands need.
+# The extra that installs a package which only some commands need.
 EXTRAS = {"dagster": "[dagster]", "distributed": "[dask]", "matplotlib": "[plot]"}
 
 

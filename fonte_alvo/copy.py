@@ -86,7 +86,7 @@ def _native(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 
 
 class CopyOut:
-    """What COPY answers to a query, to be read while the server still produces it.
+    """The rows that COPY returns for a query, read while the server still produces them.
 
     A thread copies into a pipe: a slow reader slows the server down, and memory does not grow with the answer.
     """

@@ -34,7 +34,7 @@ _CONNECTION = {
     170000: {"sslnegotiation": "postgres"},
     180000: {"min_protocol_version": "3.0", "max_protocol_version": "3.0"},
 }
-# What helps, by what the system, PostgreSQL or this module says; with the folder and its owner.
+# The remedy for each message of the system, of PostgreSQL or of this module; {0} is the folder, {1} its owner.
 _REMEDIES = {
     "ermission denied|not permitted|ownership": "it belongs to {1}: run as that user, or chmod -R u+rwX {0}",
     "chmod": "choose a file system of Linux or macOS, which WSL's mounts of Windows drives are not",
