@@ -6,11 +6,11 @@ import sys
 import pytest
 
 pytest.importorskip("dagster", reason="the benchmark of Dagster needs pip install '.[dagster]'")
-from test_dagster_dev import DAYS, ask, backfill, clone, dagster, log  # noqa: F401
+from support.dagster_services import DAYS, backfill
 
 
 @pytest.mark.parametrize("candidate", ["etl.py", "Dagster, a backfill in one run"])
-def test_ten_days(benchmark, clone, ask, candidate):  # noqa: F811
+def test_ten_days(benchmark, clone, ask, candidate):
     benchmark.group = "ten days that Alvo holds already"
     benchmark.name = candidate
     if candidate == "etl.py":

@@ -3,13 +3,13 @@
 import pytest
 
 pytest.importorskip("playwright", reason="the benchmark of the page needs pip install playwright, and Chromium")
-from test_page import DAY, YEAR, chromium, drawn, year, year_api  # noqa: F401
+from support.browser import DAY, YEAR, drawn
 
 ROUNDS = 5
 
 
 @pytest.mark.parametrize(("period", "name"), [(DAY, "a day"), (YEAR, "a year")])
-def test_first_view(benchmark, chromium, year_api, period, name):  # noqa: F811
+def test_first_view(benchmark, chromium, year_api, period, name):
     benchmark.group, benchmark.name = "first view of the page, from nothing to drawn", name
     busy_s, received_bytes = [], []
 

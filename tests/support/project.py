@@ -22,6 +22,8 @@ from fonte import local, schema, seeding
 from fonte_alvo import engine
 
 ROOT = Path(__file__).resolve().parents[2]
+# The path of a day of the connector.
+DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
 SETTINGS = (
@@ -143,7 +145,8 @@ def running(connection, database):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 20
+    """Ask again and again; a condition that never holds is a failure, and no test that hangs."""
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
 

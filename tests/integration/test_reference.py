@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from support.project import ROOT, alvo_api, connector_over, seeded
-from test_alvo_api import fill
+from support.two_days import fill
 
 TOKEN = "token-of-the-tests"
 ROW = re.compile(r"^\| `GET (/\w+/\w+/\w+\S*)` \| `(\w+ \S+)` \((\w+)\) \|", re.MULTILINE)

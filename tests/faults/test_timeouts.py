@@ -13,8 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from support.faulty import answering, http, stalling
-from support.project import SCRIPTS, alvo_values, connector_over, external, running, stalled_reader, wait_until
-from test_connector import DAY
+from support.project import DAY, SCRIPTS, alvo_values, connector_over, external, running, stalled_reader, wait_until
 
 import etl
 from fonte import client

@@ -13,12 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
-from support.project import connector_over
+from support.project import DAY, connector_over
 
 from fonte_alvo.copy import CopyOut
 from fonte_alvo.serving import accepted, json_list
-
-DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
 
 
 @pytest.fixture(scope="module")

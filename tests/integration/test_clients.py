@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.project import SCRIPTS, alvo_api, connector_over, external, wait_until
+from support.project import ROOT, SCRIPTS, alvo_api, connector_over, external, wait_until
 
 import etl
 from alvo.api import app as alvo_app
@@ -278,7 +278,7 @@ def test_openapi_typescripts_types_fit_what_is_sent(apis, descriptions, tmp_path
 @pytest.mark.parametrize("side", CALLS)
 def test_schemathesis_with_its_defaults_finds_nothing(apis, side):
     command = (Path(sys.executable).with_name("schemathesis"), "run", f"{apis[side]}/openapi.json")
-    told = run(*command, "-H", f"Authorization: Bearer {TOKEN}", cwd=Path(__file__).resolve().parents[1])
+    told = run(*command, "-H", f"Authorization: Bearer {TOKEN}", cwd=ROOT)
     assert "No issues found" in told
 
 

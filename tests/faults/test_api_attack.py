@@ -10,7 +10,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_connector import DAY
+from support.project import DAY
 
 from fonte.connector import MEDIA_TYPES, app
 from fonte_alvo.serving import accepted

@@ -8,27 +8,21 @@ import socket
 import threading
 import uuid
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import httpx
 import numpy as np
 import pytest
 from sqlalchemy import event, text
 from support.project import alvo_api, alvo_values
+from support.two_days import START, WINDOWS, WRITTEN, fill
 
 from alvo import api, schema
 from alvo.load import Report, replace_period
 from fonte_alvo import engine
 
 TOKEN = "token-of-the-tests"
-START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
-WINDOWS = np.datetime64("2024-05-20", "us") + np.arange(288) * np.timedelta64(600_000_000, "us")
-WRITTEN = {"power_mean": np.arange(288.0), "power_std": np.where(np.arange(288) % 7, 0.1, np.nan)}
-
-
-def fill(pool):
-    replace_period(pool, START, START + 2 * DAY, WINDOWS, WRITTEN)
 
 
 @pytest.fixture(scope="module")

@@ -1,107 +1,24 @@
 """`python -m orchestration.dagster` in a fresh checkout: all of Dagster, over GraphQL and as a browser shows it."""
 
-import os
 import re
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 
-import httpx
 import psutil
 import pytest
-from support.project import ROOT, SETTINGS
+from support.browser import launched as chromium
+from support.dagster_services import DAYS, EMPTY, LAST, answers, backfill, client, definitions, started
+from support.project import ROOT
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
-playwright = pytest.importorskip("playwright.sync_api", reason="tox -e orchestration has it")
+pytest.importorskip("playwright.sync_api", reason="tox -e orchestration has it")
 
 from dagster._core.scheduler.instigation import ScheduleInstigatorData  # noqa: E402
 
 from orchestration.dagster.quality import CHECKS, COMPLETE  # noqa: E402
 
 ASSET = "/assets/ten_minute_statistics"
-TODAY = datetime.now(UTC).date()
-# Ten whole days, and the ten last ones, of which Fonte holds nothing of two.
-DAYS = [str(TODAY - timedelta(days=number)) for number in range(20, 10, -1)]
-LAST = [str(TODAY - timedelta(days=number)) for number in range(10, 0, -1)]
-EMPTY = {LAST[3], LAST[6]}
-# Chromium as Debian packages it, without its own talk to the network.
-BROWSER = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
-
-def environment():
-    """The environment without a setting."""
-    return {name: value for name, value in os.environ.items() if name not in {*SETTINGS, "DAGSTER_HOME"}}
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A checkout whose Fonte holds the days."""
-    clone = tmp_path_factory.mktemp("clone") / "fonte-alvo"
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "mutants", "*.egg-info"))
-    for first, days in ((DAYS[0], 13), (LAST[4], 2), (LAST[7], 3)):
-        seed = [sys.executable, "seed.py", "--start", first, "--days", str(days)]
-        subprocess.run(seed, cwd=clone, env=environment(), check=True)
-    return clone
-
-
-@pytest.fixture(scope="module")
-def log(clone):
-    return clone.parent / "log"
-
-
-@pytest.fixture(scope="module")
-def dagster(clone, log):
-    with started(clone, log) as url_and_process:
-        yield url_and_process
-
-
-@contextmanager
-def started(clone, log):
-    """Start Dagster by the one command; give its URL and its process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "orchestration.dagster", "--port", str(port)]
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, cwd=clone, env=environment(), stdout=output, stderr=output) as process,
-    ):
-        url = f"http://127.0.0.1:{port}"
-        while f"open {url}\n" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-        assert answers(url)
-        yield url, process
-        process.send_signal(signal.SIGINT)
-
-
-def answers(url):
-    try:
-        return httpx.get(f"{url}/server_info").is_success
-    except httpx.TransportError:
-        return False
-
-
-def client(url):
-    """Make a function that asks Dagster in GraphQL."""
-
-    def ask(query, **variables):
-        answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
-        assert "errors" not in answer, answer
-        return answer["data"]
-
-    return ask
-
-
-@pytest.fixture(scope="module")
-def ask(dagster):
-    return client(dagster[0])
 
 
 @pytest.fixture
@@ -109,38 +26,12 @@ def selector(ask):
     return definitions(ask)
 
 
-def definitions(ask):
-    """What names the definitions in GraphQL."""
-    query = "{repositoriesOrError {... on RepositoryConnection {nodes {name location {name}}}}}"
-    (repository,) = ask(query)["repositoriesOrError"]["nodes"]
-    return {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
-
-
 @pytest.fixture
 def page(dagster):
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    assert path, "the browser tests need Chromium: apt-get install chromium"
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=BROWSER)
+    with chromium() as browser:
         page = browser.new_page(base_url=dagster[0], viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(120_000)
         yield page
-        browser.close()
-
-
-def backfill(ask, days=DAYS):
-    """Fill days; gives the finished backfill."""
-    launch = """mutation ($p: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $p) {
-        ... on LaunchBackfillSuccess {backfillId}
-    }}"""
-    asked = {"assetSelection": [{"path": ["ten_minute_statistics"]}], "partitionNames": days}
-    backfill_id = ask(launch, p=asked)["launchPartitionBackfill"]["backfillId"]
-    look = """query ($id: String!) {partitionBackfillOrError(backfillId: $id) {
-        ... on PartitionBackfill {status runs {status startTime endTime}}
-    }}"""
-    while (found := ask(look, id=backfill_id)["partitionBackfillOrError"])["status"] == "REQUESTED":
-        pass
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,10 @@
 
 import re
 
-import yaml
-from dotenv import dotenv_values
+from support.compose import EXAMPLE, SERVICES
 from support.project import ROOT
 
-SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 STAYING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]
-EXAMPLE = dotenv_values(ROOT / ".env.example")
 
 
 def test_no_password_stands_in_the_file():

@@ -19,9 +19,9 @@ import httpx
 import psycopg2
 import pytest
 from dotenv import dotenv_values
+from support.compose import EXAMPLE
+from support.compose import SERVICES as ALL
 from support.project import ROOT, SETTINGS
-from test_compose import EXAMPLE
-from test_compose import SERVICES as ALL
 
 # Those that `docker compose up` starts without a profile.
 SERVICES = {name: service for name, service in ALL.items() if "profiles" not in service}

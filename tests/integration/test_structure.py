@@ -72,6 +72,12 @@ def test_nobody_imports_the_scripts_or_the_tests(file):
     assert not tops & {"etl", "seed", "tests", "support", "benchmarks", "pipelines"}
 
 
+def test_tests_and_benchmarks_take_helpers_from_support_alone():
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    tests = {file.stem for file in files if file.stem.startswith("test_")}
+    assert {file.name: names for file in files if (names := imported(file.read_text()) & tests)} == {}
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_function_is_long(file):
     source = file.read_text()

@@ -10,8 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from support.project import connector_over, running, stalled_reader, wait_until
-from test_connector import DAY
+from support.project import DAY, connector_over, running, stalled_reader, wait_until
 
 from fonte.connector import MEDIA_TYPES
 from fonte_alvo import engine

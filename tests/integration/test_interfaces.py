@@ -9,10 +9,10 @@ from fractions import Fraction
 
 import httpx
 import pytest
-import test_alvo_api
 from hypothesis import given
 from hypothesis import strategies as st
 from support.project import ROOT, alvo_api, connector_over, running, wait_until
+from support.two_days import fill
 
 from alvo.api import app as alvo_app
 from fonte.connector import DataQuery
@@ -35,7 +35,7 @@ def databases(make_database, seeded_template):
     """A Fonte of ten days and an Alvo of two, by name."""
     alvo = make_database()
     pool = engine.create(alvo, "test")
-    test_alvo_api.fill(pool)
+    fill(pool)
     pool.dispose()
     return {"Fonte": make_database(seeded_template), "Alvo": alvo}
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 import schemathesis
-import test_alvo_api
 from hypothesis import settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.project import alvo_api as serve_alvo
 from support.project import connector_over, seeded
+from support.two_days import fill
 
 from alvo.api import app as alvo_app
 from fonte.connector import MOST_DAYS, app
@@ -40,7 +40,7 @@ def served_alvo(make_database, served):
     """Alvo's API over two days of this module's own, open to changes too, and over the connector."""
     database = make_database()
     pool = engine.create(database, "test")
-    test_alvo_api.fill(pool)
+    fill(pool)
     pool.dispose()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ALVO_ADMIN_DATABASE_URL", database.render_as_string(hide_password=False))
