@@ -1,10 +1,9 @@
 """A SQLAlchemy engine from a URL, and the one line that tells why a database failed."""
 
 import logging
-import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Timer
 from typing import Any
 
@@ -149,8 +148,12 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
 def cut(connection: extensions.connection) -> None:
     """Cut a connection that another thread may be using, which then fails at once."""
     if not connection.closed:
-        with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+        # The descriptor stays the connection's: a copy of it fails where the machine has no descriptor left.
+        wire = socket.socket(fileno=connection.fileno())
+        # The server may have closed it already.
+        with suppress(OSError):
             wire.shutdown(socket.SHUT_RDWR)
+        wire.detach()
 
 
 @contextmanager

@@ -1,19 +1,23 @@
 """Who reads slowly, or goes away, costs a bounded share of the connector and keeps nobody else waiting."""
 
+import os
+import resource
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from sqlalchemy import text
 from support.project import DAY, connector_over, running, stalled_reader, wait_until
 
 from fonte.connector import MEDIA_TYPES
 from fonte_alvo import engine
+from fonte_alvo.copy import CopyOut
 from fonte_alvo.serving import POOL_SIZE
 
 
@@ -78,3 +82,40 @@ def test_aborted_downloads_leave_nothing_behind(administrator, large_fonte, larg
     assert len(httpx.get(large_connector + DAY).json()) == 1440
     # Connections to the database may stay in their pools.
     wait_until(lambda: left_behind()[0] < files + POOL_SIZE and left_behind()[1] == 0)
+
+
+@contextmanager
+def no_descriptor_left():
+    """Let this process open nothing, as a server with too many clients."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_query_ends_without_a_descriptor_to_spare(administrator, large_fonte, make_pool):
+    pool = make_pool(large_fonte)
+    rows = CopyOut(pool, "SELECT * FROM data", {}, "FORMAT csv")
+    assert next(iter(rows))
+    with administrator.connect() as connection:
+        assert running(connection, large_fonte.database) == 1
+        with no_descriptor_left():
+            rows.close()
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+
+
+def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator, fonte, make_pool):
+    with make_pool(fonte).connect() as connection:
+        raw = connection.connection.driver_connection
+        engine.cut(raw)
+        with administrator.connect() as other:
+            sessions = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+            wait_until(lambda: other.scalar(sessions, {"name": fonte.database}) == 0)
+        engine.cut(raw)
+        connection.invalidate()
