@@ -151,7 +151,7 @@ def _merge_sql(replace: bool) -> str:
             FROM offered LEFT JOIN data AS held ON held.timestamp = offered.timestamp
         ), merged AS (
             INSERT INTO data AS held (timestamp, {each("{0}")}) SELECT timestamp, {each("{0}")} FROM compared
-            WHERE NOT present OR filled OR (differing AND {replace})
+            WHERE NOT present OR filled OR (differing AND {replace}) ORDER BY timestamp
             ON CONFLICT (timestamp) DO UPDATE SET {each(f"{{0}} = coalesce({first}.{{0}}, {second}.{{0}})")}
         )
         SELECT min(timestamp) FILTER (WHERE contradicts), count(*) FILTER (WHERE NOT present),

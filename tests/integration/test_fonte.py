@@ -123,6 +123,9 @@ def test_a_long_seed_goes_through_in_parts(rows):
     assert rows("SELECT count(*), min(timestamp)::date, max(timestamp)::date FROM data") == [
         (61 * 1440, date(2023, 1, 1), date(2023, 3, 2))
     ]
+    # Rows that lie in another order take a reader of a long period three times as long.
+    order = "SELECT timestamp, lag(timestamp) OVER (ORDER BY ctid) AS before FROM data"
+    assert rows(f"SELECT count(*) FROM ({order}) AS placed WHERE timestamp < before") == [(0,)]
 
 
 def test_a_csv_file_of_real_minutes_is_loaded(rows, capsys):
