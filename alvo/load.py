@@ -52,24 +52,25 @@ _SIGNALS = text("""
 
 # Write only rows that differ: ON CONFLICT alone would lock every existing row, and each lock is a write.
 _REPLACE = text("""
-    WITH old AS (
-        SELECT signal_id, timestamp, value FROM data
-        WHERE signal_id = ANY(:signal_ids) AND timestamp >= :start AND timestamp < :end
+    WITH differing AS MATERIALIZED (
+        SELECT signal_id, timestamp, incoming.value
+        FROM incoming FULL JOIN (
+            SELECT signal_id, timestamp, value FROM data
+            WHERE signal_id = ANY(:signal_ids) AND timestamp >= :start AND timestamp < :end
+        ) AS old USING (signal_id, timestamp)
+        WHERE incoming.value IS NULL OR incoming.value IS DISTINCT FROM old.value
     ), removed AS (
-        DELETE FROM data
-        USING (SELECT signal_id, timestamp FROM old EXCEPT SELECT signal_id, timestamp FROM incoming) AS stale
-        WHERE data.signal_id = stale.signal_id AND data.timestamp = stale.timestamp
+        DELETE FROM data USING differing AS stale
+        WHERE stale.value IS NULL AND data.signal_id = stale.signal_id AND data.timestamp = stale.timestamp
         RETURNING 1
     ), written AS (
         INSERT INTO data (timestamp, signal_id, value)
-        SELECT timestamp, signal_id, incoming.value
-        FROM incoming LEFT JOIN old USING (signal_id, timestamp)
-        WHERE old.value IS DISTINCT FROM incoming.value
+        SELECT timestamp, signal_id, value FROM differing WHERE value IS NOT NULL
         ON CONFLICT (signal_id, timestamp) DO UPDATE SET value = excluded.value
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM written),
-        (SELECT count(*) FROM old JOIN incoming USING (signal_id, timestamp) WHERE old.value = incoming.value),
+        (SELECT count(*) FROM incoming) - (SELECT count(value) FROM differing),
         (SELECT count(*) FROM removed)
 """)
 
