@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from adventureworks import questions, settings
-from fonte_alvo import command, engine
+from fonte_alvo import command
 from local import airflow, cloud, lambda_service
 
 
@@ -50,11 +50,7 @@ def _run(place: str | None) -> int:
     for file, report in json.loads(answer.body)["files"].items():
         print(_told(file, report))
     print()
-    with engine.failures("the database", "look into .embedded/server.log"):
-        pool = engine.create(database, "run.py")
-        questions.show(pool, questions.ROWS, None)
-        pool.dispose()
-    return 0
+    return questions.show(database, questions.ROWS, None)
 
 
 def reason(answer: lambda_service.Answer | None, log: str) -> str:

@@ -21,7 +21,6 @@ LONGEST_ROW_BYTES = 1024 * 1024
 SAMPLE_BYTES = 64 * 1024
 DELIMITERS = (";", ",", "\t", "|")
 # What an event may say of its files, and the values that are possible.
-CHOICES: dict[str, tuple[object, ...]]
 CHOICES = {"delimiter": DELIMITERS, "header": (True, False), "null": ("NULL", ""), "decimal": (",", ".")}
 
 

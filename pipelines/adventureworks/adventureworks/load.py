@@ -79,6 +79,10 @@ def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mo
         report.unreadable += marked
         report.rejected += marked
     for key in model.enforced(connection, table):
+        parent = reports.get(key.referred_table)
+        # A key that no row breaks needs no other look at the rows.
+        if report.is_direct and (not parent or parent.is_direct) and model.add(connection, key):
+            continue
         absent = _absent(connection, key, reports, mode)
         values = " || ', ' || ".join(f"'{ours} ' || s.{ours}" for ours in key.column_keys)
         reason = f"{values} || ' is not in {key.referred_table.fullname}'"
@@ -104,13 +108,11 @@ def _repeated_keys(table: sa.Table) -> str:
 
 def _absent(connection: sa.Connection, key: sa.ForeignKeyConstraint, reports: Reports, mode: Mode) -> str:
     """Return the condition that row s refers to one which will not be there when all tables are written."""
-    parent, same = key.referred_table, _refers(key, "s", "p")
-    report, there = reports.get(parent), []
-    if report and not report.is_direct:
+    parent, same, there, kept = key.referred_table, _refers(key, "s", "p"), [], "true"
+    if (report := reports.get(parent)) and not report.is_direct:
         there.append(f"EXISTS (SELECT FROM staged_{parent.name} AS p WHERE p.reason IS NULL AND {same})")
-    if not report or report.is_direct or mode == "upsert":
-        there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same})")
-    elif kept := _kept(connection, parent, report, "p"):
+        kept = _kept(connection, parent, report, "p") if mode == "replace" else kept
+    if kept:
         there.append(f"EXISTS (SELECT FROM {parent.fullname} AS p WHERE {same} AND {kept})")
     named = [f"s.{ours} IS NOT NULL" for ours in key.column_keys]
     return " AND ".join([*named, *(f"NOT {condition}" for condition in there)])

@@ -98,15 +98,25 @@ def create_absent(connection: sa.Connection) -> list[sa.Table]:
 def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
     """Give new tables their indexes and foreign keys, which are made faster over their rows than before them.
 
-    A key that is enforced once no row breaks it becomes one as soon as that is so, in tables that are the role's own.
+    A key that is enforced once no row breaks it is added then, to tables that the role owns.
     """
     for index in (index for table in created for index in table.indexes):
         connection.execute(sa.schema.CreateIndex(index))
     for table in TABLES.values():
         for key in table.foreign_key_constraints:
-            is_due = table in created if ONCE_WHOLE not in key.info else _is_due(connection, table, key)
-            if is_due:
-                connection.execute(sa.schema.AddConstraint(key, isolate_from_table=False))
+            is_due = _is_filled_and_owned(connection, table) if ONCE_WHOLE in key.info else table in created
+            if is_due and not _is_there(connection, table, key):
+                add(connection, key)
+
+
+def add(connection: sa.Connection, key: sa.ForeignKeyConstraint) -> bool:
+    """Add a foreign key to its table, unless a row breaks it; return whether it was added."""
+    try:
+        with connection.begin_nested():
+            connection.execute(sa.schema.AddConstraint(key, isolate_from_table=False))
+        return True
+    except sa.exc.IntegrityError:
+        return False
 
 
 def _is_there(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyConstraint) -> bool:
@@ -114,12 +124,8 @@ def _is_there(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyCons
     return bool(connection.scalar(sa.text(there), {"table": table.fullname, "key": key.name}))
 
 
-def _is_due(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyConstraint) -> bool:
-    """Tell whether the key is absent, and the role owns the table, which holds rows, none of which breaks the key."""
-    [element], name = key.elements, table.fullname
-    parent, ours, theirs = key.referred_table.fullname, element.parent.name, element.column.name
-    joined = f"{name} AS c LEFT JOIN {parent} AS p ON p.{theirs} = c.{ours}"
-    broken = f"EXISTS (SELECT FROM {joined} WHERE c.{ours} IS NOT NULL AND p.{theirs} IS NULL)"
-    due = f"SELECT pg_has_role(relowner, 'USAGE') AND EXISTS (SELECT FROM {name}) AND NOT {broken} FROM pg_class"
-    due += f" WHERE oid = to_regclass('{name}')"
-    return not _is_there(connection, table, key) and bool(connection.scalar(sa.text(due)))
+def _is_filled_and_owned(connection: sa.Connection, table: sa.Table) -> bool:
+    """Tell whether the table holds rows, and the role may alter it."""
+    is_filled = f"EXISTS (SELECT FROM {table.fullname})"
+    owner = f"SELECT pg_has_role(relowner, 'USAGE') AND {is_filled} FROM pg_class WHERE oid = to_regclass(:table)"
+    return bool(connection.scalar(sa.text(owner), {"table": table.fullname}))

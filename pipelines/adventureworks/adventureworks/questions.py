@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows < 0:
         parser.error(f"argument --rows: {options.rows}: expected 0 or more")
-    return command.run(parser.prog, lambda: _answer(options.rows, options.csv))
+    return command.run(parser.prog, lambda: show(settings.database_url(or_embedded=True), options.rows, options.csv))
 
 
 def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence[tuple[Any, ...]]]]:
@@ -43,20 +43,19 @@ def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence
             yield file.stem, title, list(answer.keys()), [tuple(row) for row in answer]
 
 
-def _answer(most: int, folder: Path | None) -> int:
+def show(url: sa.URL, most: int, folder: Path | None) -> int:
+    """Print so many rows of each answer; write the whole answers into the folder, where there is one; return 0.
+
+    Raises DatabaseError and SettingsError.
+    """
     with engine.failures("the database", "check ADVENTUREWORKS_DATABASE_URL, and that the files are loaded"):
-        pool = engine.create(settings.database_url(or_embedded=True), "adventureworks.questions")
-        show(pool, most, folder)
+        pool = engine.create(url, "adventureworks.questions")
+        for name, title, columns, rows in answers(pool):
+            print(f"{name}  {title}", *_table([columns, *rows[:most]]), f"    {len(rows):,} rows\n", sep="\n")
+            if folder:
+                _write(folder / f"{name}.csv", [columns, *rows])
         pool.dispose()
     return 0
-
-
-def show(pool: sa.Engine, most: int, folder: Path | None) -> None:
-    """Print so many rows of each answer; write the whole answers into the folder, where there is one."""
-    for name, title, columns, rows in answers(pool):
-        print(f"{name}  {title}", *_table([columns, *rows[:most]]), f"    {len(rows):,} rows\n", sep="\n")
-        if folder:
-            _write(folder / f"{name}.csv", [columns, *rows])
 
 
 def _write(file: Path, rows: Sequence[Sequence[Any]]) -> None:

@@ -66,6 +66,8 @@ def stage(
                 _copy(connection, table.fullname if is_new else f"staged_{table.name}", rows, "FREEZE, " * is_new)
                 if is_new:
                     connection.execute(sa.schema.AddConstraint(table.primary_key, isolate_from_table=False))
+                    # Without statistics, checking a foreign key takes twice as long.
+                    run(connection, f"ANALYZE {table.fullname}")
                 if is_new and model.enforced(connection, table):
                     # COPY fills a new table in the order of the file.
                     line = f"{rows.first_line - 1} + row_number() OVER (ORDER BY ctid) AS line"

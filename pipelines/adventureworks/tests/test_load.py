@@ -288,6 +288,21 @@ def test_a_row_whose_parent_was_rejected_is_rejected_too(pool):
     ]
 
 
+def test_a_new_tables_row_does_not_keep_a_parent_that_its_file_no_longer_holds(pool):
+    customers = dated(CUSTOMER, "1;NULL;1;1;A", "2;NULL;1;1;A")
+    load.load(pool, load.Plan(["Sales.Customer"], limits=ANY), lambda _: [customers])
+    bodies = {
+        "Sales.Customer": dated(CUSTOMER, "1;NULL;1;1;A"),
+        "Sales.SalesOrderHeader": dated(ORDER, order(1, 1), order(2, 2)),
+    }
+    with pool.begin() as connection:
+        connection.execute(text("DROP TABLE sales.sales_order_detail, sales.sales_order_header"))
+    load.load(pool, load.Plan(list(bodies), limits=ANY), lambda file: [bodies[file]])
+    with pool.connect() as connection:
+        assert connection.execute(text("SELECT customer_id FROM sales.customer")).all() == [(1,)]
+    assert [line for file, line, _, loaded in rejects(pool) if not loaded] == [3]
+
+
 def test_replace_removes_what_a_file_no_longer_holds_and_upsert_keeps_it(loaded):
     def shorter(file):
         body = cloud.sample(file)
