@@ -121,7 +121,10 @@ class CopyOut:
             self._closed = True
             if self._raw is not None:
                 cut(self._raw)
-        # A reader that waits in the pipe closes it: it ends with the thread, which ends with its connection.
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        """Close the pipe, which ends a thread that writes into it, unless a reader is in it, who closes it then."""
         if self._reading.acquire(blocking=False):
             self._pipe.close()
             self._reading.release()
@@ -129,8 +132,9 @@ class CopyOut:
     def _read(self) -> bytes:
         with self._reading:
             chunk = b"" if self._pipe.closed else self._pipe.read(_CHUNK_BYTES)
-            if not chunk or self._closed:
-                self._pipe.close()
+        # After the lock: a close until here left the pipe to this reader.
+        if not chunk or self._closed:
+            self._close_pipe()
         # The last piece of an answer that failed is not sent: what is short ends at the failure.
         if len(chunk) < _CHUNK_BYTES and self._error is not None:
             raise self._error

@@ -110,6 +110,29 @@ def test_a_query_ends_without_a_descriptor_to_spare(administrator, large_fonte, 
         wait_until(lambda: running(connection, large_fonte.database) == 0)
 
 
+def test_a_close_just_after_a_piece_is_read_ends_the_query_and_its_thread(administrator, large_fonte, make_pool):
+    rows = CopyOut(make_pool(large_fonte), "SELECT * FROM data", {}, "FORMAT csv")
+
+    class ClosedAtTheEnd:
+        """A lock whose holder learns at the last moment that nobody wants more."""
+
+        def __init__(self, lock):
+            self.acquire, self.release = lock.acquire, lock.release
+
+        def __enter__(self):
+            self.acquire()
+
+        def __exit__(self, *_):
+            rows.close()
+            self.release()
+
+    rows._reading = ClosedAtTheEnd(rows._reading)
+    assert next(iter(rows))
+    with administrator.connect() as connection:
+        wait_until(lambda: running(connection, large_fonte.database) == 0)
+    wait_until(lambda: left_behind()[1] == 0)
+
+
 def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator, fonte, make_pool):
     with make_pool(fonte).connect() as connection:
         raw = connection.connection.driver_connection
