@@ -1,4 +1,4 @@
-"""The pipeline by hand: `python -m brt start`, and the other steps; the Makefile calls the same."""
+"""Run a step of the pipeline, such as `python -m brt start`; the Makefile's targets call these steps."""
 
 import logging
 import os
@@ -12,16 +12,16 @@ from fonte_alvo import command
 def main() -> int:
     """Run the command; returns its exit code."""
     steps: dict[str, tuple[Callable[[], object], str]] = {
-        "start": (_start, "PostgreSQL, the API's stand-in, Prefect and both flows; returns when all answer"),
-        "stop": (_stop, "all of them"),
-        "capture": (lambda: print(pipeline.capture_once()), "one capture now"),
-        "load": (lambda: pipeline.refuse_faulty(pipeline.load_new()), "what was captured since"),
+        "start": (_start, "start PostgreSQL, the API's stand-in, Prefect and both flows; return when all answer"),
+        "stop": (_stop, "stop all of them"),
+        "capture": (lambda: print(pipeline.capture_once()), "capture the API's current answer"),
+        "load": (lambda: pipeline.refuse_faulty(pipeline.load_new()), "load the new and changed captures"),
         "dbt": (pipeline.model, "build and test the models, describe them, check that the source is fresh"),
         "map": (lambda: print(pipeline.draw()), "draw the last positions"),
-        "keeper": (services.keep, "all services, each started again when it ends: `start` runs this"),
-        "postgres": (services.hold_postgres, "the embedded PostgreSQL alone, until it is ended"),
-        "stand-in": (lambda: stand_in.serve(settings.stand_in_port()), "the API's stand-in alone, until it is ended"),
-        "flows": (_serve_flows, "both flows at their times, until they are ended"),
+        "keeper": (services.keep, "run all services, and restart each one that ends; `start` runs this"),
+        "postgres": (services.hold_postgres, "run the embedded PostgreSQL alone until SIGTERM"),
+        "stand-in": (lambda: stand_in.serve(settings.stand_in_port()), "run the API's stand-in alone until SIGTERM"),
+        "flows": (_serve_flows, "run both flows at their times until SIGTERM"),
     }
     parser = command.Parser(
         prog="python -m brt",
@@ -53,7 +53,7 @@ def _start() -> None:
 
 
 def _serve_flows() -> None:
-    # Loaded here, because Prefect takes longer to import than most steps to run.
+    # Imported here: Prefect takes longer to import than most steps take to run.
     from brt import flows
 
     flows.serve_both()

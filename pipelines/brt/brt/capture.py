@@ -1,7 +1,7 @@
-"""What the API answers now, appended to a CSV file: ten captures to a file, each with its time.
+"""Append the API's current answer to a CSV file: ten captures to a file, each with its time.
 
-A record is one line, and a file is only ever replaced as a whole: no kill leaves half a line. The last column is a JSON
-object with all that the other columns cannot hold, so nothing that the API says is lost.
+A record is one line, and a file is replaced only as a whole: a kill leaves no partial line. The last column is a JSON
+object with everything that the other columns cannot hold: no part of an answer is lost.
 """
 
 import csv
@@ -23,26 +23,26 @@ import httpx
 from fonte_alvo.command import Failure
 
 CAPTURED_AT = "captured_at"
-# As the API spells them.
+# The API's names.
 FIELDS = (
     *("codigo", "placa", "linha", "latitude", "longitude", "dataHora"),
     *("velocidade", "id_migracao_trajeto", "sentido", "trajeto", "hodometro", "direcao"),
 )
-# A JSON object: fields that are not known, and those whose value is no text or number.
+# A JSON object: unknown fields, and known ones whose value is neither a text nor a number.
 EXTRA = "extra"
 HEADER = (CAPTURED_AT, *FIELDS, EXTRA)
-# The names in EXTRA of an item that is no object, and of what an answer holds beside its vehicles.
+# Names in EXTRA: of an item that is no object, and of the answer's fields other than its vehicles.
 ITEM, ANSWER = "item", "answer"
 WRAPPER = "veiculos"
 CAPTURES_PER_FILE = 10
 _FILE_NAME = "brt_%Y%m%dT%H%M%SZ.csv"
 _FILE_PATTERN = f"brt_{'[0-9]' * 8}T{'[0-9]' * 6}Z.csv"
-# A record stays one line, whatever a field holds; half a surrogate pair has no bytes.
+# Control characters would break a record's line; half a surrogate pair cannot be encoded.
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-# PostgreSQL's jsonb holds neither these characters nor numbers of any length.
+# PostgreSQL's jsonb rejects these characters and very long numbers.
 _NOT_IN_JSONB = re.compile("[\x00\ud800-\udfff]")
 _NUMBER_IN_JSONB = re.compile(r"-?(0|[1-9]\d{0,299})(\.\d{1,300})?([eE][+-]?\d{1,3})?", re.ASCII)
-# Together they end before the next minute begins: an answer that drips takes up to 25 s.
+# All attempts end before the next minute: a slow answer takes up to 25 s.
 ATTEMPTS = 3
 LAST_ATTEMPT_AFTER_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
@@ -53,13 +53,13 @@ MAX_BYTES = 64 * 2**20
 
 
 class CaptureError(Failure):
-    """A minute could not be captured; the files are as they were."""
+    """A minute could not be captured; no file has changed."""
 
     exit_code = 3
 
 
 class Number(str):
-    """A number of a JSON document, as it was written."""
+    """A JSON number in its original spelling."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Capture:
 
 
 def fetch(url: str) -> Capture:
-    """Ask the API; transient failures are retried: no connection, a timeout, half an answer, 429 and 5xx.
+    """Ask the API; retry transient failures: no connection, a timeout, a partial answer, 429 and 5xx.
 
     Raises CaptureError.
     """
@@ -118,7 +118,7 @@ def read(body: bytes, captured_at: datetime) -> Capture:
     """Read an answer, with or without its wrapper; values stay as the API wrote them. Raises ValueError."""
     shown = clean(body[-60:].decode(errors="replace"))
     try:
-        # Numbers as their text: a capture changes nothing.
+        # Numbers stay text: a capture changes no value.
         document = json.loads(body, parse_float=Number, parse_int=Number, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it answered no JSON, but {len(body):,} bytes that end in {shown!r}") from error
@@ -131,7 +131,7 @@ def read(body: bytes, captured_at: datetime) -> Capture:
     beside = {name: value for name, value in document.items() if name != WRAPPER} if document is not vehicles else {}
     extras = [_extra(vehicle) for vehicle in vehicles]
     if beside:
-        # Once per answer: its first item has it.
+        # Once per answer, in its first item.
         extras[0][ANSWER] = beside
     records = [
         [*_texts(vehicle), encode(extra) if extra else ""] for vehicle, extra in zip(vehicles, extras, strict=True)
@@ -173,7 +173,7 @@ def clean(text: str) -> str:
 
 
 def encode(value: object) -> str:
-    """Return JSON that PostgreSQL's jsonb takes, on one line; numbers stay as they were written."""
+    """Return one line of JSON that PostgreSQL's jsonb takes; numbers keep their spelling."""
     try:
         return _encoded(value)
     except RecursionError:
@@ -193,14 +193,14 @@ def _encoded(value: object) -> str:
 
 
 def append(folder: Path, capture: Capture, every_s: int) -> Path:
-    """Append a capture to the file of its time, and return it; every_s: seconds from one capture to the next.
+    """Append a capture to the file of its time, and return the file; every_s: seconds between captures.
 
-    A file begins with the minute of its first capture and holds CAPTURES_PER_FILE minutes. To be called by one process
-    at a time. Raises CaptureError; the file is then as it was.
+    A file begins with the minute of its first capture and holds CAPTURES_PER_FILE minutes. Only one process at a time
+    may call this. Raises CaptureError; the file is then unchanged.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # What a process that was killed left behind.
+        # Left behind by a killed process.
         for part in folder.glob("*.part"):
             part.unlink()
         file = _file(folder, capture.captured_at, every_s)
@@ -220,11 +220,11 @@ def files(folder: Path) -> list[Path]:
 
 
 def _file(folder: Path, captured_at: datetime, every_s: int) -> Path:
-    # The nearest one: a run begins a moment before its minute, or some seconds after it.
+    # Rounded: a run begins a moment before its minute, or some seconds after it.
     minute = datetime.fromtimestamp(round(captured_at.timestamp() / every_s) * every_s, UTC)
     ended = minute - timedelta(seconds=CAPTURES_PER_FILE * every_s)
     for file in reversed(files(folder)):
-        # The names are in the order of their times.
+        # Names sort by time.
         if ended.strftime(_FILE_NAME) < file.name <= minute.strftime(_FILE_NAME):
             return file
     return folder / minute.strftime(_FILE_NAME)
@@ -237,7 +237,7 @@ def _lines(records: Iterable[Sequence[str]]) -> bytes:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Replace a file's content by a rename, once the disk has all of it."""
+    """Write the content to the disk, then rename it over the file."""
     part = file.with_suffix(".part")
     try:
         with part.open("wb") as unfinished:

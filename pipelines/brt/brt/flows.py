@@ -1,4 +1,4 @@
-"""Prefect's part: when the steps of the pipeline run, and what its server shows of them."""
+"""Prefect's flows: they run the pipeline's steps at their times."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -14,13 +14,13 @@ from prefect.types.entrypoint import EntrypointType
 from brt import pipeline, services, settings
 from brt.capture import CAPTURES_PER_FILE
 
-# A step that hangs ends before it holds up the next but one.
+# A run that hangs ends before the second run after it.
 CAPTURE_TIMEOUT_S = 100
 LOAD_TIMEOUT_S = 600
-# Processes at once: a load, a capture, and one that finds itself left out.
+# Concurrent processes: a load, a capture, and a run that is left out.
 PROCESSES = 3
 
-# What the steps tell belongs to the log of their run.
+# Prefect's log of a run takes the steps' INFO messages.
 logging.getLogger("brt").setLevel(logging.INFO)
 
 load_files = task(name="load files")(pipeline.load_new)
@@ -29,9 +29,9 @@ run_dbt = task(name="dbt")(pipeline.model)
 
 @flow(name="capture", timeout_seconds=CAPTURE_TIMEOUT_S)
 def capture() -> State | str:
-    """Capture what the API answers now; of several runs that come late together, only the first one does."""
+    """Capture the API's current answer; of several late runs at once, only the first one captures."""
     if pipeline.captured_just_now():
-        return _left_out("the last capture was a moment ago: this run came too late")
+        return _left_out("the last capture was a moment ago: this run is too late")
     try:
         return str(pipeline.capture_once())
     except pipeline.Busy as busy:
@@ -40,7 +40,7 @@ def capture() -> State | str:
 
 @flow(name="load", timeout_seconds=LOAD_TIMEOUT_S)
 def load() -> State | None:
-    """Load the files that are new, then run dbt; a run that comes while another one runs is left out."""
+    """Load the new and changed files, then run dbt; a run that overlaps another one is left out."""
     try:
         report = load_files()
         try:
@@ -61,7 +61,7 @@ def serve_both() -> None:
     services.wait_for_prefect()
     now = datetime.now(UTC)
     capture_s, load_s = settings.capture_every_s(), settings.load_every_s()
-    # A capture stands on a whole minute, the first load just behind the first ten of them.
+    # Captures run on whole minutes, the first load just after the first ten of them.
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     ten_captures = now + timedelta(seconds=(CAPTURES_PER_FILE + 0.5) * capture_s)
     serve(
@@ -74,6 +74,6 @@ def serve_both() -> None:
 
 def _deployment(of: Flow[..., Any], name: str, every_s: int, first: datetime) -> RunnerDeployment:
     schedule = Interval(timedelta(seconds=every_s), anchor_date=first)
-    # As a script it would find brt's settings in place of the main project's.
+    # Given a script's path, Prefect would put brt/ on sys.path, where its modules may hide others.
     by = EntrypointType.MODULE_PATH
     return RunnerDeployment.from_flow(of, settings.DEPLOYMENTS[name], schedule=schedule, entrypoint_type=by)

@@ -1,8 +1,8 @@
-"""The captured files to the table brt_raw, through COPY: a transaction per file, and no line lost.
+"""Copy the captured files into the table brt_raw: one transaction per file, and no line is lost.
 
-A row is a signal of a vehicle, (codigo, dataHora); where captures differ, the latest one counts, in whatever order
-the files are loaded. A line without vehicle, time or position is no signal: it goes into brt_reject with the reason.
-Any other field that cannot be read is NULL, and stays as it came in the column `extra`.
+A row is a signal of a vehicle, (codigo, dataHora); the latest capture counts, whatever the order of the loads. A line
+without vehicle, time or position is no signal: brt_reject keeps it with the reason. Any other unreadable field is NULL,
+and the column `extra` keeps its text.
 """
 
 import csv
@@ -23,17 +23,17 @@ from brt.capture import CAPTURED_AT, EXTRA, FIELDS, HEADER, Number, clean, encod
 from fonte_alvo import copy, engine
 from fonte_alvo.command import Failure
 
-# Where PostgreSQL and its clients still know the date: the end of the year 9999.
+# The end of the year 9999: Python and other clients read no later date.
 LAST_MOMENT_MS = 253_402_300_799_999
-# Far beyond any real one; a key of some kilobytes is refused by PostgreSQL, and the whole file with it.
+# Far longer than any real one. PostgreSQL refuses a key of some kilobytes, which would fail the whole file.
 CODIGO_CHARACTERS = 100
 DEGREES = {"latitude": 90.0, "longitude": 180.0}
 # Without these a line is no signal.
 REQUIRED = (CAPTURED_AT, "codigo", "dataHora", *DEGREES)
 OPTIONAL_NUMBERS = ("velocidade", "hodometro", "direcao")
-# A larger share of a file is no dirt, but a fault.
+# A larger share of a file's lines fails the load.
 REJECTED_AT_MOST = 0.05
-# A field of any length is kept.
+# Fields may have any length.
 csv.field_size_limit(2**31 - 1)
 _BOM = b"\xef\xbb\xbf"
 _UNREADABLE = re.compile("[\x00\udc80-\udcff]")
@@ -41,12 +41,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _TABLES = Path(__file__).with_name("tables.sql")
 _MERGE = Path(__file__).with_name("merge.sql")
-# Of a signal that earlier files held, the first capture is older.
+# The last capture with a new signal: a signal of earlier files keeps the time of its first capture.
 _NEWEST = "SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USING (codigo, dataHora)"
 
 
 class RejectedError(Failure):
-    """A file has too many lines that are no signals; the others are loaded."""
+    """Too many lines of a file are no signals; all other lines are loaded."""
 
     exit_code = 8
 
@@ -55,8 +55,8 @@ class RejectedError(Failure):
 class Report:
     """The outcome of a load.
 
-    Its files and those that were known already, its signals; the lines rejected and the values unread that no earlier
-    load told of; and the files with too many rejected lines.
+    loaded, skipped: files; signals: lines; rejected, unread: lines and values that no earlier load has reported;
+    faulty: files with too many rejected lines.
     """
 
     loaded: int = 0
@@ -76,7 +76,7 @@ class Report:
 
 @dataclass
 class Content:
-    """A file's content: rows of a line's number and the values of HEADER, rejects, unread values and captures."""
+    """A file's content: rows (line number, values of HEADER), rejects, unread values, times of captures."""
 
     rows: list[list[object]] = field(default_factory=list)
     rejects: list[tuple[int, str, str]] = field(default_factory=list)
@@ -85,11 +85,11 @@ class Content:
 
 
 def load(pool: Engine, folder: Path) -> Report:
-    """Load the files of a folder that are new or have changed; returns the outcome. Raises DatabaseError, OSError."""
+    """Load the new and changed files of a folder. Raises DatabaseError, OSError."""
     report = Report()
-    with engine.failures("BRT's database", "each file is in it wholly or not at all: run the load again"):
+    with engine.failures("BRT's database", "each file is loaded whole or not at all: run the load again"):
         with pool.begin() as connection:
-            # IF NOT EXISTS does not keep two loads from creating the same table.
+            # CREATE TABLE IF NOT EXISTS may fail if two loads run at once.
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('brt_raw'))"))
             connection.exec_driver_sql(_TABLES.read_text())
         for file in files(folder):
@@ -97,14 +97,14 @@ def load(pool: Engine, folder: Path) -> Report:
                 with pool.begin() as connection:
                     done = _load_file(connection, file)
             except FileNotFoundError:
-                # Deleted since the folder was read, as loaded files may be.
+                # Deleted since the folder was listed: loaded files may be deleted at any time.
                 done = Report(skipped=1)
             report += done
     return report
 
 
 def _load_file(connection: Connection, file: Path) -> Report:
-    """Load a file that is new or has changed, once at a time."""
+    """Load a file if it is new or has changed; other loads wait."""
     connection.execute(text("LOCK TABLE brt_file IN SHARE ROW EXCLUSIVE MODE"))
     known: dict[str, object] = {"file": file.name}
     query = "SELECT bytes, modified, rejected, unread FROM brt_file WHERE file = :file"
@@ -133,7 +133,7 @@ def _load_file(connection: Connection, file: Path) -> Report:
     }
     values = ", ".join(f":{name}" for name in noted)
     connection.execute(text(f"INSERT INTO brt_file ({', '.join(noted)}) VALUES ({values})"), noted)
-    # A file that has grown is read again: its earlier lines were reported then.
+    # A file that has grown is read again; an earlier load has reported its earlier rejects.
     new_rejects = max(0, rejected - (before.rejected if before else 0))
     is_faulty = new_rejects and rejected > REJECTED_AT_MOST * (rejected + signals)
     faulty = (f"{rejected:,} of {rejected + signals:,} lines of {file.name}",) if is_faulty else ()
@@ -145,12 +145,12 @@ def parse(content: bytes) -> Content:
     """Read a file's lines: each is a row or a reject."""
     found = Content()
     header, *lines = content.removeprefix(_BOM).split(b"\n")
-    # Files of an older version end with the last of FIELDS.
+    # An older version wrote no column EXTRA.
     is_header = header.removesuffix(b"\r") in (",".join(HEADER).encode(), ",".join(HEADER[:-1]).encode())
     wrong = "" if is_header else "the file does not begin with the header of a capture"
     if wrong:
         lines.insert(0, header)
-    # After the last line break comes a line that was cut off, or nothing.
+    # Text after the last line break is a line that was cut off.
     cut_off = lines.pop() if lines else b""
     first = 1 if wrong else 2
     for number, line in enumerate(lines, first):
@@ -166,21 +166,21 @@ def parse(content: bytes) -> Content:
     if cut_off:
         found.rejects.append((first + len(lines), wrong or "the line is cut off", _shown(cut_off)))
     for given in {line.partition(b",")[0] for line in lines}:
-        # Of rejected lines too: the API was asked then, whatever it said.
+        # Of rejected lines too: the API answered at that time.
         with suppress(ValueError):
             found.captures.add(_moment(given.decode()))
     return found
 
 
 def _shown(line: bytes) -> str:
-    # PostgreSQL holds no NUL in a text.
+    # A text of PostgreSQL holds no NUL.
     return line.decode(errors="backslashreplace").replace("\0", r"\x00")
 
 
 def _values(line: bytes) -> tuple[list[object], list[str]]:
     """Return the values of HEADER, and the names of those that cannot be read. Raises ValueError and csv.Error."""
     given = next(csv.reader([line.decode(errors="surrogateescape")], strict=True), [])
-    # Lines of an older version have no extra.
+    # An older version wrote no column EXTRA.
     given += [""] * (len(given) == len(HEADER) - 1)
     if len(given) != len(HEADER):
         raise ValueError(f"{len(given)} fields instead of {len(HEADER)}")
@@ -197,7 +197,7 @@ def _values(line: bytes) -> tuple[list[object], list[str]]:
             extra.setdefault(name, _shown(text_.encode(errors="surrogateescape")))
         if name in FIELDS and name in extra:
             unread.append(name)
-            # An empty text is one that the API sent.
+            # NULL: an empty text means that the API sent one.
             values[name] = values[name] or None
     return [*values.values(), encode(extra)], unread
 
@@ -242,7 +242,7 @@ def _number(name: str, given: str) -> float:
 def _moment(given: str) -> datetime:
     try:
         moment = datetime.fromisoformat(given)
-        # PostgreSQL knows neither zones of more than 15 hours nor those with parts of a second.
+        # PostgreSQL rejects offsets of 16 hours or more, and those with fractions of a second.
         in_utc = moment.astimezone(UTC)
     except (ValueError, OverflowError):
         moment = None
@@ -252,6 +252,6 @@ def _moment(given: str) -> datetime:
 
 
 def _copied(rows: Iterable[Sequence[object]]) -> bytes:
-    """Write rows in the text format of COPY."""
+    """Return rows in the text format of COPY."""
     lines = ("\t".join(r"\N" if value is None else str(value).translate(_ESCAPES) for value in row) for row in rows)
     return "".join(f"{row}\n" for row in lines).encode()

@@ -1,6 +1,6 @@
-"""The picture of where the buses are, coloured by how old that is.
+"""The picture of the buses' last positions, coloured by age.
 
-Ages count to the newest signal, not to now: what was captured long ago is drawn as it was then.
+Ages count to the newest signal, not to now: old captures are drawn as they were then.
 """
 
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# The youngest last: it is drawn over the others.
+# The youngest last, so that it is drawn over the others.
 AGES = (
     (math.inf, "older: out of service, the API repeats the last signal", "#c9c9c9"),
     (86_400.0, "up to a day", "#8c6bb1"),
@@ -18,12 +18,12 @@ AGES = (
     (300.0, "up to 5 minutes", "#0b7a3b"),
 )
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 10.0, 5.0, 100
-# A degree of longitude is that much shorter than one of latitude, in Rio.
+# In Rio, a degree of latitude is this many times as long as one of longitude.
 DEGREES_RATIO = 1 / math.cos(math.radians(22.9))
 
 
 def picture(buses: Sequence[Any]) -> bytes:
-    """Draw buses, rows of posicao_onibus, as a PNG; those outside the city are counted."""
+    """Draw buses, rows of posicao_onibus, as a PNG; the title counts those outside the city."""
     newest = max((bus.time for bus in buses if not bus.clock_ahead), default=None)
     inside = [(bus, (newest - bus.time).total_seconds() if newest else 0) for bus in buses if not bus.outside_city]
     figure = Figure((WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")

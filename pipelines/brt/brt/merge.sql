@@ -1,5 +1,5 @@
--- The signals of a file, in the table incoming, into brt_raw. The latest capture decides the values, and of one capture the
--- last line.
+-- Merge a file's signals, in the table incoming, into brt_raw. The latest capture's values count, and within a capture
+-- those of the last line.
 INSERT INTO brt_raw (
     codigo, placa, linha, latitude, longitude, dataHora, velocidade, id_migracao_trajeto, sentido, trajeto, hodometro,
     direcao, extra, captured_at, first_captured_at
@@ -23,7 +23,7 @@ ON CONFLICT (codigo, dataHora) DO UPDATE SET
     extra = excluded.extra,
     captured_at = excluded.captured_at
 WHERE excluded.captured_at >= brt_raw.captured_at;
--- Apart from the values: a file may be loaded after those that follow it.
+-- Separate from the values: an older file may be loaded after a newer one.
 UPDATE brt_raw SET first_captured_at = earlier.captured_at
 FROM (SELECT codigo, dataHora, min(captured_at) AS captured_at FROM incoming GROUP BY codigo, dataHora) AS earlier
 WHERE (brt_raw.codigo, brt_raw.dataHora) = (earlier.codigo, earlier.dataHora)

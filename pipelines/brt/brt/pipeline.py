@@ -1,4 +1,4 @@
-"""The steps of the pipeline, by the settings; Prefect's flows and the commands by hand call the same ones."""
+"""The pipeline's steps, which read the settings; Prefect's flows and `python -m brt` call them."""
 
 import fcntl
 import logging
@@ -18,7 +18,7 @@ DBT_PROJECT = settings.PROJECT / "dbt"
 
 
 class Busy(Failure):
-    """Another process does the same thing at this moment."""
+    """Another process runs the same step."""
 
     exit_code = 6
 
@@ -35,7 +35,7 @@ def captures_folder() -> Path:
 
 
 def capture_once() -> Path:
-    """Capture what the API answers now; returns the file that holds it. Raises SettingsError, CaptureError and Busy."""
+    """Capture the API's current answer; returns its file. Raises SettingsError, CaptureError and Busy."""
     with alone("capture"):
         captured = capture.fetch(settings.api_url())
         file = capture.append(captures_folder(), captured, settings.capture_every_s())
@@ -45,7 +45,7 @@ def capture_once() -> Path:
 
 
 def _report_changes(differences: Sequence[str]) -> None:
-    """Warn of differences of the API's format that no earlier capture had."""
+    """Warn of the differences of format that no earlier capture had."""
     reported = settings.folder() / "format.txt"
     with settings.file_failures(), reported.open("a+", encoding="utf-8", errors="replace") as file:
         file.seek(0)
@@ -59,12 +59,12 @@ def _report_changes(differences: Sequence[str]) -> None:
 def captured_just_now() -> bool:
     """Tell whether the last capture was written less than half an interval ago. Raises SettingsError."""
     newest = capture.files(captures_folder())[-1:]
-    # A time in the future is none: the clock was set back since.
+    # A time in the future does not count: the clock was set back since.
     return any(0 <= time.time() - file.stat().st_mtime < settings.capture_every_s() / 2 for file in newest)
 
 
 def load_new() -> load.Report:
-    """Load what was captured since. Raises SettingsError, DatabaseError and Busy."""
+    """Load the new and changed captures. Raises SettingsError, DatabaseError and Busy."""
     with alone("load"), database() as pool, settings.file_failures():
         report = load.load(pool, captures_folder())
     if not report.loaded + report.skipped:
@@ -73,22 +73,22 @@ def load_new() -> load.Report:
     log.info("%s", report)
     if report.unread:
         which = ", ".join(f"{count:,} of {name}" for name, count in sorted(report.unread.items()))
-        log.warning("values that cannot be read are NULL: %s; the column brt_raw.extra has them as they came", which)
+        log.warning("unreadable values are NULL: %s; the column brt_raw.extra keeps them", which)
     if report.rejected and not report.faulty:
         log.warning("%s lines rejected; the table brt_reject has the reasons", f"{report.rejected:,}")
     return report
 
 
 def refuse_faulty(report: load.Report) -> None:
-    """Raise RejectedError where a file had too many lines that are no signals."""
+    """Raise RejectedError if too many lines of a file are no signals."""
     if report.faulty:
         remedy = "the others are loaded, and the table brt_reject has the reasons"
         raise load.RejectedError(f"too many lines are no signals: {'; '.join(report.faulty):.500}; {remedy}")
 
 
 def run_dbt(*arguments: str) -> None:
-    """Run dbt on its project, such as `build`. Raises SettingsError, DatabaseError, ModelError and Busy."""
-    # Loaded here, because a capture does not need it.
+    """Run a command of dbt, such as `build`. Raises SettingsError, DatabaseError, ModelError and Busy."""
+    # Imported here: a capture does not need it.
     from dbt.cli.main import dbtRunner
 
     with alone("dbt"), database() as pool:
@@ -97,13 +97,13 @@ def run_dbt(*arguments: str) -> None:
         folders = ["--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT, "--log-path", written / "logs"]
         result = dbtRunner().invoke([*arguments, *map(str, [*folders, "--target-path", written / "target"])])
     if not result.success:
-        # What failed dbt has told already, in the same log.
-        said = capture.clean(str(result.exception or "see what it printed above"))
-        raise ModelError(f"dbt {' '.join(arguments)} failed: {said}; mend it and run `make run_dbt`")
+        # dbt has logged the failure already.
+        said = capture.clean(str(result.exception or "see its output above"))
+        raise ModelError(f"dbt {' '.join(arguments)} failed: {said}; fix the cause and run `make run_dbt`")
 
 
 def model() -> None:
-    """Build and test the models, describe them, and check that the source is fresh. Raises as run_dbt."""
+    """Build and test the models, describe them, and check that the source is fresh. Raises the errors of run_dbt."""
     run_dbt("build")
     run_dbt("docs", "generate")
     run_dbt("source", "freshness")
@@ -113,7 +113,7 @@ def draw() -> Path:
     """Draw the last positions; returns the picture's file. Raises SettingsError and DatabaseError."""
     from brt.map import picture
 
-    remedy = "the first load after the start makes the view, and so does `make capture load run_dbt`"
+    remedy = "the first load after `make start` creates the view, or run `make capture load run_dbt`"
     with database() as pool, engine.failures("BRT's database", remedy), pool.connect() as connection:
         query = "SELECT latitude, longitude, time, outside_city, clock_ahead FROM posicao_onibus"
         buses = connection.execute(text(query)).all()
@@ -125,8 +125,8 @@ def draw() -> Path:
 
 @contextmanager
 def database() -> Iterator[Engine]:
-    """Give the pipeline's database. Raises SettingsError and DatabaseError."""
-    with engine.failures("BRT's database", "set BRT_DATABASE_URL or BRT_POSTGRES_PORT, or mend what the message says"):
+    """Yield an engine of the pipeline's database. Raises SettingsError and DatabaseError."""
+    with engine.failures("BRT's database", "set BRT_DATABASE_URL or BRT_POSTGRES_PORT, or fix the named cause"):
         url = settings.database_url()
     pool = engine.create(url, "brt")
     try:
@@ -137,9 +137,9 @@ def database() -> Iterator[Engine]:
 
 @contextmanager
 def alone(step: str) -> Iterator[None]:
-    """Keep other processes from the same step. Raises Busy where one is at it, and SettingsError.
+    """Keep other processes from running the same step. Raises Busy if one runs it, and SettingsError.
 
-    By a lock that ends with its process, however that ends: Prefect's concurrency limits outlive a killed run.
+    A file's lock ends with its process, even a killed one; Prefect's concurrency limits outlive a killed run.
     """
     with settings.file_failures():
         settings.folder().mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The processes of the pipeline: started, started again when they end, found, and stopped.
+"""Start, restart, find and stop the pipeline's processes.
 
-A keeper starts them and looks after them. Each has a mark in its environment, by which it is found: no number of a
-process is noted, so none can be stale, and what a `kill -9` leaves behind is found as well.
+The keeper starts them, and restarts those that end. Each process has a mark in its environment, by which it is found:
+there is no PID file that can be stale, and processes that a `kill -9` leaves behind are found too.
 """
 
 import re
@@ -24,7 +24,7 @@ from fonte_alvo.command import Failure
 
 # In the environment of each process of a service, and of no other process.
 MARK = "BRT_SERVICE"
-# In the order in which they end: the flows while Prefect's server can still note it.
+# In the order of stopping: the flows while Prefect's server still records their end.
 NAMES = ("keeper", "flows", "prefect", "stand-in", "postgres")
 ENDED = re.compile(r"^\S+ ended with code .*$", re.MULTILINE)
 STARTS_WITHIN_S = 180
@@ -45,7 +45,7 @@ def start() -> None:
         environment = settings.services_environment()
         runs = any(_settings_in(each.info["environ"]) == _settings_in(environment) for each in _members("keeper"))
         if not runs:
-            # Services with other settings, or without their keeper.
+            # Services may run with other settings, or without a keeper.
             _stop()
             _refuse_taken_ports()
         if not settings.database_is_embedded():
@@ -58,7 +58,7 @@ def start() -> None:
             _launch("keeper", [sys.executable, "-m", "brt", "keeper"], environment)
         until = time.monotonic() + STARTS_WITHIN_S
         while not _all_answer():
-            # A service that ends while it starts for the first time would end again.
+            # A service that ends at its first start would end again.
             ended = ENDED.search(log.read_text()) if not runs else None
             if ended or time.monotonic() > until:
                 _stop()
@@ -74,7 +74,7 @@ def stop() -> list[str]:
 
 
 def keep() -> None:
-    """Start the services, and each one again that ends, until this process ends."""
+    """Start the services, and restart each one that ends, until this process ends."""
     environment = settings.services_environment()
     running: dict[str, subprocess.Popen[bytes]] = {}
     while True:
@@ -84,21 +84,21 @@ def keep() -> None:
                     continue
                 code = running[name].returncode
                 print(f"{name} ended with code {code}; {settings.log_file(name)} has the reason", flush=True)
-            # Children of a service that was killed would go on beside the new one.
+            # The children of a killed service would run beside the new one.
             _end(_members(name))
             running[name] = _launch(name, command, environment)
         time.sleep(KEEPER_LOOKS_EVERY_S)
 
 
 def hold_postgres() -> None:
-    """Keep the embedded PostgreSQL running; ends when the server does. Raises ServiceError, and as database_url."""
+    """Keep the embedded PostgreSQL running until it ends. Raises ServiceError, and the errors of database_url."""
     with create_engine(settings.database_url()).connect() as connection:
         select.select([connection.connection.fileno()], [], [])
     raise ServiceError("PostgreSQL has ended")
 
 
 def wait_for_prefect() -> None:
-    """Return when Prefect's server answers."""
+    """Wait until Prefect's server answers."""
     while not _answers(settings.prefect_port(), "/api/health"):
         time.sleep(LOOKS_EVERY_S)
 
@@ -110,9 +110,9 @@ def _commands() -> dict[str, list[str]]:
 
 
 def _members(name: str) -> list[psutil.Process]:
-    """Return the processes of a service, the children of its first one too."""
+    """Return the processes of a service, its children included."""
     mark = f"{settings.folder()} {name}"
-    # Of processes that nobody here may look into, the environment is None.
+    # The environment is None if this user may not read it.
     return [
         process
         for process in psutil.process_iter(["environ", "status"])
@@ -178,7 +178,7 @@ def _answers(port: int, path: str) -> bool:
 
 
 def _all_answer() -> bool:
-    """Tell whether the stand-in answers, and Prefect's server, and whether that knows a runner of each flow."""
+    """Tell whether the stand-in and Prefect's server answer, and a runner of each flow is ready."""
     url = f"http://127.0.0.1:{settings.prefect_port()}/api/deployments/filter"
     names = list(settings.DEPLOYMENTS.values())
     if settings.api_is_stand_in() and not _answers(settings.stand_in_port(), "/health"):

@@ -16,18 +16,18 @@ DATABASE = "brt"
 DAY_S = 86_400
 LAST_PORT = 65_535
 REAL_API_URL = "https://dados.mobilidade.rio/gps/brt"
-# By what name Prefect's server knows when each flow runs.
+# The deployments of the flows on Prefect's server.
 DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
 
 
 def folder() -> Path:
-    """Return where everything is kept that the pipeline writes outside the database: BRT_FOLDER."""
+    """Return BRT_FOLDER, the folder of everything that the pipeline writes outside the database."""
     return Path(os.environ.get("BRT_FOLDER") or PROJECT / ".brt").absolute()
 
 
 @contextmanager
 def file_failures() -> Iterator[None]:
-    """Raise what the file system refuses inside as SettingsError."""
+    """Raise errors of the file system as SettingsError."""
     try:
         yield
     except OSError as error:
@@ -36,19 +36,19 @@ def file_failures() -> Iterator[None]:
 
 
 def api_is_stand_in() -> bool:
-    """Tell whether BRT_API_URL is unset, so that the stand-in has to run."""
+    """Tell whether the API is the stand-in, because BRT_API_URL is unset."""
     return not os.environ.get("BRT_API_URL")
 
 
 def api_url() -> str:
-    """Return BRT_API_URL, or that of the stand-in. Raises SettingsError."""
+    """Return BRT_API_URL, or else the stand-in's URL. Raises SettingsError."""
     url = os.environ.get("BRT_API_URL") or f"http://127.0.0.1:{stand_in_port()}/gps/brt"
     try:
         usable = httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host
     except httpx.InvalidURL:
         usable = False
     if not usable:
-        raise SettingsError(f"BRT_API_URL is not a URL of HTTP: expected something like {REAL_API_URL}")
+        raise SettingsError(f"BRT_API_URL is not an HTTP URL: expected one such as {REAL_API_URL}")
     return url
 
 
@@ -67,7 +67,7 @@ def database_url() -> URL:
     except ValueError as error:
         raise SettingsError(f"BRT_DATABASE_URL {error}") from None
     if not (url.host and url.username and url.database):
-        wanted = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, as dbt takes nothing from elsewhere"
+        wanted = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, because dbt needs all three"
         raise SettingsError(f"BRT_DATABASE_URL names no host, user or database: {wanted}")
     return url
 
@@ -88,12 +88,12 @@ def postgres_port() -> int:
 
 
 def capture_every_s() -> int:
-    """Return the seconds from one capture to the next: BRT_CAPTURE_EVERY_S, a minute. Raises SettingsError."""
+    """Return BRT_CAPTURE_EVERY_S, the seconds between captures; 60 by default. Raises SettingsError."""
     return _number("BRT_CAPTURE_EVERY_S", 60, DAY_S)
 
 
 def load_every_s() -> int:
-    """Return the seconds from one load to the next: BRT_LOAD_EVERY_S, 13 minutes. Raises SettingsError."""
+    """Return BRT_LOAD_EVERY_S, the seconds between loads; 780 by default. Raises SettingsError."""
     return _number("BRT_LOAD_EVERY_S", 13 * 60, DAY_S)
 
 
@@ -108,35 +108,35 @@ def stand_in_port() -> int:
 
 
 def log_file(service: str) -> Path:
-    """Return where a service's output goes."""
+    """Return the file of a service's output."""
     return folder() / f"{service}.log"
 
 
 def services_environment() -> dict[str, str]:
-    """Return the environment of the services; prefect.toml has those settings of Prefect that are always the same."""
+    """Return the environment of the services; prefect.toml has the constant settings of Prefect."""
     port = str(prefect_port())
-    # Where both are set, the one in small letters counts.
+    # If both are set, the lower-case one counts.
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     no_proxy = ",".join(filter(None, (others, "127.0.0.1,localhost")))
     environment = os.environ | dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy)
     return environment | {
-        # The services run in the project's folder, where a relative path is another one.
+        # Absolute: the services run in the project's folder.
         "BRT_FOLDER": str(folder()),
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
         "PREFECT_HOME": str(folder() / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_PORT": port,
-        # Set here alone: in other processes Prefect would look for the run of each line that is logged.
+        # For the services only: in other processes Prefect would look for a run at each log message.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "brt",
-        # Prefect looks for what is due as often as a tenth of the way to the next capture, at most every 10 s.
+        # Polls for due runs three times per capture, at least every 10 s; schedules them twice, at least every minute.
         "PREFECT_RUNNER_POLL_FREQUENCY": str(min(10, max(1, capture_every_s() // 3))),
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": str(min(60, max(5, capture_every_s() // 2))),
     }
 
 
 def give_dbt(url: URL) -> None:
-    """Set the environment from which dbt's profile reads the database; what is named a secret stays out of its log."""
+    """Set the variables that dbt's profile reads; dbt keeps those named DBT_ENV_SECRET out of its log."""
     os.environ["BRT_DBT_HOST"] = str(url.host)
     os.environ["BRT_DBT_PORT"] = str(url.port or 5432)
     os.environ["BRT_DBT_USER"] = str(url.username)
@@ -154,12 +154,12 @@ def _number(name: str, otherwise: int, highest: int, lowest: int = 1) -> int:
 
 
 def _created(administrator: URL) -> URL:
-    """Return the URL of the pipeline's database on the embedded server, which is created the first time."""
+    """Create the pipeline's database on the embedded server where it is absent; returns its URL."""
     pool = create_engine(administrator, isolation_level="AUTOCOMMIT")
     with pool.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(1)"))
         if not connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": DATABASE}):
             connection.execute(text(f"CREATE DATABASE {DATABASE}"))
-    # The lock goes with its connection.
+    # Closing the connection releases the lock.
     pool.dispose()
     return administrator.set(database=DATABASE)

@@ -1,8 +1,7 @@
 """A stand-in for the city's API, for a machine without the internet.
 
-It answers ten real captures, one per request, exactly as they were. From then on it moves the buses that moved in them
-to and fro along the way that they went, one captured position per request, with signals of the present time; the
-others stay where they are.
+It first answers ten real captures, one per request. After that, the buses that moved in them drive to and fro along
+their captured positions, one position per request, with the current time; the other buses stay where they are.
 """
 
 import json
@@ -25,7 +24,7 @@ def captures() -> list[bytes]:
 
 
 class Fleet:
-    """The buses, as one answer after the other tells of them; several threads may ask."""
+    """The buses from answer to answer; several threads may ask."""
 
     def __init__(self) -> None:
         self._bodies = captures()
@@ -48,7 +47,7 @@ class Fleet:
 
 
 def _moved(way: list[dict[str, Any]], step: int, now_ms: int) -> dict[str, Any]:
-    """Return a bus so many steps after the last of its captures, on its way back first."""
+    """Return a bus that many steps after its last capture; it first drives back."""
     last = way[-1]
     if len({vehicle["dataHora"] for vehicle in way}) == 1:
         return last

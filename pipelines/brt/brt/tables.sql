@@ -1,4 +1,4 @@
--- A row per signal of a vehicle; where captures differ, the latest one counts.
+-- A row per signal of a vehicle, with the values of the latest capture.
 CREATE TABLE IF NOT EXISTS brt_raw (
     codigo text NOT NULL,
     placa text,
@@ -17,10 +17,10 @@ CREATE TABLE IF NOT EXISTS brt_raw (
     first_captured_at timestamptz NOT NULL,
     PRIMARY KEY (codigo, dataHora)
 );
-COMMENT ON COLUMN brt_raw.extra IS 'what the other columns cannot hold: unknown fields, and values of the wrong type';
+COMMENT ON COLUMN brt_raw.extra IS 'unknown fields, and values of the wrong type for the other columns';
 COMMENT ON COLUMN brt_raw.captured_at IS 'the latest capture that holds this signal';
 COMMENT ON COLUMN brt_raw.first_captured_at IS 'the first capture that holds this signal';
--- A row per file that is loaded; dbt judges by it whether signals arrive.
+-- A row per loaded file; dbt's tests read from it whether signals arrive.
 CREATE TABLE IF NOT EXISTS brt_file (
     file text PRIMARY KEY,
     bytes bigint NOT NULL,
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS brt_file (
 );
 COMMENT ON COLUMN brt_file.unread IS 'values that are NULL in brt_raw, because they could not be read';
 COMMENT ON COLUMN brt_file.captured_until IS 'the latest capture of the file';
-COMMENT ON COLUMN brt_file.new_signals_until IS 'the latest capture whose signals no earlier one held';
+COMMENT ON COLUMN brt_file.new_signals_until IS 'the latest capture with a signal that no earlier one held';
 -- A row per line that is no signal.
 CREATE TABLE IF NOT EXISTS brt_reject (
     file text NOT NULL,

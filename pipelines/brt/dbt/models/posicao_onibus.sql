@@ -1,7 +1,6 @@
--- By way of the key, so that it takes as long with a year of signals as with a day: from each bus to the next one,
--- and there from the latest signal back. A signal whose clock is ahead would hide all that come after it once the clock
--- is mended, and one whose clock is right all that come after the clock went ahead: of the latest one and the latest one
--- whose clock is right counts the one captured later.
+-- Along the key, from each bus to the next, and there from the latest signal back: a year of signals takes as long as a
+-- day. Of a bus's latest signal and its latest with a right clock, the one captured later counts. The first alone would
+-- hide all signals after a clock that was ahead is corrected, the second all signals after a clock jumps ahead.
 with recursive buses as (
     (select id from {{ ref('stg_posicao') }} order by id limit 1)
     union all

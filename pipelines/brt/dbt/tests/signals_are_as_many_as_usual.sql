@@ -1,6 +1,6 @@
--- depends_on: {{ ref('posicao_onibus') }}, so that the views are there whatever the outcome.
--- Fails where the latest file has too few signals per capture, compared with the day of files before it. A file of
--- rejected lines alone has none.
+-- depends_on: {{ ref('posicao_onibus') }}, so that the views exist whatever the outcome.
+-- Fails where the latest file has too few signals per capture, compared with the day of files before it. A file with
+-- only rejected lines has none.
 with latest as (
     select file, signals::float8 / greatest(captures, 1) as per_capture
     from {{ source('brt', 'brt_file') }}
