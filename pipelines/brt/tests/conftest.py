@@ -1,4 +1,4 @@
-"""A real PostgreSQL, a real HTTP server that answers what a test says, and the real captures."""
+"""A real PostgreSQL, a real HTTP server with scripted answers, and the real captures."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def real_captures():
 
 
 def expected_positions():
-    """What the view has to hold after the ten real captures: {id: (latitude, longitude, speed, ms, line, ...)}."""
+    """The rows of the view after the ten real captures: {id: (latitude, longitude, speed, ms, line, ...)}."""
     with (DATA / "expected_last_position.csv").open(encoding="utf-8", newline="") as file:
         return {
             row["codigo"]: (
@@ -46,7 +46,7 @@ def expected_positions():
 
 
 def vehicle(**changed):
-    """A vehicle as the API tells of it."""
+    """A vehicle as the API sends it."""
     return {
         "codigo": "901008",
         "placa": "",
@@ -69,13 +69,13 @@ def captured(*vehicles, after_minutes=0.0):
 
 
 def counts(report):
-    """What a load's report counts: files loaded and skipped, signals, rejected lines."""
+    """The counts of a load's report: files loaded and skipped, signals, rejected lines."""
     return (report.loaded, report.skipped, report.signals, report.rejected)
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> URL:
-    """A superuser's URL on TEST_POSTGRES_URL, or else on an embedded server of the tests' own."""
+    """TEST_POSTGRES_URL, or else a superuser's URL of an embedded server."""
     if given := os.environ.get("TEST_POSTGRES_URL"):
         return engine.parse(given)
     return embedded.url("postgres", tmp_path_factory.mktemp("postgres") / "embedded")
@@ -83,7 +83,7 @@ def server(tmp_path_factory) -> URL:
 
 @pytest.fixture
 def pool(server, monkeypatch, tmp_path):
-    """An engine of an empty database, which BRT_DATABASE_URL names; BRT_FOLDER is the test's own."""
+    """An engine of an empty database; sets BRT_DATABASE_URL and BRT_FOLDER."""
     name = f"brt_test_{uuid.uuid4().hex}"
     administrator = create_engine(server, isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:
@@ -107,14 +107,14 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def ten_captures(pool):
-    """The ten real captures in the pipeline's folder; gives the engine of its database."""
+    """Put the ten real captures into the pipeline's folder; returns the engine of its database."""
     for each in real_captures():
         capture.append(pipeline.captures_folder(), each, 60)
     return pool
 
 
 class Api:
-    """Answers what it is told to, one after the other, and the last for ever; counts the requests."""
+    """Answers from a script, and repeats the last answer; counts the requests."""
 
     def __init__(self) -> None:
         self.script = []
@@ -147,7 +147,7 @@ class Api:
 
 @pytest.fixture
 def api(monkeypatch) -> Iterator[Api]:
-    """An API under the test's control, which BRT_API_URL names; no retry waits."""
+    """A scripted API; sets BRT_API_URL, and retries do not wait."""
     monkeypatch.setattr(capture, "BACKOFF_S", 0.0)
     api = Api()
     monkeypatch.setenv("BRT_API_URL", api.url)

@@ -29,7 +29,7 @@ for minute in range(int(sys.argv[2]), 100_000):
 
 
 def rows(folder):
-    """All records of a folder's files, each a dict."""
+    """All records of a folder's files, as dicts."""
     return [record for file in capture.files(folder) for record in csv.DictReader(file.read_text().splitlines())]
 
 
@@ -52,7 +52,7 @@ def test_a_file_holds_ten_captures_a_minute_apart(folder):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_run_that_is_early_or_late_by_seconds_changes_no_file(folder, seed):
+def test_a_file_holds_ten_captures_though_runs_are_seconds_early_or_late(folder, seed):
     chance = random.Random(seed)
     for minute in range(40):
         off = timedelta(seconds=chance.uniform(-1, 20))
@@ -80,7 +80,7 @@ def test_values_are_captured_as_the_api_wrote_them():
 
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_real_answer_is_read_with_its_wrapper_and_without(name, wrapped):
+def test_a_real_answer_is_read_with_and_without_its_wrapper(name, wrapped):
     vehicles = json.loads(ANSWERS[name])
     body = json.dumps({"veiculos": vehicles}).encode() if wrapped else ANSWERS[name]
     found = capture.read(body, FIRST_MINUTE)
@@ -131,7 +131,7 @@ def test_a_field_of_any_depth_is_read_or_refused():
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_what_passes_by_itself_is_tried_again(api, status):
+def test_transient_failures_are_retried(api, status):
     api.answers(b"", status=status)
     api.answers(b'{"veiculos": [{"codig')
     api.answers(json.dumps([vehicle()]).encode())
@@ -139,7 +139,7 @@ def test_what_passes_by_itself_is_tried_again(api, status):
     assert api.asked == 3
 
 
-def test_a_connection_that_breaks_within_the_answer_is_tried_again(api):
+def test_an_answer_that_breaks_off_is_retried(api):
     body = json.dumps([vehicle()]).encode()
     api.answers(body[:100], claimed_bytes=len(body))
     api.answers(body)
@@ -147,28 +147,28 @@ def test_a_connection_that_breaks_within_the_answer_is_tried_again(api):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_another_answer_is_not_tried_again(api, status):
+def test_other_http_errors_are_not_retried(api, status):
     api.answers(b"", status=status)
     with pytest.raises(capture.CaptureError, match=f"HTTP {status}"):
         capture.fetch(api.url)
     assert api.asked == 1
 
 
-def test_an_answer_without_end_is_cut_off(api, monkeypatch):
+def test_an_oversized_answer_is_cut_off(api, monkeypatch):
     monkeypatch.setattr(capture, "MAX_BYTES", 1000)
     api.answers(b" " * 2000)
     with pytest.raises(capture.CaptureError, match="it answered more than"):
         capture.fetch(api.url)
 
 
-def test_an_answer_that_drips_is_cut_off(api, monkeypatch):
+def test_a_slow_answer_is_cut_off(api, monkeypatch):
     monkeypatch.setattr(capture, "ANSWER_TIMEOUT_S", -1)
     api.answers(json.dumps([vehicle()]).encode())
     with pytest.raises(capture.CaptureError, match="took longer"):
         capture.fetch(api.url)
 
 
-def test_slow_attempts_are_not_repeated_into_the_next_minute(api, monkeypatch):
+def test_no_attempt_starts_too_late_for_its_minute(api, monkeypatch):
     monkeypatch.setattr(capture, "LAST_ATTEMPT_AFTER_S", 0.0)
     api.answers(b"", status=503)
     with pytest.raises(capture.CaptureError, match="HTTP 503"):
@@ -177,7 +177,7 @@ def test_slow_attempts_are_not_repeated_into_the_next_minute(api, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content])
-def test_a_file_that_lost_its_end_costs_no_capture_that_follows(folder, damage):
+def test_a_truncated_file_loses_no_later_capture(folder, damage):
     file = capture.append(folder, captured(vehicle(codigo="1")), 60)
     file.write_bytes(damage(file.read_bytes()))
     capture.append(folder, captured(vehicle(codigo="2"), after_minutes=1), 60)
@@ -185,14 +185,14 @@ def test_a_file_that_lost_its_end_costs_no_capture_that_follows(folder, damage):
     assert (found.rows[-1][2], found.rejects) == ("2", [])
 
 
-def test_a_file_of_a_day_that_never_was_stops_no_capture(folder):
+def test_a_file_with_an_impossible_date_stops_no_capture(folder):
     folder.mkdir()
     (folder / "brt_20230231T000000Z.csv").touch()
     assert capture.append(folder, captured(vehicle()), 60).name == "brt_20230726T015300Z.csv"
 
 
 @pytest.mark.parametrize(("age_s", "just_now"), [(0, True), (29, True), (31, False), (-3600, False)])
-def test_a_capture_of_the_future_keeps_no_run_from_its_own(api, pool, age_s, just_now):
+def test_only_a_capture_within_the_last_half_minute_is_just_now(api, pool, age_s, just_now):
     assert not pipeline.captured_just_now()
     api.answers(json.dumps([vehicle()]).encode())
     file = pipeline.capture_once()
@@ -200,7 +200,7 @@ def test_a_capture_of_the_future_keeps_no_run_from_its_own(api, pool, age_s, jus
     assert pipeline.captured_just_now() == just_now
 
 
-def test_an_api_that_is_away_for_three_minutes_costs_those_alone(api, pool, monkeypatch):
+def test_an_outage_of_three_minutes_loses_only_their_captures(api, pool, monkeypatch):
     api.answers(json.dumps([vehicle()]).encode())
     pipeline.capture_once()
     before = contents(pipeline.captures_folder())
@@ -214,7 +214,7 @@ def test_an_api_that_is_away_for_three_minutes_costs_those_alone(api, pool, monk
     assert len(rows(pipeline.captures_folder())) == 2
 
 
-def test_a_failure_does_not_repeat_what_the_url_may_hold(api):
+def test_a_failure_does_not_repeat_secrets_of_the_url(api):
     api.answers(b"", status=404)
     with pytest.raises(capture.CaptureError) as failure:
         capture.fetch(api.url.replace("//", "//user:secret@") + "?key=secret")
@@ -228,8 +228,8 @@ def test_only_one_process_captures_at_a_time(api, pool):
     pipeline.capture_once()
 
 
-def test_a_kill_leaves_whole_captures_alone(folder):
-    """Killed at any moment: all that was said to be written is there, once, and no half line."""
+def test_a_kill_leaves_only_whole_captures(folder):
+    """After a kill at any moment, each reported capture is there once, and no line is partial."""
     chance = random.Random(1)
     first, done = 0, []
     for _ in range(8):
@@ -250,8 +250,8 @@ def test_a_kill_leaves_whole_captures_alone(folder):
         counts = Counter(row[1] for each in parsed for row in each.rows)
         assert {FIRST_MINUTE + timedelta(minutes=minute / 100) for minute in done} <= counts.keys()
         assert set(counts.values()) <= {300, 600}
-        (folder / "brt_20230726T015300Z.part").write_text("what a kill within the write leaves")
-        # The capture in hand may have been written without a word: then it is written again by the next process.
+        (folder / "brt_20230726T015300Z.part").write_text("left by a kill within the write")
+        # After a kill between write and report, the next process writes that capture again.
         assert sum(number > 300 for number in counts.values()) <= len(done)
     capture.append(folder, captured(vehicle(), after_minutes=100), 60)
     assert list(folder.glob("*.part")) == []
@@ -259,7 +259,7 @@ def test_a_kill_leaves_whole_captures_alone(folder):
 
 @contextmanager
 def file_size_limit(folder):
-    """No file grows beyond 40 kB, as on a disk that is full."""
+    """Limit files to 40 kB, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
     try:
@@ -270,7 +270,7 @@ def file_size_limit(folder):
 
 @contextmanager
 def small_disk(folder):
-    """A file system that is soon full."""
+    """Mount a file system of 128 kB."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], check=True)
     try:
         yield
@@ -278,9 +278,9 @@ def small_disk(folder):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-# Only root can give a test a disk that is full.
+# Only root can mount a small disk.
 @pytest.mark.parametrize("disk", [file_size_limit, small_disk] if os.geteuid() == 0 else [file_size_limit])
-def test_a_full_disk_costs_the_capture_in_hand_alone(folder, disk):
+def test_a_full_disk_loses_only_the_current_capture(folder, disk):
     folder.mkdir()
     with disk(folder):
         capture.append(folder, captured(*[vehicle()] * 100), 60)

@@ -46,7 +46,7 @@ def test_the_ten_real_captures_hold_1923_signals(ten_captures):
     }
 
 
-def test_what_is_loaded_is_skipped_and_a_file_that_grew_is_loaded_again(folder, pool):
+def test_loaded_files_are_skipped_and_a_file_that_grew_is_loaded_again(folder, pool):
     first, second, third = real_captures()[:3]
     capture.append(folder, first, 60)
     assert load.load(pool, folder) == load.Report(1, 0, 453, 0)
@@ -55,14 +55,14 @@ def test_what_is_loaded_is_skipped_and_a_file_that_grew_is_loaded_again(folder, 
     assert table(pool) == held
     capture.append(folder, second, 60)
     assert load.load(pool, folder) == load.Report(1, 0, 906, 0)
-    # Another block, and so another file.
+    # Another interval, and so another file.
     capture.append(folder, third, 1)
     assert load.load(pool, folder) == load.Report(1, 1, 453, 0)
     assert len(table(pool, "brt_file")) == 2
 
 
 @pytest.mark.parametrize("zone", ["+16:00", "-15:59", "+05:00:01.5", "-23:59:59.999999"])
-def test_a_capture_in_any_zone_is_loaded(folder, pool, zone):
+def test_a_capture_in_any_time_zone_is_loaded(folder, pool, zone):
     given = f"2023-07-26T01:53:30.250{zone}"
     write(folder, line(captured_at=given))
     assert load.load(pool, folder) == load.Report(1, 0, 1, 0)
@@ -75,20 +75,20 @@ def test_lines_may_end_as_on_windows(folder, pool):
     assert load.load(pool, folder) == load.Report(1, 0, 2, 0)
 
 
-def test_a_number_in_blanks_is_the_same_bus(folder, pool):
+def test_blanks_around_the_number_of_a_bus_do_not_count(folder, pool):
     write(folder, line(codigo=" 901"), line(codigo="901\xa0", velocidade="2"))
     load.load(pool, folder)
     assert [(row["codigo"], row["velocidade"]) for row in table(pool)] == [("901", 2.0)]
 
 
-def test_a_value_that_was_mended_in_a_file_is_loaded(folder, pool):
+def test_a_corrected_value_is_loaded(folder, pool):
     for speed in ("1", "20"):
         write(folder, line(velocidade=speed))
         load.load(pool, folder)
     assert [row["velocidade"] for row in table(pool)] == [20.0]
 
 
-def test_a_file_that_is_deleted_before_its_turn_is_left_out(ten_captures, monkeypatch):
+def test_a_file_deleted_during_the_load_is_skipped(ten_captures, monkeypatch):
     gone = pipeline.captures_folder() / "brt_20230726T000000Z.csv"
     monkeypatch.setattr(load, "files", lambda folder: [gone, *capture.files(folder)])
     assert load.load(ten_captures, pipeline.captures_folder()) == load.Report(1, 1, 4530, 0)
@@ -121,7 +121,7 @@ def test_an_empty_number_is_null_and_an_empty_text_is_empty(folder, pool):
 
 
 @pytest.mark.parametrize("given", ["a\\b", "a\\.", "\\N", "'", '"', "á😀", ",", ";", "\\", " a "])
-def test_a_text_arrives_as_it_is(folder, pool, given):
+def test_a_text_is_loaded_unchanged(folder, pool, given):
     capture.append(folder, captured(vehicle(trajeto=given)), 60)
     load.load(pool, folder)
     assert [row["trajeto"] for row in table(pool)] == [given]
@@ -176,7 +176,7 @@ def test_a_bad_line_is_kept_with_its_reason_and_stops_no_other(folder, pool, bad
         ("extra", "[" * 100_000, "[" * 100_000),
     ],
 )
-def test_a_side_field_rejects_no_signal(folder, pool, name, bad, kept):
+def test_a_bad_optional_field_rejects_no_signal(folder, pool, name, bad, kept):
     write(folder, line(**{name: bad}), line(codigo="2"))
     report = load.load(pool, folder)
     assert (counts(report), report.unread) == ((1, 0, 2, 0), {name: 1})
@@ -186,7 +186,7 @@ def test_a_side_field_rejects_no_signal(folder, pool, name, bad, kept):
         assert connection.scalar(text("SELECT unread FROM brt_file")) == 1
 
 
-def test_a_side_field_of_any_length_is_kept(folder, pool):
+def test_an_optional_field_of_any_length_is_kept(folder, pool):
     capture.append(folder, captured(vehicle(trajeto="a" * 200_000)), 60)
     load.load(pool, folder)
     assert [len(row["trajeto"]) for row in table(pool)] == [200_000]
@@ -209,7 +209,7 @@ def test_a_file_with_a_byte_order_mark_or_without_the_extra_column_is_loaded(fol
         (0, 0, ""),
     ],
 )
-def test_a_file_with_too_many_rejects_fails_the_load_once_the_rest_is_kept(
+def test_a_file_with_too_many_rejects_fails_the_load_after_the_rest_is_loaded(
     pool, monkeypatch, capsys, caplog, bad, code, said
 ):
     monkeypatch.setattr("sys.argv", ["brt", "load"])
@@ -225,7 +225,7 @@ def test_a_file_with_too_many_rejects_fails_the_load_once_the_rest_is_kept(
     assert error.count("\n") == (code == 8)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [f"{bad} lines rejected; the table brt_reject has the reasons"] * (0 < bad <= 20)
-    # Once: the file is known now.
+    # Only once: the file is known now.
     caplog.clear()
     assert __main__.main() == 0
     assert [record.getMessage() for record in caplog.records] == [
@@ -233,7 +233,7 @@ def test_a_file_with_too_many_rejects_fails_the_load_once_the_rest_is_kept(
     ]
 
 
-def test_what_an_earlier_load_reported_of_a_file_is_not_reported_again(folder, pool):
+def test_the_faults_of_a_file_are_reported_only_once(folder, pool):
     write(folder, *[line(codigo=str(number)) for number in range(40)], line(latitude="north"), line(direcao="NE"))
     first = load.load(pool, folder)
     assert (first.rejected, first.unread.total()) == (1, 1)
@@ -250,7 +250,7 @@ def test_a_load_before_the_first_capture_says_so(pool, caplog, monkeypatch):
     ]
 
 
-def test_a_line_that_is_cut_off_is_rejected_until_the_file_has_grown(folder, pool):
+def test_a_line_that_is_cut_off_is_rejected_until_it_is_complete(folder, pool):
     write(folder, line(), line(codigo="2")[:-3], end="")
     assert counts(load.load(pool, folder)) == (1, 0, 1, 1)
     write(folder, line(), line(codigo="2"))
@@ -260,7 +260,7 @@ def test_a_line_that_is_cut_off_is_rejected_until_the_file_has_grown(folder, poo
         assert connection.scalar(text("SELECT count(*) FROM brt_reject")) == 0
 
 
-def test_of_a_file_without_the_header_every_line_is_kept(folder, pool):
+def test_every_line_of_a_file_without_a_header_is_rejected_and_kept(folder, pool):
     file = write(folder, line())
     file.write_bytes(b"a,b\n" + line().encode() + b"\nrest")
     assert counts(load.load(pool, folder)) == (1, 0, 0, 3)
@@ -270,15 +270,15 @@ def test_of_a_file_without_the_header_every_line_is_kept(folder, pool):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\n\n\n", b"\0", b"\xff", b'"'])
-def test_no_file_stops_the_load(folder, pool, content):
+def test_no_content_of_a_file_stops_the_load(folder, pool, content):
     write(folder).write_bytes(content)
     report = load.load(pool, folder)
     assert (report.loaded, report.signals) == (1, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_line_is_lost_whatever_became_of_the_file(seed):
-    """Each line is a signal or a reject, whatever bytes were put, dropped or changed."""
+def test_no_line_of_a_damaged_file_is_lost(seed):
+    """Each line is a signal or a reject, whatever bytes are added, dropped or changed."""
     chance = random.Random(seed)
     content = bytearray("\n".join([",".join(capture.HEADER), *[line()] * 20, ""]).encode())
     header = content.index(b"\n") + 1
@@ -291,15 +291,15 @@ def test_no_line_is_lost_whatever_became_of_the_file(seed):
     assert numbers == list(range(2, 2 + len(lines) - (lines[-1] == b"")))
 
 
-def test_an_unreachable_database_is_told_on_one_line(folder, pool, monkeypatch):
+def test_an_unreachable_database_is_reported_on_one_line(folder, pool, monkeypatch):
     monkeypatch.setenv("BRT_DATABASE_URL", "postgresql://nobody:secret@127.0.0.1:1/brt")
     with pytest.raises(DatabaseError, match="BRT's database failed: .*run the load again") as failure:
         pipeline.load_new()
     assert "secret" not in str(failure.value)
 
 
-def test_a_load_that_is_killed_is_repeated_whole(ten_captures):
-    """Killed at any moment; then each file is in the table wholly or not at all, and the next load ends the work."""
+def test_the_next_load_completes_a_killed_one(ten_captures):
+    """After a kill at any moment, each file is loaded whole or not at all, and the next load loads the rest."""
     for one in real_captures()[:5]:
         capture.append(pipeline.captures_folder(), one, 2)
     chance = random.Random(2)

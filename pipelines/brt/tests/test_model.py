@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -34,6 +35,15 @@ def milliseconds(moment):
     return int(moment.timestamp() * 1000)
 
 
+def load_captures(*captures, build_fails=False):
+    for one in captures:
+        capture.append(pipeline.captures_folder(), one, 60)
+    pipeline.load_new()
+    failure = pytest.raises(pipeline.ModelError, match="dbt build failed") if build_fails else nullcontext()
+    with failure:
+        pipeline.run_dbt("build")
+
+
 def test_the_view_holds_the_last_position_of_each_bus(ten_captures):
     pipeline.load_new()
     pipeline.run_dbt("build")
@@ -46,7 +56,7 @@ def test_the_view_holds_the_last_position_of_each_bus(ten_captures):
     assert (age, kind) == (time, "timestamp with time zone")
 
 
-def test_what_is_doubtful_is_flagged_and_not_dropped(pool):
+def test_doubtful_signals_are_flagged_and_not_dropped(pool):
     now = datetime.now(UTC)
     good = {"dataHora": milliseconds(now)}
     vehicles = [
@@ -54,7 +64,7 @@ def test_what_is_doubtful_is_flagged_and_not_dropped(pool):
         vehicle(codigo="2", latitude=-3.7, longitude=-38.5, **good),
         vehicle(codigo="3", dataHora=milliseconds(now + timedelta(days=365))),
         vehicle(codigo="4", dataHora=milliseconds(now + timedelta(minutes=3))),
-        # The bus whose clock was mended: the signal that is ahead does not hide the one after it.
+        # A corrected clock: the signal that is ahead does not hide the one after it.
         vehicle(codigo="5", dataHora=milliseconds(now + timedelta(days=365)), velocidade=1),
         vehicle(codigo="5", velocidade=2, **good),
         vehicle(codigo="6", velocidade=172.4, **good),
@@ -104,48 +114,33 @@ def test_a_load_with_too_many_rejects_fails_after_dbt_has_run(monkeypatch, dbt_f
     assert done == ["dbt"]
 
 
-def load_captures(*captures):
-    for one in captures:
-        capture.append(pipeline.captures_folder(), one, 60)
-    pipeline.load_new()
-    pipeline.run_dbt("build")
-
-
-def test_a_clock_stays_ahead_however_often_its_signal_is_repeated(pool):
+def test_a_repeated_signal_keeps_its_flag_of_a_clock_ahead(pool):
     ahead = vehicle(dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=10)))
     load_captures(*(captured(ahead, after_minutes=minute) for minute in range(9)))
     assert flags(pool) == [("901008", 0, False, True)]
 
 
-def test_a_bus_whose_clock_jumped_ahead_is_shown_where_it_is(pool):
+@pytest.mark.parametrize(("ahead", "is_ahead"), [(range(1, 9), True), (range(4), False)], ids=["jumped", "corrected"])
+def test_a_bus_whose_clock_changed_is_shown_at_its_current_position(pool, ahead, is_ahead):
     signals = [
-        vehicle(velocidade=minute, dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=minute + 20 * (minute > 0))))
+        vehicle(
+            velocidade=minute, dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=minute + 20 * (minute in ahead)))
+        )
         for minute in range(9)
     ]
     load_captures(*(captured(signal, after_minutes=minute) for minute, signal in enumerate(signals)))
-    assert flags(pool) == [("901008", 8, False, True)]
+    assert flags(pool) == [("901008", 8, False, is_ahead)]
 
 
-def test_a_bus_whose_clock_was_mended_is_shown_where_it_is(pool):
-    signals = [
-        vehicle(velocidade=minute, dataHora=milliseconds(FIRST_MINUTE + timedelta(minutes=minute + 20 * (minute < 4))))
-        for minute in range(9)
-    ]
-    load_captures(*(captured(signal, after_minutes=minute) for minute, signal in enumerate(signals)))
-    assert flags(pool) == [("901008", 8, False, False)]
-
-
-def test_what_the_api_leaves_empty_is_null(pool):
+def test_a_bus_without_a_line_has_null(pool):
     load_captures(
         captured(*(vehicle(codigo=str(number), linha=line) for number, line in enumerate(("0", "", " ", None))))
     )
     assert {row[4] for row in positions(pool).values()} == {None}
 
 
-def test_a_test_of_dbt_that_finds_something_warns(pool):
-    capture.append(pipeline.captures_folder(), captured(vehicle(latitude=-3.7, velocidade=172.4)), 60)
-    pipeline.load_new()
-    pipeline.run_dbt("build")
+def test_dbt_warns_of_doubtful_positions(pool):
+    load_captures(captured(vehicle(latitude=-3.7, velocidade=172.4)))
     found = {each["unique_id"].split(".")[2]: each["status"] for each in results("run_results.json")["results"]}
     assert sorted(name.split("__")[0] for name, status in found.items() if status == "warn") == [
         "accepted_values_posicao_onibus_outside_city",
@@ -154,7 +149,7 @@ def test_a_test_of_dbt_that_finds_something_warns(pool):
     assert set(found.values()) == {"success", "pass", "warn"}
 
 
-def test_a_source_that_is_stale_fails(pool):
+def test_a_stale_source_fails_the_model(pool):
     capture.append(pipeline.captures_folder(), real_captures()[0], 60)
     pipeline.load_new()
     with pytest.raises(pipeline.ModelError, match="dbt source freshness failed"):
@@ -167,17 +162,10 @@ def failed_tests():
 
 
 @pytest.mark.parametrize(("minutes", "failed"), [(59, []), (61, ["new_signals_arrive"])])
-def test_signals_that_stop_fail_the_build_by_the_clock_of_the_captures(pool, minutes, failed):
-    """The API goes on to repeat the last signals; the captures are of 2023."""
+def test_an_hour_of_captures_without_a_new_signal_fails_the_build(pool, minutes, failed):
+    """The API repeats the last signals; the hour is one of 2023, by the captures' clock."""
     last = vehicle(dataHora=milliseconds(FIRST_MINUTE))
-    for minute in (0, minutes):
-        capture.append(pipeline.captures_folder(), captured(last, after_minutes=minute), 60)
-        pipeline.load_new()
-    if failed:
-        with pytest.raises(pipeline.ModelError, match="dbt build failed"):
-            pipeline.run_dbt("build")
-    else:
-        pipeline.run_dbt("build")
+    load_captures(captured(last), captured(last, after_minutes=minutes), build_fails=bool(failed))
     assert positions(pool).keys() == {"901008"}
     assert [name for name in failed_tests() if "signals" in name] == failed
 
@@ -188,30 +176,19 @@ def test_signals_that_stop_fail_the_build_by_the_clock_of_the_captures(pool, min
 )
 def test_a_file_with_too_few_signals_per_capture_fails_the_build(pool, good, bad, fails):
     usual = [vehicle(codigo=str(number), dataHora=milliseconds(FIRST_MINUTE)) for number in range(20)]
-    for minute in range(20):
-        capture.append(pipeline.captures_folder(), captured(*usual, after_minutes=minute), 60)
     now = [*usual[:good], *[vehicle(latitude="north")] * bad]
-    for minute in (20, 21):
-        capture.append(pipeline.captures_folder(), captured(*now, after_minutes=minute), 60)
-    pipeline.load_new()
-    if fails:
-        with pytest.raises(pipeline.ModelError, match="dbt build failed"):
-            pipeline.run_dbt("build")
-    else:
-        pipeline.run_dbt("build")
+    captures = [captured(*(usual if minute < 20 else now), after_minutes=minute) for minute in range(22)]
+    load_captures(*captures, build_fails=fails)
     assert len(positions(pool)) == 20
     assert [name for name in failed_tests() if "signals" in name] == ["signals_are_as_many_as_usual"] * fails
 
 
 def test_a_capture_without_any_signal_fails_the_build(pool):
-    capture.append(pipeline.captures_folder(), captured(vehicle(latitude="north")), 60)
-    pipeline.load_new()
-    with pytest.raises(pipeline.ModelError, match="dbt build failed"):
-        pipeline.run_dbt("build")
+    load_captures(captured(vehicle(latitude="north")), build_fails=True)
     assert sorted(failed_tests()) == ["new_signals_arrive", "signals_are_as_many_as_usual"]
 
 
-def test_what_dbt_writes_holds_no_password(ten_captures):
+def test_no_file_of_dbt_holds_the_password(ten_captures):
     password = ten_captures.url.password
     pipeline.load_new()
     pipeline.run_dbt("build")

@@ -1,4 +1,4 @@
-"""A replay of answers of every kind: what dbt shows equals what plain Python computes from the same answers."""
+"""A replay of all kinds of answers: dbt's views equal the rows that plain Python computes."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from sqlalchemy import text
 from brt import capture, load, pipeline, stand_in
 from tests.conftest import FIRST_MINUTE, counts, vehicle
 
-# How a value of a side field may come; None is a value that the API may send too.
+# Values of optional fields in unusual forms; the API may send None too.
 WRONG = {
     "direcao": ["NE", [1], {"graus": 86}, True, "1e999"],
     "velocidade": ["rápido", {"km": 1.50}, False],
@@ -25,7 +25,7 @@ BAD_MINUTE, NEW_FIELD_MINUTE = 4, 7
 
 
 def answers(seed):
-    """Ten real answers: with and without ignicao, with side fields of wrong types, a new field, and one all bad."""
+    """Ten real answers with and without ignicao, some with wrong types or a new field, and one with only bad lines."""
     chance = random.Random(seed)
     for minute in MINUTES:
         vehicles = json.loads(stand_in.captures()[minute])["veiculos"]
@@ -90,7 +90,7 @@ def shown(numbers, texts, extra):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_replay_of_every_kind_of_answer_comes_out_as_computed(api, pool, caplog, seed):
+def test_a_replay_of_all_kinds_of_answers_gives_the_computed_rows(api, pool, caplog, seed):
     caplog.set_level(logging.WARNING, "brt")
     given = list(answers(seed))
     api.answers(*(json.dumps(answer).encode() for answer in given))
@@ -113,7 +113,7 @@ def test_a_replay_of_every_kind_of_answer_comes_out_as_computed(api, pool, caplo
     )
     assert held(pool, f"{columns}, ignition", "posicao_onibus", 1) == latest
 
-    # Each fault is reported once, though answers with and without a field alternate.
+    # Each fault is reported once, although answers with and without a field alternate.
     assert pipeline.load_new().loaded == 0
     said = [record.getMessage() for record in caplog.records]
     for fault in ("field 'ignicao'", "field 'capacidadePeVeiculo'", "field 'novo'", "of direcao", "of trajeto"):
@@ -123,7 +123,7 @@ def test_a_replay_of_every_kind_of_answer_comes_out_as_computed(api, pool, caplo
         pipeline.refuse_faulty(report)
 
 
-def test_unknown_fields_and_items_are_kept_as_they_came(folder, pool):
+def test_unknown_fields_and_items_are_kept_unchanged(folder, pool):
     unknown = {
         "ignicao": 1,
         "novo": [1.50, {"a": "á\n"}, None],
@@ -152,7 +152,6 @@ def test_unknown_fields_and_items_are_kept_as_they_came(folder, pool):
     ]
 
 
-# Python reads no JSON as deep as the last one; anything less deep is kept, or its depth is.
 @pytest.mark.parametrize(
     ("sent", "kept"),
     [
@@ -168,14 +167,14 @@ def test_unknown_fields_and_items_are_kept_as_they_came(folder, pool):
     ],
 )
 @pytest.mark.parametrize("field", ["novo", "direcao", "trajeto"])
-def test_any_value_of_a_side_field_is_kept(folder, pool, field, sent, kept):
+def test_any_value_of_an_optional_or_unknown_field_is_kept(folder, pool, field, sent, kept):
     side = json.dumps([vehicle() | {field: "?"}]).replace('"?"', sent)
     capture.append(folder, capture.read(side.encode(), FIRST_MINUTE), 60)
     assert counts(load.load(pool, folder)) == (1, 0, 1, 0)
     assert held(pool, f"codigo, (extra -> '{field}')::text", "brt_raw", 1) == {("901008",): (kept,)}
 
 
-def test_a_change_of_the_format_is_reported_when_it_changes(api, pool, caplog):
+def test_each_change_of_the_format_is_reported_once(api, pool, caplog):
     caplog.set_level(logging.WARNING, "brt")
     without = vehicle()
     del without["placa"]

@@ -1,4 +1,4 @@
-"""The whole pipeline in its own processes, on a faster clock: started, seen to run, killed part by part, stopped."""
+"""The whole pipeline as processes on a faster clock: it starts, runs, survives the kill of each part, and stops."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from tests.conftest import PROJECT, expected_positions
 
 SERVICES = ("stand-in", "prefect", "flows", "postgres")
 CAPTURE_EVERY_S, LOAD_EVERY_S = 12, 30
-# A machine that does other things too may take a while.
+# A busy machine may take a while.
 PATIENCE_S = 600
 QUERY = """
 import json, sys
@@ -46,21 +46,21 @@ def run(world, *arguments):
 
 
 def step(world, name):
-    """Run a step of the command; gives what it printed."""
+    """Run a step of the command; returns its output."""
     done = run(world, "-m", "brt", name)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def query(world, statement):
-    """Ask the database in a process of its own, which does not keep the server running."""
+    """Query the database in another process, so that the tests do not keep the server running."""
     done = run(world, "-c", QUERY, statement)
     assert done.returncode == 0, done.stderr
     return [tuple(row) for row in json.loads(done.stdout)]
 
 
 def eventually(is_so):
-    """Wait until something is so, and return it."""
+    """Wait until the value is true, and return it."""
     until = time.monotonic() + PATIENCE_S
     while not (found := is_so()):
         assert time.monotonic() < until, is_so
@@ -69,7 +69,7 @@ def eventually(is_so):
 
 
 def captures(world):
-    """The records of all files by their capture's time: {captured_at: [record]}."""
+    """The records of all files by the time of their capture: {captured_at: [record]}."""
     found = {}
     for file in capture.files(world.folder / "captures"):
         for record in csv.DictReader(file.read_text().splitlines()):
@@ -78,7 +78,7 @@ def captures(world):
 
 
 def left(world):
-    """The processes that belong to the pipeline, its database's included."""
+    """The processes of the pipeline, those of its database included."""
     found = []
     for process in psutil.process_iter(["cmdline", "create_time", "environ", "status"]):
         marked = (process.info["environ"] or {}).get(services.MARK, "").startswith(str(world.folder))
@@ -108,13 +108,13 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def started(world):
-    """The pipeline, all of it running."""
+    """The pipeline with all services running."""
     world.said = step(world, "start")
     return world
 
 
 def completed(world, flow):
-    """The scheduled runs of a flow that were completed."""
+    """The completed scheduled runs of a flow."""
     asked = {
         "flows": {"name": {"any_": [flow]}},
         "flow_runs": {"state": {"name": {"any_": ["Completed"]}}},
@@ -158,14 +158,14 @@ def test_starting_again_starts_nothing_twice(started):
 
 
 def services_of(world, name):
-    """The processes of a service, its first one first: a guard of PostgreSQL may be older than the service."""
+    """The processes of a service, its main one first: PostgreSQL's guard may be older."""
     mark = f"{world.folder} {name}"
     found = [each for each in left(world) if (each.info["environ"] or {}).get(services.MARK) == mark]
     return sorted(found, key=lambda each: (each.info["cmdline"][1:2] != ["-m"], each.info["create_time"]))
 
 
 def postgres_of(world):
-    """The PostgreSQL server; none while it starts again, when its file is absent or still empty."""
+    """The PostgreSQL server; none while it restarts, when its PID file is absent or empty."""
     with suppress(FileNotFoundError):
         written = (world.folder / "postgres/data/postmaster.pid").read_text().split()
         return [process for process in left(world) if [str(process.pid)] == written[:1]]
@@ -176,8 +176,8 @@ def is_new(processes, killed):
     return [each for each in processes if each.info["create_time"] > killed.info["create_time"]]
 
 
-def test_a_service_that_is_killed_comes_back_and_nothing_captured_is_lost_or_doubled(started):
-    """Every part in its turn; nobody starts it again. PostgreSQL keeps its port."""
+def test_a_killed_service_restarts_and_no_capture_is_lost_or_doubled(started):
+    """Each part in turn restarts by itself. PostgreSQL keeps its port."""
     eventually(lambda: captures(started))
     before = captures(started)
     for part in (*SERVICES, "server"):
@@ -202,7 +202,7 @@ def test_a_service_that_is_killed_comes_back_and_nothing_captured_is_lost_or_dou
     assert re.findall("^(.*) ended with code -9; .*log has the reason$", log, re.MULTILINE) == list(SERVICES)
 
 
-def test_after_a_kill_of_the_keeper_or_of_everything_start_brings_all_back(started):
+def test_start_restores_all_services_after_a_kill_of_the_keeper_or_of_everything(started):
     for find in (lambda world: services_of(world, "keeper"), left):
         victims = find(started)
         for victim in victims:
@@ -215,7 +215,7 @@ def test_after_a_kill_of_the_keeper_or_of_everything_start_brings_all_back(start
         eventually(lambda so_far=so_far: len(captures(started)) > so_far)
 
 
-def test_other_settings_start_the_services_anew(started):
+def test_changed_settings_restart_the_services(started):
     (before,) = services_of(started, "keeper")
     port = started.environment["BRT_POSTGRES_PORT"]
     other = SimpleNamespace(**vars(started))
@@ -226,7 +226,7 @@ def test_other_settings_start_the_services_anew(started):
 
 
 @pytest.mark.parametrize("variable", ["BRT_STAND_IN_PORT", "BRT_PREFECT_PORT", "BRT_POSTGRES_PORT"])
-def test_a_port_that_is_taken_is_reported(started, variable):
+def test_a_port_in_use_is_reported(started, variable):
     step(started, "stop")
     with socket.create_server(("127.0.0.1", int(started.environment[variable]))):
         done = run(started, "-m", "brt", "start")
@@ -244,7 +244,7 @@ def test_a_service_that_ends_at_the_start_is_reported(started):
     eventually(lambda: left(started) == [])
 
 
-def test_a_database_that_is_away_is_told_before_anything_starts(world):
+def test_an_unreachable_database_is_reported_before_anything_starts(world):
     world = SimpleNamespace(
         environment=world.environment | {"BRT_DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/brt"}
     )

@@ -13,7 +13,7 @@ def test_it_answers_the_real_captures_first():
     assert [fleet.answer() for _ in range(10)] == stand_in.captures()
 
 
-def test_it_moves_the_buses_on_plausibly():
+def test_it_then_moves_the_buses_plausibly():
     fleet = stand_in.Fleet()
     for _ in range(10):
         last = fleet.answer()

@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: its dependencies, its settings, its size."""
+"""The project as a whole: its settings, messages, installation, READMEs and size."""
 
 import ast
 import io
@@ -24,7 +24,7 @@ def test_only_the_settings_read_the_environment():
 
 
 def code_lines(source):
-    """The number of lines that hold code: no blank line, comment or docstring."""
+    """The number of lines with code: no blank lines, comments or docstrings."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     docstrings, lines = set(), set()
@@ -64,13 +64,13 @@ def test_no_function_is_long(file):
         ("BRT_DATABASE_URL", "postgresql://me@host", settings.database_url),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(monkeypatch, name, value, read):
+def test_an_unusable_setting_is_named(monkeypatch, name, value, read):
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name):
         read()
 
 
-def test_without_settings_it_is_a_minute_and_thirteen_and_all_local(monkeypatch, tmp_path):
+def test_the_defaults_are_one_and_thirteen_minutes_on_this_machine(monkeypatch, tmp_path):
     for name in (
         "API_URL",
         "DATABASE_URL",
@@ -92,7 +92,7 @@ def test_without_settings_it_is_a_minute_and_thirteen_and_all_local(monkeypatch,
     assert settings.postgres_port() == 0
 
 
-def test_prefect_takes_its_settings_and_sends_nothing(monkeypatch, tmp_path):
+def test_prefect_reads_its_settings_and_sends_no_telemetry(monkeypatch, tmp_path):
     monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
     command = [sys.executable, "-m", "prefect", "config", "view"]
     shown = subprocess.run(
@@ -104,7 +104,7 @@ def test_prefect_takes_its_settings_and_sends_nothing(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
-def test_no_proxy_is_asked_for_this_machine(monkeypatch, name):
+def test_requests_to_this_machine_bypass_the_proxy(monkeypatch, name):
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv(name, "company.example")
     for each in settings.services_environment().items():
@@ -113,14 +113,14 @@ def test_no_proxy_is_asked_for_this_machine(monkeypatch, name):
     assert away == {"127.0.0.1:4200": True, "company.example": True, "rio.example": False}
 
 
-def test_a_relative_folder_is_the_same_one_for_the_services(monkeypatch, tmp_path):
+def test_the_services_get_a_relative_folder_as_an_absolute_one(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRT_FOLDER", "state")
     assert settings.services_environment()["BRT_FOLDER"] == str(tmp_path / "state")
 
 
 @pytest.mark.parametrize("step", ["capture", "load", "map", "stop"])
-def test_a_folder_that_cannot_be_written_is_told_on_one_line(monkeypatch, capsys, step):
+def test_a_folder_that_cannot_be_written_is_reported_on_one_line(monkeypatch, capsys, step):
     monkeypatch.setenv("BRT_FOLDER", "/dev/null/state")
     monkeypatch.delenv("BRT_DATABASE_URL", raising=False)
     monkeypatch.setattr("sys.argv", ["brt", step])
@@ -128,20 +128,20 @@ def test_a_folder_that_cannot_be_written_is_told_on_one_line(monkeypatch, capsys
     assert re.fullmatch("brt: /dev/null/state.*: Not a directory; .*BRT_FOLDER.*\n", capsys.readouterr().err)
 
 
-def test_a_capture_that_cannot_be_read_is_told_on_one_line(monkeypatch, capsys, pool):
+def test_a_capture_that_cannot_be_read_is_reported_on_one_line(monkeypatch, capsys, pool):
     (pipeline.captures_folder() / "brt_20230726T015300Z.csv").mkdir(parents=True)
     monkeypatch.setattr("sys.argv", ["brt", "load"])
     assert __main__.main() == 2
     assert re.fullmatch("brt: /.*Z.csv: Is a directory; .*BRT_FOLDER.*\n", capsys.readouterr().err)
 
 
-def test_a_map_before_the_first_load_tells_what_to_do(pool):
+def test_a_map_before_the_first_load_fails_with_the_remedy(pool):
     with pytest.raises(DatabaseError, match="posicao_onibus.* does not exist.*; .*`make capture load run_dbt`"):
         pipeline.draw()
 
 
-def test_an_installation_that_broke_off_is_repeated(tmp_path):
-    """The environment's Python is there before pip has installed anything."""
+def test_an_interrupted_installation_is_repeated(tmp_path):
+    """The environment's Python exists before pip has installed anything."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", ".venv/bin/python"):
         (tmp_path / "pipelines/brt" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pipelines/brt" / name).touch()
