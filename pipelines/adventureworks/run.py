@@ -1,8 +1,8 @@
-"""Run the whole pipeline on this machine: S3 is filled, Airflow's DAG invokes the function, the questions are answered.
+"""Run the whole pipeline on this machine: fill S3, invoke the function from Airflow's DAG, answer the questions.
 
-PostgreSQL is the embedded one, in .embedded, and keeps its rows: `python -m adventureworks.questions` asks again. S3
-(moto), Lambda (AWS's own runtime) and Airflow leave nothing behind. With --airflow, the DAG is run by hand on Airflow's
-page. Exit codes: 0 done, 1 the DAG or Airflow failed, 2 a setting cannot be used, 4 the database failed.
+The embedded PostgreSQL keeps its rows in .embedded: `python -m adventureworks.questions` asks again. S3 (moto), Lambda
+(AWS's runtime) and Airflow leave nothing behind. With --airflow, you run the DAG by hand on Airflow's page. Exit codes:
+0 done, 1 the DAG or Airflow failed, 2 a setting cannot be used, 4 the database failed.
 """
 
 import json
@@ -17,7 +17,7 @@ from local import airflow, cloud, lambda_service
 
 
 class RunError(command.Failure):
-    """The DAG or Airflow failed; the message tells what the function or the log said."""
+    """The DAG or Airflow failed; the message repeats the function's error or the end of the log."""
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def _run(place: str | None) -> int:
         raise RunError(f"the DAG failed: {reason(answer, run.stdout + run.stderr)}")
     command.notice("asking the questions")
     for file, report in json.loads(answer.body)["files"].items():
-        print(_told(file, report))
+        print(_line(file, report))
     print()
     return questions.show(database, questions.ROWS, None)
 
@@ -60,9 +60,9 @@ def reason(answer: lambda_service.Answer | None, log: str) -> str:
     return " ".join(log.split())[-1000:]
 
 
-def _told(file: str, counts: dict[str, int]) -> str:
-    told = f"{file:26}{counts['rows']:>6,} rows, {counts['loaded']:>6,} loaded, {counts['rejected']} rejected"
-    return told + (f", {counts['flagged']} of them without a customer's name" if counts["flagged"] else "")
+def _line(file: str, counts: dict[str, int]) -> str:
+    line = f"{file:26}{counts['rows']:>6,} rows, {counts['loaded']:>6,} loaded, {counts['rejected']} rejected"
+    return line + (f", {counts['flagged']} of them without a customer's name" if counts["flagged"] else "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Lambda function: streams the files from S3 into PostgreSQL, and returns what became of their rows.
+"""The Lambda function: streams the files from S3 into PostgreSQL, and returns the counts of their rows.
 
 The event, all of it optional: {"mode": "replace" or "upsert", "files": ["Sales.Customer", ...], "allow_shrink": true,
 "dialect": {"delimiter": ",", "header": false, "null": "", "decimal": "."}}. The result:
@@ -20,13 +20,13 @@ from fonte_alvo import engine
 from fonte_alvo.command import Failure
 
 CHUNK_BYTES = 128 * 1024
-# What the function needs at its end to roll back and to tell why.
+# The time that the function keeps to roll back and report why.
 MARGIN_S = engine.GRACE_S + 5
 COUNTS = ("rows", "loaded", "rejected", "flagged")
 
 
 class EventError(Failure):
-    """The event asks for what is not there; the message says what is."""
+    """The event has a wrong value; the message names the right ones."""
 
 
 def lambda_handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -37,7 +37,7 @@ def lambda_handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ANN4
     source, client = settings.source(), boto3.client("s3", config=settings.NETWORK)
 
     def tell(file: str, report: stage.Report) -> None:
-        # One line of JSON per file, whose fields CloudWatch finds; Airflow's log has the last 4 KB of them.
+        # One line of JSON per file: CloudWatch finds its fields, Airflow's log shows the last 4 KB.
         print(json.dumps({"file": file, **vars(report), "loaded": report.loaded, **versions[file]}), flush=True)
 
     with _failures(time_limit_s):
@@ -80,9 +80,9 @@ def key(source: settings.Source, file: str) -> str:
 
 
 def _content(client: Any, source: settings.Source, file: str, versions: dict[str, Any]) -> Iterator[bytes]:  # noqa: ANN401
-    """Stream an object, a second time only the same version; one that S3 breaks off is an error, never an end.
+    """Stream an object; a second reading accepts only the same version. Raises FileError.
 
-    botocore compares the length and the checksum that S3 knows.
+    botocore compares the length and the checksum that S3 sends, so a stream that breaks off is an error.
     """
     place = f"s3://{source.bucket}/{key(source, file)}"
     same = {"IfMatch": versions[file]["etag"]} if file in versions else {}
@@ -96,7 +96,7 @@ def _content(client: Any, source: settings.Source, file: str, versions: dict[str
 
 @contextmanager
 def _failures(time_limit_s: float) -> Iterator[None]:
-    """Raise what the database says as one line with its remedy, and without what it repeats of rows."""
+    """Raise errors of the database as one line with the remedy, without values of rows."""
     with engine.failures("the database", "nothing was written: check the secret, the network and the server's log"):
         try:
             yield
@@ -110,7 +110,7 @@ def _failures(time_limit_s: float) -> Iterator[None]:
 
 def _said(error: Error, time_limit_s: float) -> str:
     if isinstance(error, errors.QueryCanceled):
-        left = f"a statement took longer than {time_limit_s:.0f} s, which is what the function's time-out leaves for it"
+        left = f"a statement took longer than {time_limit_s:.0f} s, the time that the function's time-out leaves it"
         return f"{left} (statement timeout): raise the function's time-out, or name fewer files in the event"
     if isinstance(error, errors.LockNotAvailable):
         held = f"another transaction held a lock for more than {engine.LOCK_TIMEOUT_S} s (lock timeout)"

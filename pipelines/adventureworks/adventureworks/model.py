@@ -1,6 +1,6 @@
 """The tables of tables.toml, one per file, and the table of rejected rows.
 
-A column's `info["name"]` is its name in the file. Types say how the file writes a value as well: money usually with a
+A column's `info["name"]` is its name in the file. Its type also says how the file writes a value: money usually with a
 decimal comma, any other number with a decimal point, codes padded with blanks.
 """
 
@@ -25,16 +25,16 @@ class Money(sa.Numeric[Decimal]):
 
 
 class Code(sa.String):
-    """A short code, which the files pad with blanks; the table holds it without."""
+    """A short code, which the files pad with blanks; the table holds it without padding."""
 
 
-# How the columns of a table are declared below: NAME TYPE, and a question mark where it may have no value.
+# A column in tables.toml: NAME TYPE, and a question mark if it may be NULL.
 _COLUMN = re.compile(r"(\w+) (\w+)(?:\(([0-9,]+)\))?(\??)")
 _TYPES: dict[str, Any] = {**vars(sa), "Money": Money, "Code": Code}
 
 
 def _column(name: str, kind: str, sizes: str, optional: str) -> sa.Column[Any]:
-    """Make a column called as in the file, in small letters: SalesOrderID becomes sales_order_id."""
+    """Make a column with its name in snake case: SalesOrderID becomes sales_order_id."""
     made = _TYPES[kind](*map(int, re.findall("[0-9]+", sizes)))
     return sa.Column(_lower(name), made, nullable=bool(optional), autoincrement=False, info={"name": name})
 
@@ -60,7 +60,7 @@ def _table(file: str, declared: Mapping[str, Any]) -> sa.Table:
     return table
 
 
-# In the order of their foreign keys: what is referred to comes first.
+# In the order of their foreign keys: parents first.
 TABLES: dict[str, sa.Table] = {}
 for _file, _declared in tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8")).items():
     TABLES[_file] = _table(_file, _declared)
@@ -68,9 +68,9 @@ for _file, _declared in tomllib.loads(Path(__file__).with_name("tables.toml").re
 reject = sa.Table(
     "reject",
     metadata,
-    # Where the row begins; the column names are line 1.
+    # line: where the row begins; the column names are line 1.
     *(sa.Column("file", sa.Text), sa.Column("line", sa.BigInteger, autoincrement=False)),
-    # Is the row in its table all the same?
+    # loaded: whether the row is in its table all the same.
     *(sa.Column("reason", sa.Text, nullable=False), sa.Column("loaded", sa.Boolean, nullable=False)),
     sa.PrimaryKeyConstraint("file", "line"),
     schema="load",
@@ -84,7 +84,7 @@ def enforced(connection: sa.Connection, table: sa.Table) -> list[sa.ForeignKeyCo
 
 
 def create_absent(connection: sa.Connection) -> list[sa.Table]:
-    """Create the schemas and tables that are absent, and return these: `complete` gives them the rest of their keys."""
+    """Create the absent schemas and tables; returns the tables, whose foreign keys `complete` adds."""
     name = sa.text("SELECT name FROM unnest(:names) AS name WHERE to_regclass(name) IS NULL")
     absent = set(connection.scalars(name, {"names": list(metadata.tables)}))
     created = [table for table in metadata.sorted_tables if table.fullname in absent]
@@ -96,9 +96,9 @@ def create_absent(connection: sa.Connection) -> list[sa.Table]:
 
 
 def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
-    """Give new tables their indexes and foreign keys, which are made faster over their rows than before them.
+    """Add the indexes and foreign keys of new tables: after the rows, PostgreSQL builds them faster.
 
-    A key that is enforced once no row breaks it is added then, to tables that the role owns.
+    A key that is enforced once whole is added when no row breaks it, if the role owns the table.
     """
     for index in (index for table in created for index in table.indexes):
         connection.execute(sa.schema.CreateIndex(index))

@@ -17,7 +17,7 @@ from adventureworks import settings
 from fonte_alvo import command, engine
 
 QUERIES = sorted((Path(__file__).resolve().parents[1] / "queries").glob("q*.sql"))
-# Question 2 is answered whole.
+# All rows of question 2.
 ROWS = 11
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="adventureworks.questions", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rows", type=int, metavar="N", default=ROWS, help="rows of each (default: %(default)s)")
+    parser.add_argument("--rows", type=int, metavar="N", default=ROWS, help="rows per question (default: %(default)s)")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write the whole answers, as q1.csv to q5.csv")
     options = parser.parse_args(arguments)
     if options.rows < 0:

@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from fonte_alvo import embedded, engine
 from fonte_alvo.command import Failure
 
-# Every wait ends well before the function's own time does.
+# Every wait ends well before the function's time-out.
 NETWORK = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
 FOLDER = Path(__file__).resolve().parents[1] / ".embedded"
 
@@ -25,7 +25,7 @@ class SettingsError(Failure):
 
 
 class Source(NamedTuple):
-    """Where the files lie: s3://bucket/prefixsales/Sales.Customer.csv."""
+    """The place of the files: s3://bucket/prefixsales/Sales.Customer.csv."""
 
     bucket: str
     prefix: str
@@ -42,7 +42,7 @@ REJECT_LIMIT = "ADVENTUREWORKS_REJECT_LIMIT_PERCENT"
 
 
 def limits() -> Limits:
-    """Return the limits that are set, in percent. Raises SettingsError."""
+    """Return the limits; the environment has them in percent. Raises SettingsError."""
     return Limits(*map(_share, (REJECT_LIMIT, "ADVENTUREWORKS_SHRINK_LIMIT_PERCENT"), Limits()))
 
 
@@ -64,7 +64,7 @@ def source() -> Source:
 def database_url(*, or_embedded: bool = False) -> URL:
     """Return the URL that the secret ADVENTUREWORKS_DATABASE_SECRET holds, or else ADVENTUREWORKS_DATABASE_URL.
 
-    or_embedded: where neither is set, the embedded server's. Raises SettingsError, EmbeddedServerError.
+    or_embedded: if neither is set, the embedded server's. Raises SettingsError, EmbeddedServerError.
     """
     name = "ADVENTUREWORKS_DATABASE_URL"
     url = os.environ.get(name)

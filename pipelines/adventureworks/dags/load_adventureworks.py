@@ -1,8 +1,8 @@
-"""Loads the six files once a day.
+"""Load the six files once a day.
 
-Connection `adventureworks_aws`; the role behind it needs lambda:InvokeFunction on the one function, and nothing else:
-the database is the function's alone. The tables are emptied by the function, within the transaction that fills them,
-so that a load that fails leaves the rows of the day before.
+The role of the connection `adventureworks_aws` needs only lambda:InvokeFunction on the function: Airflow never reaches
+the database. The function empties the tables in the transaction that fills them, so that a failed load leaves the rows
+of the day before.
 """
 
 from datetime import datetime, timedelta
@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from airflow.providers.amazon.aws.operators.lambda_function import LambdaInvokeFunctionOperator
 from airflow.sdk import DAG, Param
 
-# Lambda's own limit is 15 minutes. Without these, boto3 would give up after one minute and invoke the function again.
+# Lambda's limit is 15 minutes. By default, boto3 gives up after one minute and invokes the function again.
 PATIENT = {"connect_timeout": 10, "read_timeout": 910, "tcp_keepalive": True, "retries": {"total_max_attempts": 1}}
 
 with DAG(
@@ -31,11 +31,11 @@ with DAG(
         task_id="load",
         function_name="adventureworks-load",
         payload="{{ params | tojson }}",
-        # The function's lines, with the counts and the first reasons to reject rows, are in the task's log.
+        # The task's log shows the function's output: counts, and the first reasons of rejects.
         log_type="Tail",
         aws_conn_id="adventureworks_aws",
         botocore_config=PATIENT,
-        # After Airflow's own delay: five minutes, unless [core] default_task_retry_delay says otherwise.
+        # After five minutes, or [core] default_task_retry_delay.
         retries=2,
         execution_timeout=timedelta(minutes=20),
     )

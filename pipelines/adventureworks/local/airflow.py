@@ -1,4 +1,4 @@
-"""Airflow in a folder of its own: SQLite for its metadata, connections from the environment."""
+"""Run Airflow in a folder: metadata in SQLite, connections from the environment."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from local import cloud
 
 DAGS = Path(__file__).resolve().parents[1] / "dags"
 DAG = "adventureworks"
-# Their servers of logs would listen to all networks; the page reads the logs from the folder.
+# Their log servers would listen on all networks; the page reads the logs from the folder.
 PARTS = ("api-server", "scheduler --skip-serve-logs", "triggerer --skip-serve-logs", "dag-processor")
 
 
 def environment(home: Path, lambda_url: str, place: str = "127.0.0.1:8080") -> dict[str, str]:
-    """Return the environment in which Airflow finds the DAG, and the function at this URL; place: of its page."""
+    """Return Airflow's environment; lambda_url: the function's; place: HOST:PORT of the page."""
     keys = {"login": cloud.KEYS["AWS_ACCESS_KEY_ID"], "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"]}
     connection = {"conn_type": "aws", **keys, "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url}}
     host, _, port = place.rpartition(":")
     given = {"CORE__DAGS_FOLDER": str(DAGS), "CORE__LOAD_EXAMPLES": "False", "CORE__DEFAULT_TASK_RETRY_DELAY": "1"}
     given |= {"CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
     given |= {"API__HOST": host, "API__PORT": port, "API__BASE_URL": f"http://localhost:{port}"}
-    # Runs start by hand.
+    # Runs start only by hand.
     given |= {"SCHEDULER__USE_JOB_SCHEDULE": "False", "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}"}
     variables = {"AIRFLOW_HOME": str(home), "AIRFLOW_CONN_ADVENTUREWORKS_AWS": json.dumps(connection)}
     return os.environ | variables | {f"AIRFLOW__{name}": text for name, text in given.items()}
@@ -45,7 +45,7 @@ def _airflow(variables: Mapping[str, str], *arguments: str) -> "subprocess.Compl
 
 
 def serve(variables: dict[str, str]) -> int:
-    """Serve Airflow's page, without a password, until a signal. Return how many parts ended before."""
+    """Serve Airflow's page without a password until a signal; returns how many parts ended before it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ended: list[psutil.Process] = []
     with suppress(KeyboardInterrupt):

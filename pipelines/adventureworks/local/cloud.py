@@ -1,4 +1,4 @@
-"""S3 on this machine (moto's server), filled, and the function behind its Invoke API: all that the pipeline needs."""
+"""Run S3 (moto's server) with the sample, and the function behind Lambda's Invoke API, on this machine."""
 
 import logging
 import lzma
@@ -18,14 +18,14 @@ BUCKET = "adventureworks"
 DATA = Path(__file__).resolve().parents[1] / "data"
 REGION = "us-east-1"
 FUNCTION = "adventureworks.handler.lambda_handler"
-# What moto accepts: any.
+# moto accepts any keys.
 KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
-# What would lead to another cloud, another Airflow, or through a proxy; all that runs here is on this machine.
+# Variables that lead to another cloud or Airflow, or through a proxy; everything here runs on this machine.
 FOREIGN = ("AWS_", "ADVENTUREWORKS_", "AIRFLOW", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class Cloud(NamedTuple):
-    """What runs: URLs, and the process that executes the function."""
+    """The URLs of S3 and Lambda, and the process that executes the function."""
 
     s3_url: str
     lambda_url: str
@@ -33,7 +33,7 @@ class Cloud(NamedTuple):
 
 
 def forget_settings() -> None:
-    """Take what leads elsewhere out of this process's environment, and so out of its children's."""
+    """Remove FOREIGN variables from this process's environment, and so from its children's."""
     for name in list(os.environ):
         if name.upper().startswith(FOREIGN):
             del os.environ[name]
@@ -55,7 +55,7 @@ def running(database_url: str, *, timeout_s: float = 180) -> Iterator[Cloud]:
 
 
 def environment(s3_url: str, database_url: str) -> dict[str, str]:
-    """Return the variables that the function finds."""
+    """Return the function's variables."""
     aws = {**KEYS, "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION, "AWS_ENDPOINT_URL": s3_url}
     return {**aws, "ADVENTUREWORKS_BUCKET": BUCKET, "ADVENTUREWORKS_DATABASE_URL": database_url}
 
@@ -66,7 +66,7 @@ def client(service: str, url: str) -> Any:  # noqa: ANN401
 
 
 def fill(s3_url: str) -> None:
-    """Make the bucket, and put the sample's files into it."""
+    """Create the bucket, and put the sample's files into it."""
     s3 = client("s3", s3_url)
     s3.create_bucket(Bucket=BUCKET)
     for file in model.TABLES:

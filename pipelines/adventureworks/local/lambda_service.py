@@ -1,7 +1,7 @@
 """AWS Lambda on this machine, for one function.
 
-Callers find Lambda's Invoke API; awslambdaric, the runtime that AWS itself runs Python functions with, finds the
-Runtime API, and executes the handler in a process of its own. One invocation runs at a time.
+Callers use Lambda's Invoke API. awslambdaric, AWS's runtime for Python functions, uses the Runtime API and executes the
+handler in a separate process. One invocation runs at a time.
 """
 
 import base64
@@ -26,7 +26,7 @@ _RUNTIME = "/2018-06-01/runtime/"
 
 
 class Answer(NamedTuple):
-    """What an invocation came to; log: the last 4 KB of the function's output."""
+    """The result of an invocation; log: the last 4 KB of the function's output."""
 
     body: bytes
     failed: bool = False
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 
 class Invocation(NamedTuple):
-    """An event on its way through the function; deadline_ms: since 1970."""
+    """An event and its future answer; deadline_ms: since 1970."""
 
     request_id: str
     body: bytes
@@ -43,10 +43,10 @@ class Invocation(NamedTuple):
 
 
 class Sandbox:
-    """The process that executes the handler: started by the first event, and again after it died."""
+    """The process that executes the handler; it starts with the first event, and again after it died."""
 
     def __init__(self, handler: str, environment: Mapping[str, str], timeout_s: float) -> None:
-        """Start nothing yet. handler: module.function; environment: with the Runtime API's."""
+        """Start nothing yet. handler: module.function; environment: includes AWS_LAMBDA_RUNTIME_API."""
         self._command = [sys.executable, "-m", "awslambdaric", handler]
         self._environment, self._timeout_s = dict(environment), timeout_s
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -56,7 +56,7 @@ class Sandbox:
         self.current: Invocation | None = None
 
     def invoke(self, event: bytes) -> Answer:
-        """Execute the handler and return its result or its error, as Lambda words both."""
+        """Execute the handler; returns its result or error in Lambda's format."""
         with self._turn:
             start = os.fstat(self._log.fileno()).st_size
             request_id, deadline = str(uuid.uuid4()), time.time() + self._timeout_s
@@ -86,7 +86,7 @@ class Sandbox:
 
 
 def error(kind: str, message: str) -> Answer:
-    """Word an error as Lambda does."""
+    """Return an error in Lambda's format."""
     return Answer(json.dumps({"errorType": kind, "errorMessage": message}).encode(), failed=True)
 
 
@@ -126,15 +126,15 @@ class _Api(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the function's own output is the log."""
+        """Log nothing: the function's output is the log."""
 
 
 @contextmanager
 def served(handler: str, environment: Mapping[str, str], timeout_s: float) -> Iterator[tuple[str, Sandbox]]:
-    """Serve the function; gives the URL of the Invoke API, and the sandbox."""
+    """Serve the function; yields the URL of the Invoke API, and the sandbox."""
 
     class Api(_Api):
-        """Knows the sandbox of this service."""
+        """The API with the sandbox of this service."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         server.daemon_threads = True

@@ -1,5 +1,5 @@
--- The three products that sold most pieces for each number of days to manufacture; equal ones by their number.
--- An offer's product is known by both columns: joined on one of them, every detail would count many times.
+-- The three products that sold most pieces for each number of days to manufacture; ties by product number.
+-- Both columns are the key of an offer's product: a join on one of them would count every detail many times.
 SELECT days_to_manufacture, place, product_id, name, quantity
 FROM (
     SELECT

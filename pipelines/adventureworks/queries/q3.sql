@@ -1,4 +1,4 @@
--- Customers' names and their number of orders. By customer: two of the same name are two.
+-- Customers' names and their number of orders; customers of the same name count separately.
 SELECT customer_id, concat_ws(' ', p.first_name, p.middle_name, p.last_name) AS name, count(*) AS orders
 FROM sales.sales_order_header
 JOIN sales.customer AS c USING (customer_id)

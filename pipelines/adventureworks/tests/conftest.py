@@ -1,7 +1,10 @@
-"""A real PostgreSQL: TEST_POSTGRES_URL, or else the embedded one."""
+"""A real PostgreSQL (TEST_POSTGRES_URL, or else the embedded one), the sample, and Python in another process."""
 
 import os
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck
@@ -14,15 +17,26 @@ from local import cloud
 
 properties.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 properties.load_profile("default")
+ROOT = Path(__file__).resolve().parents[1]
+ALL = list(model.TABLES)
+# Of each file: rows, loaded, rejected, flagged.
+EXPECTED = {
+    "Person.Person": (2057, 2057, 0, 0),
+    "Production.Product": (504, 504, 0, 0),
+    "Sales.Customer": (19820, 19820, 0, 0),
+    "Sales.SpecialOfferProduct": (538, 538, 0, 0),
+    "Sales.SalesOrderHeader": (1566, 1566, 0, 13),
+    "Sales.SalesOrderDetail": (5716, 5675, 41, 0),
+}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--build-network", help="of the image: host, where only the machine itself has a way out")
+    parser.addoption("--build-network", help="the network of the image's build, such as host")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _isolated():
-    """No setting of the machine reaches a test."""
+    """Remove the machine's settings."""
     cloud.forget_settings()
 
 
@@ -42,7 +56,7 @@ def administrator(server):
 
 @pytest.fixture(scope="session")
 def make_database(administrator, server):
-    """Create a database, a copy of another one where a template is named; gives its URL."""
+    """Create a database, or copy a template; returns its URL."""
     made = []
 
     def make(template="template1"):
@@ -63,7 +77,7 @@ def loaded_template(make_database):
     """The name of a database that holds the sample."""
     url = make_database()
     pool = engine.create(url, "test")
-    load.load(pool, load.Plan(list(model.TABLES)), sample)
+    load.load(pool, load.Plan(ALL), sample)
     pool.dispose()
     return url.database
 
@@ -75,7 +89,7 @@ def database(make_database):
 
 @pytest.fixture
 def loaded_database(make_database, loaded_template):
-    """A database of the test's own that holds the sample."""
+    """A new database that holds the sample."""
     return make_database(loaded_template)
 
 
@@ -91,6 +105,25 @@ def loaded(loaded_database):
     pool = engine.create(loaded_database, "test")
     yield pool
     pool.dispose()
+
+
+@pytest.fixture(scope="module")
+def shared_pool(make_database, loaded_template):
+    """An engine of a database with the sample, which the tests of a module share."""
+    pool = engine.create(make_database(loaded_template), "test")
+    yield pool
+    pool.dispose()
+
+
+def environment(**variables):
+    """The environment of a process that finds both projects, with these variables."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+
+
+def python(*arguments, **variables):
+    """Run Python in the project's folder, with these variables."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, check=False)
 
 
 def sample(file):
@@ -116,7 +149,7 @@ def rejects(pool):
 
 
 def dated(columns, *rows):
-    """Rows with the two columns that every file ends with; columns: `A;B`, rows: `1;2`."""
+    """A file of these rows, with the two last columns of every file; columns: `A;B`, rows: `1;2`."""
     ending = "3F5AE95E-B87D-4AED-95B4-C3797AFCB74F;2014-09-12 11:15:07.263\r\n"
     text = f"\ufeff{columns};rowguid;ModifiedDate\r\n" + "".join(f"{row};{ending}" for row in rows)
     return text.encode()

@@ -1,19 +1,16 @@
-"""The DAG, run by Airflow itself; the one command, as a user runs it."""
+"""The DAG in Airflow, and run.py as a user runs it."""
 
 import os
 import re
-import subprocess
-import sys
 
 import psutil
 
 from adventureworks import handler, settings
 from local import airflow, cloud
-from tests.conftest import rejects
-from tests.test_function import path
+from tests.conftest import ROOT, python, rejects
 
 
-def test_the_dag_fails_after_its_retries_where_too_many_rows_are_rejected_and_its_log_tells_of_them(tmp_path, pool):
+def test_too_many_rejects_fail_the_dag_after_its_retries_with_the_counts_in_its_log(tmp_path, pool):
     database = pool.url.render_as_string(hide_password=False)
     with cloud.running(database) as running:
         cloud.fill(running.s3_url)
@@ -24,13 +21,13 @@ def test_the_dag_fails_after_its_retries_where_too_many_rows_are_rejected_and_it
     assert run.returncode == 1
     assert "Lambda function execution resulted in error" in run.stdout
     assert "Sales.Customer has 1,000 rows of 19,820 that cannot be loaded" in run.stdout
-    # The function's own line of the log.
+    # The function's line of the log.
     assert '"rows": 19820, "unreadable": 1000, "rejected": 1000' in run.stdout
     assert "line 2: ModifiedDate '2014-09-12 11:15:7.263' is no time" in run.stdout
     assert run.stdout.count("Invoking AWS Lambda function") == 3
 
 
-# What a machine may be set to.
+# Settings that a machine may have.
 FOREIGN = {
     "HTTP_PROXY": "http://127.0.0.1:1",
     "http_proxy": "http://127.0.0.1:1",
@@ -41,14 +38,12 @@ FOREIGN = {
 
 
 def test_one_command_runs_everything_and_leaves_no_process_behind(pool):
-    """The DAG invokes the function, and all that it needs, whatever is set here; quiet where nobody watches."""
+    """The machine's settings do not reach it, and without a terminal it shows no progress."""
     database = pool.url.render_as_string(hide_password=False)
     before = {process.pid for process in psutil.process_iter()}
-    environment = {**path(), **FOREIGN, "ADVENTUREWORKS_DATABASE_URL": database}
-    command = [sys.executable, "run.py"]
-    run = subprocess.run(command, cwd=airflow.DAGS.parent, env=environment, capture_output=True, text=True, check=False)
+    run = python("run.py", **FOREIGN, ADVENTUREWORKS_DATABASE_URL=database)
     assert (run.returncode, run.stderr) == (0, "")
-    [shown] = re.findall(r"```text\n(.*?)```", (airflow.DAGS.parent / "README.md").read_text(), flags=re.DOTALL)
+    [shown] = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert run.stdout.startswith(shown)
     counts = [line.strip() for line in run.stdout.splitlines() if line.endswith(" rows")]
     assert counts == ["332 rows", "11 rows", "1,359 rows", "1,194 rows", "138 rows"]
@@ -61,10 +56,8 @@ def test_one_command_runs_everything_and_leaves_no_process_behind(pool):
     assert {process.pid for process in left} <= before
 
 
-def test_a_database_that_is_away_fails_the_one_command_on_one_line():
-    environment = {**path(), "ADVENTUREWORKS_DATABASE_URL": "mysql://u:s3cr3t@h/d"}
-    command = [sys.executable, "run.py"]
-    run = subprocess.run(command, cwd=airflow.DAGS.parent, env=environment, capture_output=True, text=True, check=False)
+def test_an_unusable_database_url_fails_the_one_command_on_one_line():
+    run = python("run.py", ADVENTUREWORKS_DATABASE_URL="mysql://u:s3cr3t@h/d")
     assert run.returncode == 2
     assert run.stderr.startswith("run.py: ADVENTUREWORKS_DATABASE_URL is not a URL of PostgreSQL")
     assert run.stderr.count("\n") == 1

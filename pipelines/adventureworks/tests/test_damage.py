@@ -1,4 +1,4 @@
-"""Damaged files: either the tables equal the file's truth, or nothing changed and the load failed."""
+"""Damaged files: the tables hold the readable rows, or the load fails and changes nothing."""
 
 import csv
 import io
@@ -14,23 +14,17 @@ from hypothesis import strategies as st
 
 from adventureworks import dialect, load, model
 from adventureworks.settings import Limits
-from fonte_alvo import engine
 from local import cloud
-from tests.conftest import contents, rejects, sample
-
-ALL = list(model.TABLES)
+from tests.conftest import ALL, contents, rejects, sample
 
 
 @pytest.fixture(scope="module")
-def kept(make_database, loaded_template):
-    """A database with the sample, and its rows."""
-    pool = engine.create(make_database(loaded_template), "test")
-    yield pool, held(pool)
-    pool.dispose()
+def rows_before(shared_pool):
+    return held(shared_pool)
 
 
 def held(pool):
-    """{file: {key: row}}."""
+    """The rows of all tables: {file: {key: row}}."""
     found = {}
     with pool.connect() as connection:
         for file, table in model.TABLES.items():
@@ -42,7 +36,7 @@ def held(pool):
 
 
 def value(column, field):  # noqa: C901
-    """What Python reads. Raises ValueError or ArithmeticError."""
+    """The value of a field as Python reads it. Raises ValueError, ArithmeticError or KeyError."""
     if field == "NULL":
         if not column.nullable:
             raise ValueError
@@ -73,7 +67,7 @@ def value(column, field):  # noqa: C901
             return text
 
 
-def truth(file, body):
+def read(file, body):
     """The file's rows as Python reads them: {key: row} of the readable ones, and the keys of the others."""
     table = model.TABLES[file]
     width = len(table.primary_key.columns)
@@ -95,7 +89,7 @@ def truth(file, body):
 
 
 def referred(file, rows):
-    """The keys of a file's rows that rows of other files name."""
+    """The keys of a file's rows to which rows of other files refer."""
     if file not in ("Production.Product", "Sales.Customer", "Sales.SpecialOfferProduct", "Sales.SalesOrderHeader"):
         return set()
     children = {
@@ -116,8 +110,8 @@ def cut_at_a_line(data, body):
     return body[: body.rfind(b"\n", 0, data.draw(st.integers(0, len(body)))) + 1]
 
 
-def halves(data, body):
-    """A piece is there twice, or is missing."""
+def doubled_or_lost(data, body):
+    """A piece is repeated, or missing."""
     return body[: data.draw(st.integers(0, len(body)))] + body[data.draw(st.integers(0, len(body))) :]
 
 
@@ -146,21 +140,23 @@ def encoded(data, body):
 
 
 def flipped(data, body):
-    """Some bytes are others."""
+    """Some bytes are changed."""
     changed = bytearray(body)
     for place in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=3)):
         changed[place] = data.draw(st.sampled_from([*b'";\r\n\0\\,. 0/Z\xff']))
     return bytes(changed)
 
 
-DAMAGES = [cut, cut_at_a_line, halves, doubled_lines, blanked, encoded, flipped]
+DAMAGES = [cut, cut_at_a_line, doubled_or_lost, doubled_lines, blanked, encoded, flipped]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 @settings(max_examples=25)
 @given(data=st.data(), file=st.sampled_from(ALL), allow=st.booleans(), of_all=st.booleans())
-def test_a_damaged_file_loads_its_truth_or_changes_nothing(kept, damage, data, file, allow, of_all):
-    pool, before = kept
+def test_a_damaged_file_loads_its_readable_rows_or_changes_nothing(
+    shared_pool, rows_before, damage, data, file, allow, of_all
+):
+    pool, before = shared_pool, rows_before
     body = damage(data, cloud.sample(file))
     plan = load.Plan(ALL if of_all else [file], allow_shrink=allow, limits=Limits(0.5, 0.05))
     try:
@@ -177,14 +173,14 @@ def test_a_damaged_file_loads_its_truth_or_changes_nothing(kept, damage, data, f
 
 
 def _compare(file, body, before, now, *, allow):
-    readable, unreadable = truth(file, body)
+    readable, unreadable = read(file, body)
     in_doubt = any(ValueError in key for key in unreadable)
     rows, needed = now[file], referred(file, now)
     broken = {"Sales.SalesOrderDetail": lambda row: (row[0],) not in now["Sales.SalesOrderHeader"]}
     for key, row in rows.items():
         if key in readable and row == readable[key]:
             continue
-        # A row that the file does not hold, or that it holds unreadably or against a check, is the one that was there.
+        # If the file lacks a row, or has it unreadable or against a check, the old row stays.
         assert row == before[key]
         assert key in unreadable or in_doubt or key in needed or key in readable
     for key, row in readable.items():
@@ -194,12 +190,12 @@ def _compare(file, body, before, now, *, allow):
 
 
 def _keeps_checks(row):
-    """Blanked numbers break the checks of some tables: those rows may be left out."""
+    """Zeros break the checks of some tables: those rows may be rejected."""
     return not any(isinstance(field, Decimal | int) and field == 0 for field in row)
 
 
-def test_a_table_that_would_lose_more_than_the_bound_fails_the_load_with_the_counts(loaded):
-    """Cut at a line's end, the file is a file."""
+def test_a_file_that_would_remove_too_many_rows_fails_the_load_with_the_counts(loaded):
+    """A file cut at a line's end looks whole."""
     before = contents(loaded)
     body = cloud.sample("Sales.Customer")
     body = body[: body.rfind(b"\n", 0, len(body) // 10) + 1]
@@ -215,8 +211,8 @@ def test_a_table_that_would_lose_more_than_the_bound_fails_the_load_with_the_cou
     assert report.removed > 16_000
 
 
-def test_rows_that_are_merely_unreadable_are_no_deletion(loaded):
-    """They stay as they were, and so do the orders of these customers."""
+def test_unreadable_rows_leave_the_old_rows_unchanged(loaded):
+    """The orders of these customers stay, too."""
     before = contents(loaded)
     lines = cloud.sample("Sales.Customer").split(b"\r\n")
     for number in range(19_000, 19_800):
@@ -231,7 +227,7 @@ def test_rows_that_are_merely_unreadable_are_no_deletion(loaded):
     assert now == before
 
 
-def test_a_file_whose_rejects_are_above_the_bound_fails_with_their_first_reasons(loaded):
+def test_too_many_rejects_fail_the_load_with_the_first_reasons(loaded):
     before = contents(loaded)
     body = cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1_500)
     with pytest.raises(dialect.FileError) as failure:
@@ -247,7 +243,7 @@ def test_a_file_whose_rejects_are_above_the_bound_fails_with_their_first_reasons
     )
 
 
-def test_a_customer_file_with_empty_fields_for_null_is_loaded_as_it_was(loaded):
+def test_a_file_with_empty_fields_for_null_loads_the_same_rows(loaded):
     before = contents(loaded)
     body = cloud.sample("Sales.Customer").replace(b"NULL", b"")
     report = load.load(loaded, load.Plan(["Sales.Customer"]), lambda _: [body])["Sales.Customer"]
@@ -295,7 +291,7 @@ def test_other_public_copies_load_the_same_rows(loaded, how):
     }
 
 
-def test_times_without_milliseconds_or_with_a_t_load(loaded):
+def test_times_without_milliseconds_or_with_a_t_are_read(loaded):
     body = cloud.sample("Sales.SalesOrderHeader")
     for other in (body.replace(b" 00:00:00.000", b"T00:00:00"), body.replace(b" 00:00:00.000", b" 00:00:00").rstrip()):
         report = load.load(loaded, load.Plan(["Sales.SalesOrderHeader"]), lambda _, other=other: [other])
@@ -304,7 +300,7 @@ def test_times_without_milliseconds_or_with_a_t_load(loaded):
 
 
 def whole(file):
-    """The sample with every person that its customers name."""
+    """A file of the sample; that of the persons has every person that the customers name."""
     body = cloud.sample(file)
     if file != "Person.Person":
         return [body]
@@ -315,8 +311,8 @@ def whole(file):
     return [body, *(number.encode() + b";" + row for number in sorted(absent, key=int))]
 
 
-def test_the_persons_are_enforced_once_every_customer_has_one_and_not_before(pool):
-    """Of the whole data each order has a name."""
+def test_the_key_to_persons_is_enforced_after_the_first_load_that_keeps_it(pool):
+    """With all persons, each order's customer has a name."""
     key = sa.text("SELECT convalidated FROM pg_constraint WHERE conname = 'customer_person_id'")
     assert load.load(pool, load.Plan(ALL), sample)["Sales.SalesOrderHeader"].flagged == 13
     with pool.connect() as connection:

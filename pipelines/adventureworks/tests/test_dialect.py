@@ -1,4 +1,4 @@
-"""The files' dialects: every row is read as it was meant, or rejected with its line and a reason."""
+"""The files' dialects: every row is read correctly, or rejected with its line and a reason."""
 
 import csv
 import io
@@ -72,7 +72,7 @@ WRITERS = st.fixed_dictionaries(
 
 
 def written(rows, how):
-    """The rows as another program writes them; a text that would be taken for no value is quoted."""
+    """The rows as another program writes them; a text that looks like an absent value is quoted."""
     order = how["order"] if how["header"] else range(4)
 
     def field(value):
@@ -108,8 +108,8 @@ def map_all(function, rows):
     plain=st.booleans(),
     data=st.data(),
 )
-def test_postgresql_holds_what_another_writer_wrote_in_any_dialect(administrator, values, how, plain, data):
-    """Where a few rows leave more than one reading, the event names the dialect."""
+def test_rows_in_any_dialect_are_read_back_equal(administrator, values, how, plain, data):
+    """The event names the dialect, because a few rows may fit several."""
     if how["timespec"] == "seconds":
         values = [(text, amount, moment.replace(microsecond=0)) for text, amount, moment in values]
     rows = [(number, *row) for number, row in enumerate(values)]
@@ -131,7 +131,7 @@ def test_postgresql_holds_what_another_writer_wrote_in_any_dialect(administrator
 @example(body=b'1;a"b"\n', data=None)
 @example(body=b"1;a\n\\.\n2;b\n", data=None)
 def test_no_bytes_break_the_reader_and_no_row_is_lost(administrator, body, data):
-    """A file is refused, or each of its records is a row, as Python's csv module counts them."""
+    """A file is refused, or has a row for each record that Python's csv module reads."""
     body = b"Number;A\n" + body
     pieces = data.draw(in_pieces(body)) if data else [body]
     try:
@@ -175,7 +175,7 @@ NASTY = st.sampled_from(
 @settings(max_examples=80)
 @given(rows=st.lists(st.tuples(NASTY, NASTY, NASTY, NASTY), min_size=1, max_size=4), nullable=st.booleans())
 def test_both_ways_to_read_agree(administrator, rows, nullable):
-    """What the plain way takes, the judging way takes as well, with the same values."""
+    """The plain way and the checking way give the same rows, reasons and errors."""
     table = probe(Money(), sa.DateTime(), sa.String(5), Code(2), nullable=nullable)
     body = b"Number;A;B;C;D\n" + "".join(f"{n};{';'.join(row)}\n" for n, row in enumerate(rows)).encode()
     read = []
@@ -244,14 +244,14 @@ def test_a_field_is_read_by_its_type_or_its_row_is_rejected(administrator, kind,
     value = str(first[3]) if isinstance(kind, sa.Uuid) else first[3]
     if isinstance(expected, str) and first[1]:
         assert expected in first[1]
-        # Texts may be personal.
+        # A reason repeats no text, which may be personal.
         assert isinstance(kind, sa.String) or first[1].startswith(f"A '{field}' ")
         assert first[2] == 7
     else:
         assert (first[1], value) == (None, expected)
 
 
-def test_a_value_that_is_repeated_in_a_reason_is_cut_and_has_no_control_characters(administrator):
+def test_a_reason_repeats_a_value_cut_and_without_control_characters(administrator):
     [(_, reason, *_), _] = staged(
         administrator, probe(sa.Integer()), [b'Number;A\n1;"\x1b[31m' + b"x" * 99 + b'"\n2;1\n']
     )
@@ -259,7 +259,7 @@ def test_a_value_that_is_repeated_in_a_reason_is_cut_and_has_no_control_characte
     assert "x" * 60 not in reason
 
 
-def test_lines_are_counted_over_fields_that_span_lines(administrator):
+def test_line_numbers_count_the_line_breaks_in_fields(administrator):
     body = b'Number;A;B\n1;"a\nb";1\n2;"c\r\n\n";x\n3;d;y\n'
     read = staged(administrator, probe(sa.Text(), sa.Integer()), [body])
     assert [(line, bool(reason)) for line, reason, *_ in read] == [(2, False), (4, True), (7, True)]
@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused(administrator, body, expect
     assert str(failure.value).startswith(f"Probe {expected}")
 
 
-def test_a_file_that_mixes_its_ways_to_say_no_value_is_refused_until_the_event_names_one(administrator):
+def test_a_file_that_mixes_empty_fields_and_null_is_refused_until_the_event_names_one(administrator):
     body = HEADER + b"1;\n" + b"2;a\n" * 40_000 + b"3;NULL\n"
     with pytest.raises(dialect.FileError, match="has empty fields and NULL as well: name which is no value"):
         staged(administrator, probe(sa.Text()), [body])
@@ -315,7 +315,7 @@ LAST_LINES = [
 
 
 @pytest.mark.parametrize(("rows", "is_whole"), LAST_LINES)
-def test_a_last_line_without_its_end_is_read_where_its_last_field_shows_that_it_is_whole(administrator, rows, is_whole):
+def test_a_last_line_without_its_end_is_read_if_its_last_field_is_whole(administrator, rows, is_whole):
     table, pieces = probe(sa.DateTime()), [HEADER + rows]
     if is_whole:
         assert [row[:3] for row in staged(administrator, table, pieces)] == [(2, None, 1), (3, None, 2)]

@@ -1,9 +1,8 @@
-"""The function, executed by AWS's runtime and invoked as Lambda is: its results, and its errors."""
+"""The function in AWS's runtime, invoked through Lambda's API: its results and errors."""
 
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -15,20 +14,23 @@ from sqlalchemy import text
 from adventureworks import dialect, handler, model, settings
 from fonte_alvo import engine
 from local import cloud, lambda_service
-from tests.conftest import contents, rejects
-from tests.test_load import ALL, EXPECTED
+from tests.conftest import ALL, EXPECTED, contents, python, rejects
 
 
-class Minutes:
-    """A context of Lambda with some time left."""
+class Context:
+    """Lambda's context, with two minutes left."""
 
     def get_remaining_time_in_millis(self):
         return 120_000
 
 
+def handle(event):
+    return handler.lambda_handler(event, Context())
+
+
 @pytest.fixture(scope="module")
 def running(make_database):
-    """S3 with the sample, and the function with a database of its own: (cloud, engine)."""
+    """S3 with the sample, and the function with an empty database: (cloud, engine)."""
     database = make_database()
     with cloud.running(database.render_as_string(hide_password=False)) as running:
         cloud.fill(running.s3_url)
@@ -38,7 +40,7 @@ def running(make_database):
 
 
 def invoked(running, event):
-    """The answer, and None or the error's type."""
+    """Invoke the function; returns its answer, and the type of its error or None."""
     client = cloud.client("lambda", running.lambda_url)
     answer = client.invoke(FunctionName=lambda_service.FUNCTION, Payload=json.dumps(event))
     body = json.loads(answer["Payload"].read())
@@ -80,7 +82,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize(("event", "message"), EVENTS)
-def test_an_event_that_asks_for_what_is_not_there_is_an_error_of_the_function(running, event, message):
+def test_a_wrong_event_is_an_error_that_names_the_right_values(running, event, message):
     body, error = invoked(running[0], event)
     assert (body["errorMessage"], error) == (message, "EventError")
 
@@ -101,7 +103,7 @@ def test_a_missing_object_is_named_and_nothing_is_loaded(running):
     assert contents(pool) == before
 
 
-def test_a_function_that_dies_is_an_error_and_the_next_event_finds_a_new_one(running):
+def test_a_killed_function_is_an_error_and_the_next_event_starts_a_new_one(running):
     running, pool = running
     invoked(running, {"files": ["Person.Person"]})
     before = contents(pool)
@@ -122,30 +124,28 @@ def test_a_function_that_dies_is_an_error_and_the_next_event_finds_a_new_one(run
     assert invoked(running, {"files": ["Person.Person"]})[1] is None
 
 
-def test_a_function_that_takes_too_long_is_ended(make_database):
+def test_a_statement_that_takes_too_long_is_an_error_with_its_remedy(make_database):
     database = make_database()
     pool = engine.create(database, "test")
     with pool.connect() as holder, cloud.running(database.render_as_string(hide_password=False), timeout_s=8) as slow:
         cloud.fill(slow.s3_url)
         holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
         body, error = invoked(slow, {})
-        # The statement's own limit is what is left of the function's time, but a second at least.
+        # The statement's limit is the rest of the function's time, but at least a second.
         assert error == "DatabaseError"
         assert body["errorMessage"] == (
-            "the database failed: a statement took longer than 1 s, which is what the function's time-out leaves for "
-            "it (statement timeout): raise the function's time-out, or name fewer files in the event; nothing was "
-            "written"
+            "the database failed: a statement took longer than 1 s, the time that the function's time-out leaves it "
+            "(statement timeout): raise the function's time-out, or name fewer files in the event; nothing was written"
         )
     pool.dispose()
 
 
-def test_a_lock_that_others_hold_is_told_with_its_remedy(in_this_process, monkeypatch, running, pool):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_a_lock_that_others_hold_is_an_error_with_its_remedy(beside_s3, monkeypatch, pool):
     monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.2)
     with pool.connect() as holder:
         holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
         with pytest.raises(engine.DatabaseError) as failure:
-            handler.lambda_handler({}, Minutes())
+            handle({})
     assert str(failure.value) == (
         "the database failed: another transaction held a lock for more than 0.2 s (lock timeout): invoke the function "
         "again when it has ended, or find it in pg_stat_activity and end it; nothing was written"
@@ -159,18 +159,15 @@ def put(running, file, body):
 
 @pytest.fixture
 def customers(running):
-    """Put another file of customers into S3; it is the sample's again after the test."""
+    """Put another file of customers into S3; restores the sample's after the test."""
     yield lambda body: put(running[0], "Sales.Customer", body)
     put(running[0], "Sales.Customer", cloud.sample("Sales.Customer"))
 
 
-def test_a_line_of_the_log_tells_of_each_file_what_was_read_and_what_became_of_it(
-    in_this_process, monkeypatch, running, customers, capfd
-):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_the_log_has_a_line_for_each_file_with_its_version_counts_and_reasons(beside_s3, customers, capfd):
     body = cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 5)
     customers(body)
-    handler.lambda_handler({"files": ["Person.Person", "Sales.Customer"]}, Minutes())
+    handle({"files": ["Person.Person", "Sales.Customer"]})
     person, customer = map(json.loads, capfd.readouterr().out.splitlines())
     assert (person["file"], person["rows"], person["rejected"], person["reasons"]) == ("Person.Person", 2057, 0, [])
     assert (customer["rows"], customer["loaded"], customer["rejected"]) == (19_820, 19_815, 5)
@@ -180,52 +177,40 @@ def test_a_line_of_the_log_tells_of_each_file_what_was_read_and_what_became_of_i
     assert customer["etag"]
 
 
-def test_a_share_of_rejects_above_the_limit_fails_the_function_and_the_log_tells_of_them(
-    in_this_process, monkeypatch, running, customers, capfd, pool
-):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_too_many_rejects_fail_the_function_with_the_counts_in_its_log(beside_s3, monkeypatch, customers, capfd, pool):
     customers(cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1_000))
     with pytest.raises(dialect.FileError, match="Sales.Customer has 1,000 rows of 19,820 that cannot be loaded"):
-        handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())
+        handle({"files": ["Sales.Customer"]})
     assert json.loads(capfd.readouterr().out)["rejected"] == 1_000
     assert contents(pool) == {}
     monkeypatch.setenv("ADVENTUREWORKS_REJECT_LIMIT_PERCENT", "6")
-    assert (
-        handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())["files"]["Sales.Customer"]["rejected"] == 1_000
-    )
+    assert handle({"files": ["Sales.Customer"]})["files"]["Sales.Customer"]["rejected"] == 1_000
 
 
-def test_a_table_may_shrink_below_its_limit_where_the_event_or_a_setting_says_so(
-    in_this_process, monkeypatch, running, customers
-):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_the_event_or_a_setting_may_allow_a_table_to_shrink(beside_s3, monkeypatch, customers):
     lines = cloud.sample("Sales.Customer").splitlines(keepends=True)
     event = {"files": ["Sales.Customer"]}
-    handler.lambda_handler(event, Minutes())
+    handle(event)
     customers(b"".join(lines[:15_001]))
     with pytest.raises(dialect.FileError, match="would remove 4,820 rows of 19,820"):
-        handler.lambda_handler(event, Minutes())
-    handler.lambda_handler(event | {"allow_shrink": True}, Minutes())
+        handle(event)
+    handle(event | {"allow_shrink": True})
     customers(b"".join(lines[:10_001]))
     monkeypatch.setenv("ADVENTUREWORKS_SHRINK_LIMIT_PERCENT", "40")
-    assert handler.lambda_handler(event, Minutes())["files"]["Sales.Customer"]["rows"] == 10_000
+    assert handle(event)["files"]["Sales.Customer"]["rows"] == 10_000
 
 
-def test_the_event_may_name_the_dialect(in_this_process, monkeypatch, running, customers):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_the_event_may_name_the_dialect(beside_s3, customers):
     _, rows = cloud.sample("Sales.Customer").split(b"\r\n", 1)
     customers(rows.replace(b";", b"|"))
     event = {"files": ["Sales.Customer"], "dialect": {"delimiter": "|", "header": False, "null": "NULL"}}
-    assert handler.lambda_handler(event, Minutes())["files"]["Sales.Customer"]["loaded"] == 19_820
+    assert handle(event)["files"]["Sales.Customer"]["loaded"] == 19_820
     with pytest.raises(dialect.FileError, match="line 1 does not name its columns"):
-        handler.lambda_handler(event | {"dialect": {"delimiter": ","}}, Minutes())
+        handle(event | {"dialect": {"delimiter": ","}})
 
 
-def test_an_object_that_changes_before_its_second_reading_fails_the_load(
-    in_this_process, monkeypatch, running, customers, pool
-):
+def test_an_object_that_changes_before_its_second_reading_fails_the_load(beside_s3, monkeypatch, customers, pool):
     """A file that is not plain is read twice, in one version."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
     customers(cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1))
     read_plainly = dialect.Rows._checked_plain
 
@@ -235,44 +220,43 @@ def test_an_object_that_changes_before_its_second_reading_fails_the_load(
 
     monkeypatch.setattr(dialect.Rows, "_checked_plain", changed)
     with pytest.raises(dialect.FileError, match="PreconditionFailed.*nothing was written"):
-        handler.lambda_handler({"files": ["Sales.Customer"]}, Minutes())
+        handle({"files": ["Sales.Customer"]})
     assert contents(pool) == {}
 
 
-def test_no_error_of_the_database_carries_values_of_rows(in_this_process, monkeypatch, running, customers, database):
-    """Neither COPY's context nor a constraint's details: the table has a check that is not the model's."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_no_error_of_the_database_repeats_values_of_rows(beside_s3, customers, database):
+    """Neither COPY's context nor the details of a constraint, here one that the model does not have."""
     event = {"files": ["Sales.Customer"]}
     secret = b"S3CR3T"
     customers(cloud.sample("Sales.Customer").replace(b"AW00000001", secret + b";;").replace(b"AW00000002", secret))
     with pytest.raises(dialect.FileError, match="line 2: extra data after last expected column") as failure:
-        handler.lambda_handler(event, Minutes())
+        handle(event)
     assert "S3CR3T" not in str(failure.value)
     customers(cloud.sample("Sales.Customer"))
-    handler.lambda_handler(event, Minutes())
+    handle(event)
     pool = engine.create(database, "test")
     with pool.begin() as connection:
         connection.execute(text("ALTER TABLE sales.customer ADD CONSTRAINT mine CHECK (account_number NOT LIKE 'S3%')"))
     pool.dispose()
     customers(cloud.sample("Sales.Customer").replace(b"AW00000001", secret))
     with pytest.raises(engine.DatabaseError) as failure:
-        handler.lambda_handler(event, Minutes())
+        handle(event)
     assert str(failure.value) == "the database failed: CheckViolation; nothing was written"
 
 
-def test_an_object_whose_bytes_are_not_those_of_its_checksum_is_an_error(in_this_process, monkeypatch, pool):
+def test_an_object_with_a_wrong_checksum_is_an_error(in_this_process, monkeypatch, pool):
     body = cloud.sample("Person.Person")
     head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nETag: "x"\r\nx-amz-checksum-crc32: AAAAAA==\r\n\r\n'
     with answering(head.encode(), body) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         with pytest.raises(dialect.FileError, match="Person.Person cannot be read from s3://.*checksum"):
-            handler.lambda_handler({}, Minutes())
+            handle({})
     assert contents(pool) == {}
 
 
 @pytest.fixture
 def in_this_process(database, monkeypatch):
-    """The function's settings, with a database of its own and no S3 yet."""
+    """The function's settings in this process, with an empty database and no S3 yet."""
     monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", database.render_as_string(hide_password=False))
     monkeypatch.setenv("ADVENTUREWORKS_BUCKET", cloud.BUCKET)
     monkeypatch.setenv("AWS_REGION", cloud.REGION)
@@ -281,9 +265,15 @@ def in_this_process(database, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture
+def beside_s3(in_this_process, monkeypatch, running):
+    """The function's settings in this process, with an empty database and the S3 that holds the sample."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+
+
 @contextmanager
 def answering(*pieces):
-    """A server that sends these bytes to whoever asks, then closes; gives its URL."""
+    """A server that answers each request with these bytes, then closes; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
@@ -304,42 +294,41 @@ def answering(*pieces):
     thread.join()
 
 
-def test_an_object_that_s3_breaks_off_is_an_error_even_at_the_end_of_a_line(in_this_process, monkeypatch, pool):
+def test_an_object_that_breaks_off_at_the_end_of_a_line_is_an_error(in_this_process, monkeypatch, pool):
     body = cloud.sample("Person.Person")
     half = body[: body.index(b"\n", len(body) // 2) + 1]
     head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nETag: "x"\r\n\r\n'.encode()
     with answering(head, half) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         with pytest.raises(dialect.FileError, match="Person.Person cannot be read from s3://adventureworks/person"):
-            handler.lambda_handler({}, Minutes())
+            handle({})
     assert contents(pool) == {}
 
 
-def test_a_vanished_bucket_is_named(in_this_process, monkeypatch, running, pool):
+def test_a_missing_bucket_is_named(in_this_process, monkeypatch, running, pool):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", running[0].s3_url)
     monkeypatch.setenv("ADVENTUREWORKS_BUCKET", "vanished")
     with pytest.raises(dialect.FileError, match=r"s3://vanished/person/.*NoSuchBucket.*nothing was written"):
-        handler.lambda_handler({}, Minutes())
+        handle({})
     assert contents(pool) == {}
 
 
-def test_a_database_that_is_away_is_told_on_one_line_without_the_password(in_this_process, monkeypatch):
+def test_an_unreachable_database_is_reported_on_one_line_without_the_password(in_this_process, monkeypatch):
     monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", "postgresql://user:s3cr3t@127.0.0.1:1/d")
     with pytest.raises(engine.DatabaseError, match="the database failed: .*nothing was written") as failure:
-        handler.lambda_handler({}, Minutes())
+        handle({})
     assert "s3cr3t" not in str(failure.value)
     assert "\n" not in str(failure.value)
 
 
-def test_the_url_of_the_database_may_lie_in_a_secret(in_this_process, monkeypatch, running, database):
+def test_the_url_of_the_database_may_be_in_a_secret(beside_s3, monkeypatch, running, database):
     running, _ = running
     secret = cloud.client("secretsmanager", running.s3_url)
     arn = secret.create_secret(Name="of-the-test", SecretString=os.environ["ADVENTUREWORKS_DATABASE_URL"])["ARN"]
     monkeypatch.delenv("ADVENTUREWORKS_DATABASE_URL")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running.s3_url)
     monkeypatch.setenv("ADVENTUREWORKS_DATABASE_SECRET", arn)
     assert settings.database_url().set(query={}) == database.set(query={})
-    result = handler.lambda_handler({"files": ["Person.Person"]}, Minutes())
+    result = handle({"files": ["Person.Person"]})
     assert result["files"]["Person.Person"]["loaded"] == 2057
 
 
@@ -367,17 +356,17 @@ def test_the_url_of_the_database_may_lie_in_a_secret(in_this_process, monkeypatc
         ("ADVENTUREWORKS_REJECT_LIMIT_PERCENT", "five", "REJECT_LIMIT_PERCENT is 'five'"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(in_this_process, monkeypatch, running, name, value, message):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running[0].s3_url)
+def test_an_unusable_setting_is_named(beside_s3, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(settings.SettingsError, match=message) as failure:
-        handler.lambda_handler({}, Minutes())
+        handle({})
     assert "s3cr3t" not in str(failure.value)
 
 
-def test_the_function_needs_no_more_than_its_package_holds():
+def test_the_function_imports_only_what_its_package_holds():
     code = "import adventureworks.handler, sys; print(*{name.partition('.')[0] for name in sys.modules})"
-    run = subprocess.run([sys.executable, "-c", code], env=path(), capture_output=True, text=True, check=True)
+    run = python("-c", code)
+    assert run.returncode == 0, run.stderr
     loaded = {name for name in run.stdout.split() if not name.startswith("_")} - set(sys.stdlib_module_names)
     libraries = {"boto3", "botocore", "psycopg2", "sqlalchemy"}
     theirs = {
@@ -394,18 +383,13 @@ def test_the_function_needs_no_more_than_its_package_holds():
     assert loaded - theirs == {"adventureworks", "fonte_alvo", *libraries}
 
 
-def path():
-    """The environment of a process that finds both projects."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
 def test_the_function_needs_no_more_memory_for_a_file_twenty_times_as_large(running):
     running, _ = running
     s3 = cloud.client("s3", running.s3_url)
 
     def resident_bytes_after(times):
         header, *rows = cloud.sample("Sales.SpecialOfferProduct").splitlines(keepends=True)
-        # Offers with numbers of their own.
+        # Each copy has new numbers of offers.
         copies = [b"%d" % copy + row for copy in range(1, times + 1) for row in rows]
         body = b"".join([header, *copies])
         s3.put_object(Bucket=cloud.BUCKET, Key="sales/Sales.SpecialOfferProduct.csv", Body=body)

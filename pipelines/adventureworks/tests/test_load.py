@@ -1,4 +1,4 @@
-"""The load: the tables hold what the files hold, all of it or nothing of it."""
+"""The load: the tables take all rows of the files or none."""
 
 import re
 
@@ -12,26 +12,17 @@ from adventureworks import dialect, load, model
 from adventureworks.settings import Limits
 from fonte_alvo import embedded, engine
 from local import cloud
-from tests.conftest import contents, dated, rejects, sample
+from tests.conftest import ALL, EXPECTED, contents, dated, rejects, sample
 
-ALL = list(model.TABLES)
-# Of files of a few rows, each row is a large share.
+# In a file of a few rows, each row is a large share.
 ANY = Limits(1, 1)
-EXPECTED = {
-    "Person.Person": (2057, 2057, 0, 0),
-    "Production.Product": (504, 504, 0, 0),
-    "Sales.Customer": (19820, 19820, 0, 0),
-    "Sales.SpecialOfferProduct": (538, 538, 0, 0),
-    "Sales.SalesOrderHeader": (1566, 1566, 0, 13),
-    "Sales.SalesOrderDetail": (5716, 5675, 41, 0),
-}
 
 
 def counts(report):
     return report.rows, report.loaded, report.rejected, report.flagged
 
 
-def test_the_sample_is_loaded_and_every_row_that_breaks_a_key_is_told(loaded):
+def test_the_sample_is_loaded_and_every_row_that_breaks_a_key_is_reported(loaded):
     told = rejects(loaded)
     assert [(file, loaded) for file, _, _, loaded in told] == [("Sales.SalesOrderDetail", False)] * 41 + [
         ("Sales.SalesOrderHeader", True)
@@ -52,12 +43,12 @@ def test_a_second_run_gives_the_same_counts_and_touches_no_row(loaded, mode):
     reports = load.load(loaded, load.Plan(ALL, mode), sample)
     assert {file: counts(report) for file, report in reports.items()} == EXPECTED
     after = contents(loaded)
-    # What is told of a file is written anew.
+    # The rejects of a file are written again.
     assert [row[1] for row in before.pop("load.reject")] == [row[1] for row in after.pop("load.reject")]
     assert after == before
 
 
-def test_money_dates_flags_and_codes_are_what_the_file_says(loaded):
+def test_money_dates_flags_and_codes_are_loaded_correctly(loaded):
     with loaded.connect() as connection:
         row = connection.execute(text("SELECT * FROM sales.sales_order_header WHERE sales_order_id = 43659")).one()
         assert f"{row.sub_total} {row.total_due} {row.order_date} {row.online_order_flag} {row.comment}" == (
@@ -99,7 +90,7 @@ FORMATS = {
     "Sales.SalesOrderHeader": (ORDER, order),
     "Sales.SalesOrderDetail": (DETAIL, "{0};{1};NULL;1;{3};{2};0,00;0,00;0.000000".format),
 }
-# What of a row the tables hold, its key first; where it names its parents.
+# The tested columns, key first; the width of the key; the places of the parents' keys.
 HELD = {
     "Production.Product": ("product_id, name", 1, {}),
     "Sales.SpecialOfferProduct": ("special_offer_id, product_id", 2, {"Production.Product": slice(1, 2)}),
@@ -135,7 +126,7 @@ def body_of(file, rows):
 
 
 def after(held, files, mode):
-    """What the tables hold after a load, {file: {key: row}}, in plain Python; None where a file has no row to load."""
+    """The rows after a load, {file: {key: row}}, in plain Python; None if a file has no row to load."""
     now = {}
     for file, (_, width, parents) in HELD.items():
         rows = files.get(file, [])
@@ -151,7 +142,7 @@ def after(held, files, mode):
         if file in files and mode == "replace" and "key" not in {dirt for _, dirt in rows}:
             unreadable = {row[:width] for row, dirt in rows if dirt}
             old = {key: row for key, row in old.items() if key in unreadable}
-        # The first row of a key stands.
+        # The first row of a key counts.
         now[file] = old | {row[:width]: row for row in reversed(good)}
     for file in reversed(HELD):
         for parent, place in HELD[file][2].items():
@@ -175,7 +166,7 @@ def after(held, files, mode):
         ({"Sales.Customer": [((1, 2), "key"), ((2, 1), "")], "Sales.SalesOrderHeader": [((1, 2), "")]}, "replace"),
     ]
 )
-def test_the_tables_hold_what_plain_python_says(empty_pool, loads):
+def test_the_tables_hold_the_rows_that_plain_python_computes(empty_pool, loads):
     """Keys that are absent, repeated, moved to another parent, gone and unreadable; in both modes, with any files."""
     with empty_pool.begin() as connection:
         names = ", ".join(model.TABLES[file].fullname for file in HELD)
@@ -207,7 +198,7 @@ def empty_pool(make_database):
 
 
 @pytest.mark.parametrize("mode", ["replace", "upsert"])
-def test_a_file_of_which_no_row_can_be_loaded_empties_no_table(loaded, mode):
+def test_a_file_without_a_loadable_row_empties_no_table(loaded, mode):
     before = contents(loaded)
 
     def without_hours(file):
@@ -236,8 +227,8 @@ def test_each_row_that_breaks_a_type_a_check_or_a_key_is_rejected_with_its_line_
     ]
 
 
-def test_every_check_of_the_tables_rejects_and_none_ends_the_load(pool):
-    """What Python lets through, PostgreSQL must not refuse: each check is evaluated before the rows are written."""
+def test_a_row_that_breaks_a_check_of_the_table_does_not_end_the_load(pool):
+    """PostgreSQL evaluates each check before it writes the rows."""
     load.load(
         pool, load.Plan(["Sales.Customer"], limits=ANY), lambda _: [dated(CUSTOMER, "1;NULL;1;1;A", "2;NULL;NULL;1;A")]
     )
@@ -247,7 +238,7 @@ def test_every_check_of_the_tables_rejects_and_none_ends_the_load(pool):
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_rows_without_a_parent_are_told_with_their_lines_by_new_tables_too(pool, is_new):
+def test_rows_without_a_parent_are_rejected_with_their_lines(pool, is_new):
     """COPY fills a new table in the order of the file, whatever the lengths of its rows."""
     if not is_new:
         with pool.begin() as connection:
@@ -303,7 +294,7 @@ def test_a_new_tables_row_does_not_keep_a_parent_that_its_file_no_longer_holds(p
     assert [line for file, line, _, loaded in rejects(pool) if not loaded] == [3]
 
 
-def test_replace_removes_what_a_file_no_longer_holds_and_upsert_keeps_it(loaded):
+def test_replace_removes_rows_that_a_file_no_longer_holds_and_upsert_keeps_them(loaded):
     def shorter(file):
         body = cloud.sample(file)
         return [body[: body.rindex(b"\n", 0, -1) + 1]]
@@ -325,7 +316,7 @@ def test_replace_removes_what_a_file_no_longer_holds_and_upsert_keeps_it(loaded)
 
 
 def test_rows_that_a_table_outside_the_event_needs_are_not_removed(loaded):
-    """Whether the file no longer holds them, or holds them with dirt: they stay as they were."""
+    """They stay unchanged, whether the file lacks them or has them unreadable."""
     before = contents(loaded)
     load.load(loaded, load.Plan(["Production.Product"], limits=ANY), lambda _: [dated(PRODUCT, product(1))])
     with loaded.connect() as connection:
@@ -383,8 +374,8 @@ NASTY = (
 
 @settings(max_examples=60)
 @given(data=st.data(), file=st.sampled_from(ALL))
-def test_dirt_of_any_kind_in_any_column_costs_its_row_at_most_or_the_file_is_refused(dirty_pool, data, file):
-    """Rows of the sample with dirt in a field: thousands of them; the clean row is there, and every other is told."""
+def test_a_bad_value_in_any_column_rejects_only_its_row_or_the_file_is_refused(shared_pool, data, file):
+    """Each row but the first has a bad value in a field; every rejected row is reported."""
     header, clean, *rows = cloud.sample(file).decode("utf-8-sig").split("\r\n")[:60]
     dirty = []
     for row, dirt in zip(rows, data.draw(st.lists(NASTY, min_size=50, max_size=50)), strict=False):
@@ -393,26 +384,19 @@ def test_dirt_of_any_kind_in_any_column_costs_its_row_at_most_or_the_file_is_ref
         dirty.append(";".join(fields))
     body = "\r\n".join([header, clean, *dirty, ""]).encode()
     try:
-        report = load.load(dirty_pool, load.Plan([file], "upsert", limits=ANY), lambda _: [body])[file]
+        report = load.load(shared_pool, load.Plan([file], "upsert", limits=ANY), lambda _: [body])[file]
     except dialect.FileError as error:
         assert re.match(file + " (line|cannot be read: line|has empty fields|ends within a quoted)", str(error))
         return
     assert report.rows == report.loaded + report.rejected
-    with dirty_pool.connect() as connection:
+    with shared_pool.connect() as connection:
         told = "SELECT count(*) FILTER (WHERE NOT loaded), min(line) FROM load.reject WHERE file = :file"
         rejected, first = connection.execute(text(told), {"file": file}).one()
     assert rejected == report.rejected
     assert first is None or first > 2
 
 
-@pytest.fixture(scope="module")
-def dirty_pool(make_database, loaded_template):
-    pool = engine.create(make_database(loaded_template), "test")
-    yield pool
-    pool.dispose()
-
-
-def test_a_database_that_goes_away_within_the_load_has_the_old_rows_when_it_is_back(loaded, administrator):
+def test_a_connection_lost_during_the_load_leaves_the_old_rows(loaded, administrator):
     before = contents(loaded)
     kill = text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = :name")
 
@@ -441,7 +425,7 @@ def test_two_loads_at_once_wait_for_each_other(loaded, loaded_database):
         short.dispose()
 
 
-def test_a_server_that_is_killed_within_the_load_has_the_old_rows_when_it_is_started_again(tmp_path):
+def test_a_server_killed_during_the_load_has_the_old_rows_after_its_restart(tmp_path):
     folder = tmp_path / "embedded"
     pool = engine.create(embedded.url("postgres", folder), "test")
     load.load(pool, load.Plan(ALL), sample)
@@ -455,7 +439,7 @@ def test_a_server_that_is_killed_within_the_load_has_the_old_rows_when_it_is_sta
             guard = postmaster.parent()
             for process in [postmaster, *postmaster.children()]:
                 process.kill()
-            # As long as it lives, it says that the server does.
+            # While the guard lives, it reports a running server.
             guard.wait()
         yield from pieces
 

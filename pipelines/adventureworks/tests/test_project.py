@@ -1,15 +1,13 @@
-"""The questions, the template, the diagram, and the house."""
+"""The questions, the template, the diagram, the READMEs, and the size of the code."""
 
 import ast
 import csv
 import io
 import os
 import re
-import subprocess
 import sys
 import tokenize
 from decimal import Decimal
-from pathlib import Path
 
 import cfnlint.api
 import pytest
@@ -20,19 +18,13 @@ import run
 from adventureworks import model, questions
 from local import cloud, lambda_service
 from tests import diagram
-from tests.test_function import path
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT, python
 
 
 @pytest.fixture(scope="module")
-def answers(make_database, loaded_template):
-    """{q1: (columns, rows)}; read once, for nothing changes them."""
-    from fonte_alvo import engine
-
-    pool = engine.create(make_database(loaded_template), "test")
-    yield {name: (columns, rows) for name, _, columns, rows in questions.answers(pool)}
-    pool.dispose()
+def answers(shared_pool):
+    """The answers, read once: {q1: (columns, rows)}."""
+    return {name: (columns, rows) for name, _, columns, rows in questions.answers(shared_pool)}
 
 
 def exact(value):
@@ -44,7 +36,7 @@ def exact(value):
 
 
 @pytest.mark.parametrize(("name", "count"), [("q1", 332), ("q3", 1359), ("q5", 138)])
-def test_the_answers_are_those_expected_in_order_too(answers, name, count):
+def test_the_answers_equal_the_expected_rows_in_order(answers, name, count):
     with (ROOT / f"data/expected/{name}.csv").open(newline="") as file:
         _, *expected = csv.reader(file)
     assert [list(map(exact, row)) for row in answers[name][1]] == [list(map(exact, row)) for row in expected]
@@ -52,7 +44,7 @@ def test_the_answers_are_those_expected_in_order_too(answers, name, count):
 
 
 def details():
-    """The rows of the details that are loaded, read by Python alone."""
+    """The loaded details as plain Python reads them."""
 
     def read(file):
         lines = cloud.sample(file).decode("utf-8-sig").splitlines()
@@ -87,7 +79,7 @@ def test_every_piece_is_counted_once_on_its_date(answers):
     ]
 
 
-def test_customers_of_one_name_are_not_one_customer(loaded):
+def test_customers_of_the_same_name_count_separately(loaded):
     with loaded.begin() as connection:
         connection.execute(text("UPDATE person.person SET first_name = 'A', middle_name = NULL, last_name = 'B'"))
     counted = {name: rows for name, _, _, rows in questions.answers(loaded)}["q3"]
@@ -99,11 +91,10 @@ def test_money_is_exact(answers):
     assert {type(row[2]) for row in answers["q5"][1]} == {Decimal}
 
 
-def test_a_command_prints_all_five_and_writes_them_whole(loaded_database, tmp_path):
+def test_the_command_prints_all_five_answers_and_writes_them_whole(loaded_database, tmp_path):
     url = loaded_database.render_as_string(hide_password=False)
-    command = [sys.executable, "-m", "adventureworks.questions", "--rows", "2", "--csv", str(tmp_path / "answers")]
-    environment = path() | {"ADVENTUREWORKS_DATABASE_URL": url}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    options = ["--rows", "2", "--csv", str(tmp_path / "answers")]
+    run = python("-m", "adventureworks.questions", *options, ADVENTUREWORKS_DATABASE_URL=url)
     assert (run.returncode, run.stderr) == (0, "")
     assert [line[:2] for line in run.stdout.splitlines() if line.startswith("q")] == ["q1", "q2", "q3", "q4", "q5"]
     assert "    43659           12\n    43661           15\n    332 rows\n" in run.stdout
@@ -112,14 +103,13 @@ def test_a_command_prints_all_five_and_writes_them_whole(loaded_database, tmp_pa
 
 
 def test_the_questions_without_tables_fail_on_one_line(database):
-    environment = path() | {"ADVENTUREWORKS_DATABASE_URL": database.render_as_string(hide_password=False)}
-    command = [sys.executable, "-m", "adventureworks.questions"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    url = database.render_as_string(hide_password=False)
+    run = python("-m", "adventureworks.questions", ADVENTUREWORKS_DATABASE_URL=url)
     assert (run.returncode, run.stderr.count("\n")) == (4, 1)
     assert 'relation "sales.sales_order_detail" does not exist' in run.stderr
 
 
-def test_what_the_machine_is_set_to_does_not_reach_the_local_run(monkeypatch):
+def test_settings_of_the_machine_do_not_reach_the_local_run(monkeypatch):
     for name in ("AWS_PROFILE", "ADVENTUREWORKS_PREFIX", "AIRFLOW__CORE__EXECUTOR", "HTTP_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("NO_PROXY", "kept")
@@ -130,14 +120,14 @@ def test_what_the_machine_is_set_to_does_not_reach_the_local_run(monkeypatch):
     assert {"PATH", "NO_PROXY"} <= os.environ.keys()
 
 
-def test_the_one_command_tells_what_the_function_said_however_long():
+def test_the_one_command_repeats_the_function_error_whole():
     said = lambda_service.error("FileError", "Sales.Customer is broken " + "x" * 2000)
     assert run.reason(said, "Airflow's log") == "Sales.Customer is broken " + "x" * 2000
     assert run.reason(None, "Airflow's\n" + "log " * 500).endswith("log log")
     assert run.reason(lambda_service.Answer(b"{}"), "Airflow's\nlog") == "Airflow's log"
 
 
-def test_the_diagram_is_that_of_the_tables():
+def test_the_diagram_shows_the_tables():
     assert (ROOT / "MODEL.md").read_text() == diagram.markdown() + "\n"
 
 
@@ -155,7 +145,7 @@ def test_the_tables_of_the_database_have_the_keys_that_the_diagram_shows(loaded)
 
 
 class _Template(yaml.SafeLoader):
-    """CloudFormation's own tags are read as what they hold."""
+    """Reads CloudFormation's tags as the values that they hold."""
 
 
 _Template.add_multi_constructor(
@@ -178,7 +168,7 @@ def linted(text):
         ("PubliclyAccessible: false", "PubliclyAccessibly: false"),
     ],
 )
-def test_cloudformation_takes_the_template_and_no_broken_one(right, wrong):
+def test_cfn_lint_accepts_the_template_and_no_broken_one(right, wrong):
     template = (ROOT / "template.yaml").read_text()
     assert linted(template) == []
     assert linted(template.replace(right, wrong)) != []
@@ -206,7 +196,7 @@ def test_the_function_may_do_what_it_needs_and_nothing_else():
     assert {resource.rpartition("${Prefix}")[2] for resource in allowed["s3:GetObject"]} == schemas
 
 
-def test_a_database_that_the_template_makes_is_reached_by_the_function_alone():
+def test_only_the_function_reaches_a_database_of_the_template():
     made = {name for name, resource in TEMPLATE["Resources"].items() if resource.get("Condition") == "MakesDatabase"}
     assert made == {name for name in TEMPLATE["Resources"] if name.startswith("Database")} - {"DatabaseIngress"}
     database = TEMPLATE["Resources"]["Database"]["Properties"]

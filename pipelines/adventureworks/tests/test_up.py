@@ -1,4 +1,4 @@
-"""Airflow that stays: `make up` until `make down`, and compose.yaml (`pytest -m compose`, which needs Docker)."""
+"""Airflow's page: `make up` until `make down`, and compose.yaml (`pytest -m compose`, which needs Docker)."""
 
 import json
 import os
@@ -14,9 +14,8 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from tests.test_function import path
+from tests.conftest import ROOT, environment, python
 
-ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 300
 
 
@@ -26,7 +25,7 @@ def free_port():
 
 
 def asked(url, token="", body=None):
-    """Airflow's last line of JSON."""
+    """The last line of JSON that Airflow answers."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     data = None if body is None else json.dumps(body).encode()
     with urlopen(Request(url, data, headers), timeout=PATIENCE_S) as answer:
@@ -34,7 +33,7 @@ def asked(url, token="", body=None):
 
 
 def run_by_hand(url, **conf):
-    """How a run ended that is triggered as on the page."""
+    """Trigger a run as the page does; returns its final state."""
     token = asked(f"{url}/auth/token")["access_token"]
     runs = f"{url}/api/v2/dags/adventureworks/dagRuns"
     assert asked(runs, token)["total_entries"] == 0
@@ -56,13 +55,13 @@ def make(tmp_path, database):
     def run(target, **other):
         given = [f"{name}={value}" for name, value in (variables | other).items()]
         command = ["make", "--silent", target, *given]
-        return subprocess.run(command, cwd=ROOT, env=url | path(), capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=ROOT, env=url | environment(), capture_output=True, text=True, check=False)
 
     yield run
     run("down")
 
 
-def test_make_up_serves_a_page_where_the_dag_is_run_by_hand_and_make_down_leaves_nothing(make, tmp_path, pool):
+def test_make_up_serves_a_page_that_runs_the_dag_and_make_down_leaves_nothing(make, tmp_path, pool):
     port = free_port()
     url = f"http://localhost:{port}"
     up = make("up", PORT=port)
@@ -98,7 +97,7 @@ def test_make_up_names_a_port_that_is_in_use(make, tmp_path):
     assert not (tmp_path / "up").exists()
 
 
-def test_make_up_repeats_why_it_cannot_start_and_leaves_nothing(make, tmp_path, monkeypatch):
+def test_make_up_repeats_the_error_and_leaves_nothing(make, tmp_path, monkeypatch):
     monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", "mysql://u:s3cr3t@h/d")
     up = make("up")
     assert up.returncode == 2
@@ -106,21 +105,14 @@ def test_make_up_repeats_why_it_cannot_start_and_leaves_nothing(make, tmp_path, 
     assert not (tmp_path / "up").exists()
 
 
-def test_a_place_of_the_page_without_a_port_is_refused():
-    run = subprocess.run(
-        [sys.executable, "run.py", "--airflow", "8080"],
-        cwd=ROOT,
-        env=path(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_an_address_of_the_page_without_a_port_is_refused():
+    run = python("run.py", "--airflow", "8080")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "'8080': expected HOST:PORT, such as 127.0.0.1:8080" in run.stderr
 
 
 @pytest.mark.compose
-def test_compose_starts_the_same_with_docker_and_deletes_it(tmp_path, pytestconfig):
+def test_compose_starts_the_same_with_docker_and_deletes_everything(tmp_path, pytestconfig):
     project, port = f"adventureworks-{uuid.uuid4().hex[:8]}", free_port()
     network = pytestconfig.getoption("--build-network")
     override = tmp_path / "override.yaml"
@@ -130,8 +122,8 @@ def test_compose_starts_the_same_with_docker_and_deletes_it(tmp_path, pytestconf
     files = ["--file", "compose.yaml", *(["--file", str(override)] if network else [])]
 
     def docker(*command):
-        environment = os.environ | {"AIRFLOW_PORT": str(port)}
-        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        given = os.environ | {"AIRFLOW_PORT": str(port)}
+        run = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stdout
 
