@@ -99,8 +99,8 @@ class _Api(BaseHTTPRequestHandler):
             return self._answer(404, b"{}")
         event = self.sandbox.events.get()
         arn = f"arn:aws:lambda:us-east-1:000000000000:function:{FUNCTION}"
-        told = {"Aws-Request-Id": event.request_id, "Deadline-Ms": event.deadline_ms, "Invoked-Function-Arn": arn}
-        return self._answer(200, event.body, {f"Lambda-Runtime-{name}": value for name, value in told.items()})
+        context = {"Aws-Request-Id": event.request_id, "Deadline-Ms": event.deadline_ms, "Invoked-Function-Arn": arn}
+        return self._answer(200, event.body, {f"Lambda-Runtime-{name}": value for name, value in context.items()})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -110,9 +110,9 @@ class _Api(BaseHTTPRequestHandler):
             tail = {"X-Amz-Log-Result": base64.b64encode(answer.log).decode()} if self.headers["X-Amz-Log-Type"] else {}
             self._answer(200, answer.body, {"X-Amz-Executed-Version": "$LATEST", **failed, **tail})
         elif self.path.startswith(_RUNTIME) and (current := self.sandbox.current):
-            what = self.path.rpartition("/")[2]
-            if what == "error" or current.request_id in self.path:
-                current.answer.set_result(Answer(body, failed=what == "error"))
+            kind = self.path.rpartition("/")[2]
+            if kind == "error" or current.request_id in self.path:
+                current.answer.set_result(Answer(body, failed=kind == "error"))
             self._answer(202, b"{}")
         else:
             self._answer(404, b'{"Message": "Function not found"}', {"X-Amzn-ErrorType": "ResourceNotFoundException"})

@@ -203,8 +203,8 @@ def test_a_file_that_would_remove_too_many_rows_fails_the_load_with_the_counts(l
     def opened(file):
         return [body] if file == "Sales.Customer" else sample(file)
 
-    told = r"Sales.Customer would remove [0-9,]+ rows of 19,820 from its table, more than 0.05 of them; nothing was"
-    with pytest.raises(dialect.FileError, match=told):
+    expected = r"Sales.Customer would remove [0-9,]+ rows of 19,820 from its table, more than 0.05 of them; nothing was"
+    with pytest.raises(dialect.FileError, match=expected):
         load.load(loaded, load.Plan(["Sales.Customer"]), opened)
     assert contents(loaded) == before
     report = load.load(loaded, load.Plan(["Sales.Customer"], allow_shrink=True), opened)["Sales.Customer"]
@@ -322,7 +322,9 @@ def test_the_key_to_persons_is_enforced_after_the_first_load_that_keeps_it(pool)
     with pool.connect() as connection:
         assert connection.scalar(key) is True
     before = contents(pool)
-    told = "Sales.Customer has 17,719 rows of 19,820 that cannot be loaded.*person_id [0-9]+ is not in person.person"
-    with pytest.raises(dialect.FileError, match=told):
+    expected = (
+        "Sales.Customer has 17,719 rows of 19,820 that cannot be loaded.*person_id [0-9]+ is not in person.person"
+    )
+    with pytest.raises(dialect.FileError, match=expected):
         load.load(pool, load.Plan(ALL, allow_shrink=True), sample)
     assert contents(pool) == before

@@ -23,14 +23,14 @@ def counts(report):
 
 
 def test_the_sample_is_loaded_and_every_row_that_breaks_a_key_is_reported(loaded):
-    told = rejects(loaded)
-    assert [(file, loaded) for file, _, _, loaded in told] == [("Sales.SalesOrderDetail", False)] * 41 + [
+    reported = rejects(loaded)
+    assert [(file, loaded) for file, _, _, loaded in reported] == [("Sales.SalesOrderDetail", False)] * 41 + [
         ("Sales.SalesOrderHeader", True)
     ] * 13
-    assert told[0] == (
+    assert reported[0] == (
         "Sales.SalesOrderDetail", 5677, "sales_order_id 45225 is not in sales.sales_order_header", False
     )  # fmt: skip
-    assert told[41] == (
+    assert reported[41] == (
         "Sales.SalesOrderHeader", 23, "customer_id 29489 has no name: person_id 301 is not in person.person", True
     )  # fmt: skip
     lines = cloud.sample("Sales.SalesOrderHeader").decode().splitlines()
@@ -205,14 +205,14 @@ def test_a_file_without_a_loadable_row_empties_no_table(loaded, mode):
         body = cloud.sample(file)
         return [body.replace(b" 00:00:00.000", b"") if file == "Sales.SalesOrderHeader" else body]
 
-    told = (
+    expected = (
         "Sales.SalesOrderHeader has 1,566 rows of 1,566 that cannot be loaded, more than 0.05 of them; nothing was "
         "written: correct the file, or raise ADVENTUREWORKS_REJECT_LIMIT_PERCENT; line 2: OrderDate '2011-05-31' is no "
         "time: expected YYYY-MM-DD HH:MM:SS.mmm; line 3: "
     )
     with pytest.raises(dialect.FileError) as failure:
         load.load(loaded, load.Plan(ALL, mode), without_hours)
-    assert str(failure.value).startswith(told)
+    assert str(failure.value).startswith(expected)
     assert contents(loaded) == before
 
 
@@ -390,8 +390,8 @@ def test_a_bad_value_in_any_column_rejects_only_its_row_or_the_file_is_refused(s
         return
     assert report.rows == report.loaded + report.rejected
     with shared_pool.connect() as connection:
-        told = "SELECT count(*) FILTER (WHERE NOT loaded), min(line) FROM load.reject WHERE file = :file"
-        rejected, first = connection.execute(text(told), {"file": file}).one()
+        query = "SELECT count(*) FILTER (WHERE NOT loaded), min(line) FROM load.reject WHERE file = :file"
+        rejected, first = connection.execute(text(query), {"file": file}).one()
     assert rejected == report.rejected
     assert first is None or first > 2
 

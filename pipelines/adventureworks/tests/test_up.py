@@ -136,10 +136,10 @@ def test_compose_starts_the_same_with_docker_and_deletes_everything(tmp_path, py
         docker(*stack, "up", "--detach", "--build")
         until = str(int(time.time()) + PATIENCE_S)
         events = ["docker", "events", "--until", until, "--filter", f"label=com.docker.compose.project={project}"]
-        with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as told:
+        with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as watched:
             while healthy() < 2:
-                assert told.stdout.readline(), docker(*stack, "logs", "--tail=20")
-            told.kill()
+                assert watched.stdout.readline(), docker(*stack, "logs", "--tail=20")
+            watched.kill()
         assert run_by_hand(f"http://localhost:{port}") == "success"
         answers = docker(*stack, "exec", "-T", "airflow", "python", "-m", "adventureworks.questions")
         assert [line.strip() for line in answers.splitlines() if line.endswith(" rows")] == [
