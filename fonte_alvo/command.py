@@ -1,4 +1,4 @@
-"""The commands' common parts: arguments, failures on one line with their exit codes, and progress."""
+"""The parts that all commands share: arguments, failures on one line with an exit code, and progress."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, NoReturn
 from zoneinfo import ZoneInfo, available_timezones
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 DAYS_AGO = {"today": 0, "yesterday": 1}
-# The exit code when the work is done but standard output cannot be written.
+# The exit code if the work is done but standard output cannot be written.
 OUTPUT_LOST = 6
-# The extra that installs a package which only some commands need.
+# The extras that install packages which only some commands need.
 EXTRAS = {"dagster": "[dagster]", "distributed": "[dask]", "matplotlib": "[plot]"}
 
 
@@ -27,21 +28,21 @@ class Failure(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with --debug and --version, whose errors are one line, without the usage in front."""
+    """An argument parser with --debug and --version; an error is one line without the usage."""
 
     def __init__(self, prog: str, description: str | None = None, epilog: str | None = None) -> None:
-        """Show the texts with their own lines."""
+        """Keep the line breaks of the texts."""
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=description, epilog=epilog, formatter_class=raw)
         self.add_argument("--debug", action="store_true", help="show the traceback of a failure")
         self.add_argument("--version", action="store_true", help="show the version and exit")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        """Name an unknown option before anything else: some Pythons would take its value for a date."""
+        """Report an unknown option first: some versions of Python would take its value for a date."""
         known = [option for action in self._actions for option in action.option_strings]
         words = sys.argv[1:] if args is None else args
         if "--version" in words:
-            # Loaded here, because a day does not need it.
+            # Imported here, because a day does not need it.
             from importlib.metadata import version
 
             print(f"fonte-alvo {version('fonte-alvo')}")
@@ -57,14 +58,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {clean(message)}; see {self.prog} --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Exit, also where a standard stream cannot be written."""
+        """Exit, even if a standard stream cannot be written."""
         if message:
             complain(message)
         sys.exit(finished(self.prog, status))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Suggest the known word that resembles an unknown one, as the end of a message; empty if there is none."""
+    """Return the end of a message that suggests a similar known word; empty if there is none."""
     from difflib import get_close_matches
 
     return "".join(f" (did you mean {near}?)" for near in get_close_matches(word, known, 1, 0.7))
@@ -78,7 +79,7 @@ def clean(text: str, most: int = 500) -> str:
 
 
 def shown_url(url: object) -> str:
-    """Return a URL without what may be secret in it: user and password, query and fragment."""
+    """Return a URL without the parts that may be secret: user and password, query and fragment."""
     return clean(re.split("[?#]", str(url), maxsplit=1)[0])
 
 
@@ -89,11 +90,11 @@ def begin(program: str) -> None:
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # It gets the lowest free number.
+            # The new file gets the lowest free number: the stream's.
             os.open(os.devnull, os.O_RDWR)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     encoding = sys.stdout.encoding if sys.stdout else None
-    # With a buffer, whatever the environment says: what it holds in the end could not be written.
+    # Always buffered, even with PYTHONUNBUFFERED: the flush at the end then shows whether it can be written.
     sys.stdout = open(1, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.excepthook = lambda kind, error, where: os._exit(failed(program, error, debug=False))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -105,7 +106,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def complain(line: str) -> None:
-    """Write a line to standard error, where that is possible."""
+    """Write a line to standard error, if that is possible."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -113,7 +114,7 @@ def complain(line: str) -> None:
 
 
 def finished(program: str, code: int) -> int:
-    """Return the exit code, or what stands for 0 where standard output cannot be written."""
+    """Return the exit code; if standard output cannot be written, the code for that replaces 0."""
     try:
         if sys.stdout:
             sys.stdout.flush()
@@ -127,9 +128,9 @@ def finished(program: str, code: int) -> int:
 
 
 def run(program: str, action: Callable[[], int], *, debug: bool = False) -> int:
-    """Return the action's exit code, or that of its failure, which is reported on one line."""
+    """Run an action and return its exit code; a failure is reported on one line and has its own code."""
     hook, interrupt = sys.excepthook, signal.getsignal(signal.SIGINT)
-    # psycopg2 also prints errors through this hook, besides raising them.
+    # psycopg2 not only raises some errors but also prints them through this hook.
     sys.excepthook = lambda kind, error, where: None
     if interrupt is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -148,7 +149,7 @@ def run(program: str, action: Callable[[], int], *, debug: bool = False) -> int:
 
 
 def failed(program: str, error: BaseException, *, debug: bool) -> int:
-    """Report a failure on one line, and return its exit code: 1 for one that nobody foresaw."""
+    """Report a failure on one line and return its exit code, 1 for an unexpected one."""
     if debug:
         import traceback
 
@@ -166,12 +167,12 @@ def failed(program: str, error: BaseException, *, debug: bool) -> int:
 
 
 def count(number: int, noun: str) -> str:
-    """Write a number of things, such as `1 day` or `1,440 samples`."""
+    """Return a number with its noun, such as `1 day` or `1,440 samples`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def notice(text: str) -> None:
-    """Say on a terminal why something takes long; nothing in a pipe."""
+    """Say on a terminal why something takes long; write nothing into a pipe."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -182,13 +183,11 @@ def day(text: str, zone: tzinfo = UTC) -> date:
     """Read YYYY-MM-DD, or today or yesterday in that zone. Raises argparse.ArgumentTypeError."""
     if text in DAYS_AGO:
         return datetime.now(zone).date() - timedelta(days=DAYS_AGO[text])
-    try:
-        parsed = date.fromisoformat(text)
-    except ValueError:
-        parsed = None
-    if parsed is None or parsed.isoformat() != text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a date: expected YYYY-MM-DD, today or yesterday")
-    return parsed
+    with suppress(ValueError):
+        # Python also reads 20240520 and 2024-W21-1.
+        if date.fromisoformat(text).isoformat() == text:
+            return date.fromisoformat(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a date: expected YYYY-MM-DD, today or yesterday")
 
 
 def zone(name: str) -> ZoneInfo:
@@ -201,8 +200,8 @@ def zone(name: str) -> ZoneInfo:
 
 
 def progress(steps: int, unit: str) -> "tqdm[NoReturn]":
-    """Make a bar of tqdm's: on a terminal it shows rate and remaining time, elsewhere nothing."""
-    # Loaded here, because a day needs none.
+    """Make a tqdm bar: on a terminal it shows the rate and the remaining time, elsewhere nothing."""
+    # Imported here, because a day needs no bar.
     from tqdm import tqdm
 
     return tqdm(total=steps, unit=unit, dynamic_ncols=True, file=sys.stderr, disable=None)

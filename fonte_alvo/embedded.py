@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: a real server from a wheel, on 127.0.0.1, shared by all commands of one home folder.
 
-It runs while at least one process that asked for it lives, and stops by itself within two seconds of the last one's
-end; fonte_alvo.guard tells how. Linux and macOS.
+It runs while any process uses it, and stops within two seconds of the last one's end; fonte_alvo.guard explains how.
+It needs Linux or macOS.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, TimeoutExpired, run
+from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired, run
 from typing import Any
 
 from psycopg2.extensions import libpq_version
@@ -22,11 +22,11 @@ from sqlalchemy import URL
 from fonte_alvo.command import Failure, clean, notice
 
 START_LIMIT_S = 120.0
-# A guard ends together with its server: one that stays has a server, which answers, or will not.
+# A guard ends with its server; so if the guard lives and a port is known, the server should answer at once.
 ANSWER_LIMIT_S = 5.0
 PAUSE_S = 0.02
-# What the shell sets for other servers, such as PGSSLMODE, is not for this one; and no process that took its port may
-# ask for the password. By the version of libpq that knows them.
+# These override variables that the shell sets for other servers, such as PGSSLMODE, and keep the password from any
+# other process at this port. The keys are the versions of libpq that introduced them.
 _CONNECTION = {
     0: {"hostaddr": "127.0.0.1", "sslmode": "disable", "gssencmode": "disable", "channel_binding": "disable"},
     1: {"target_session_attrs": "any", "ssl_min_protocol_version": "", "ssl_max_protocol_version": "", "options": ""},
@@ -34,7 +34,7 @@ _CONNECTION = {
     170000: {"sslnegotiation": "postgres"},
     180000: {"min_protocol_version": "3.0", "max_protocol_version": "3.0"},
 }
-# The remedy for each message of the system, of PostgreSQL or of this module; {0} is the folder, {1} its owner.
+# The remedies by words in the message of the system, PostgreSQL or this module; {0} is the folder, {1} its owner.
 _REMEDIES = {
     "ermission denied|not permitted|ownership": "it belongs to {1}: run as that user, or chmod -R u+rwX {0}",
     "chmod": "choose a file system of Linux or macOS, which WSL's mounts of Windows drives are not",
@@ -56,8 +56,8 @@ class EmbeddedServerError(Failure):
 def url(database: str, folder: Path, fixed_port: int = 0) -> URL:
     """Return the URL of a database of the embedded server, which then runs at least until this process ends.
 
-    The first call ever creates the server's folder with the databases `fonte` and `alvo`. fixed_port: where the server
-    listens if it has to be started; 0 is any free one. Raises EmbeddedServerError.
+    The first call ever creates the server's folder with the databases `fonte` and `alvo`. fixed_port: the port of a
+    server that this call starts; 0 means any free one. Raises EmbeddedServerError.
     """
     port, password = _join(folder, fixed_port)
     _places[port, password] = folder, fixed_port
@@ -66,16 +66,15 @@ def url(database: str, folder: Path, fixed_port: int = 0) -> URL:
 
 
 def find_again(parameters: dict[str, Any]) -> bool:
-    """Correct the port of a connection to an embedded server, which is started anew where it has ended.
+    """Correct the port of a connection to the embedded server, and restart the server if it has ended.
 
-    False where the connection is not to such a server. Raises EmbeddedServerError.
+    Returns False if the connection is to another server. Raises EmbeddedServerError.
     """
-    password = parameters.get("password", "")
-    place = _places.get((parameters.get("port", 0), password))
+    place = _places.get((parameters.get("port", 0), parameters.get("password", "")))
     if place:
         parameters["port"], _ = _join(*place)
-        # Some versions of SQLAlchemy keep the corrected parameters, others begin with the first ones again.
-        _places[parameters["port"], password] = place
+        # Some versions of SQLAlchemy keep the corrected parameters, others start again from the original ones.
+        _places[parameters["port"], parameters["password"]] = place
     return place is not None
 
 
@@ -98,7 +97,7 @@ def _join(folder: Path, fixed_port: int) -> tuple[int, str]:
 
 
 def _owner(folder: Path) -> str:
-    """Name the user to whom a folder belongs, or the nearest folder above it that may be seen."""
+    """Return the owner of a folder, or of the nearest folder above it that this process can see."""
     for path in (folder, *folder.parents):
         with suppress(OSError):
             try:
@@ -110,12 +109,12 @@ def _owner(folder: Path) -> str:
 
 @functools.cache
 def _users_lock(folder: Path) -> int:
-    """Open the lock that this process then holds to its end."""
+    """Open the lock file that this process then keeps until it ends."""
     return os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _port(folder: Path) -> int | None:
-    """Return the port of the server, None where none runs. The guard of a killed starter may still initialise."""
+    """Return the server's port, or None if no guard lives; wait for a guard that still initialises the server."""
     began, file = time.monotonic(), folder / "port"
     while _guard_lives(folder):
         port = file.read_text(errors="replace").strip() if file.exists() else ""
@@ -129,16 +128,14 @@ def _port(folder: Path) -> int | None:
 
 
 def _guard_lives(folder: Path) -> bool:
-    with (folder / "guard.lock").open("ab") as guard_lock:
-        try:
-            fcntl.flock(guard_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    with (folder / "guard.lock").open("ab") as guard_lock, suppress(BlockingIOError):
+        fcntl.flock(guard_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
+    return True
 
 
 def _start_guard(folder: Path, fixed_port: int) -> int:
-    # Loaded here, because a command with databases of its own does not need it.
+    # Imported here, because a command with external databases does not need it.
     from importlib.metadata import distribution
 
     if not (folder / "data").exists():
@@ -148,9 +145,8 @@ def _start_guard(folder: Path, fixed_port: int) -> int:
     (folder / "port").unlink(missing_ok=True)
     script = Path(__file__).with_name("guard.py")
     command: list[str | Path] = [sys.executable, "-I", script, binaries, folder, str(fixed_port)]
-    streams: dict[str, Any] = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
     try:
-        guard: CompletedProcess[bytes] = run(command, **streams, timeout=START_LIMIT_S, start_new_session=True)
+        guard = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, timeout=START_LIMIT_S, start_new_session=True)
     except TimeoutExpired:
         raise OSError(f"its server does not answer within {START_LIMIT_S:.0f} s") from None
     if guard.stdout:

@@ -1,4 +1,4 @@
-"""A SQLAlchemy engine from a URL, and the one line that tells why a database failed."""
+"""Makes SQLAlchemy engines from URLs with time limits, and reports database failures on one line."""
 
 import logging
 import socket
@@ -17,30 +17,32 @@ from fonte_alvo import embedded
 from fonte_alvo.command import Failure, clean
 from fonte_alvo.embedded import EmbeddedServerError
 
-# What a pool logs of a lost connection, the failure that it causes tells on its one line.
+# A lost connection makes a query fail, and that failure is reported: the pool need not log it too.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 CONNECT_TIMEOUT_S = 5
 TIME_LIMIT_S = 120
-# The server's own word on a statement that takes too long comes first.
+# The server ends a slow statement first, with its own message; only then is the connection cut.
 GRACE_S = 10
+# The exceptions of a database that fails: bytes that are no UTF-8 and a port beyond 65535 among them.
+ERRORS = (SQLAlchemyError, PostgresError, EmbeddedServerError, UnicodeDecodeError, OverflowError)
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")
-# What a URL could otherwise hand to psycopg2 and SQLAlchemy themselves.
+# Parameters in a URL that psycopg2 or SQLAlchemy would take for themselves.
 NOT_OF_LIBPQ = ("async", "async_", "connection_factory", "cursor_factory", "dsn", "plugin")
-# Shorter than a client of the connector waits, so that it hears of the lock.
+# Shorter than the connector's client waits, so that it still receives the message about the lock.
 LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 60
-# Set in each transaction, for a pooler may drop what is set for a session. Times and numbers are then read as they are,
-# whatever the server, the role or the environment prefer.
+# Set in each transaction, because a pooler may drop a session's settings. Times and numbers then have one form,
+# whatever the server, the role or the environment prefers.
 FORMS = {"timezone": "UTC", "datestyle": "ISO, YMD", "extra_float_digits": "1"}
-# A query ends soon after its client is gone; a server on Windows refuses that setting.
+# Ends a query soon after its client has gone; a server on Windows refuses this setting.
 _CHECK_CLIENT = (
     "CASE WHEN version() !~ 'Visual|mingw' THEN set_config('client_connection_check_interval', '1s', true) END"
 )
 
 
 class DatabaseError(Failure):
-    """Alvo, or another database that a command writes to, failed; the message names it, the cause and the remedy."""
+    """A database that a command writes to failed; the message names it, the cause and the remedy."""
 
     exit_code = 4
 
@@ -49,13 +51,13 @@ def parse(url: str) -> URL:
     """Read a PostgreSQL URL; its string form hides the password.
 
     `postgres://` and `postgresql://` mean psycopg2, whose COPY the loads use; SQLAlchemy 2.1 alone would pick
-    psycopg 3. Raises ValueError, whose text never repeats the URL: a password may stand in any malformed part.
+    psycopg 3. Raises ValueError; its text never repeats the URL, because any malformed part may hold the password.
     """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         parsed = None
-    # An @ that was not encoded ends the password early: its rest would be taken for a host, and repeated.
+    # An @ that is not encoded ends the password early; messages would then show the rest as the host.
     if not parsed or parsed.drivername not in DRIVERS or "@" in f"{parsed.host}{parsed.database}" or "%00" in url:
         raise ValueError(
             "is not a URL of PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
@@ -68,18 +70,13 @@ def parse(url: str) -> URL:
 
 
 def create(
-    url: URL,
-    application_name: str,
-    *,
-    pool_size: int = 2,
-    check_pooled: bool = False,
-    time_limit_s: float | None = None,
+    url: URL, application_name: str, *, pool_size: int = 2, check_pooled: bool = False, time_limit_s: float = 0
 ) -> Engine:
-    """Make an engine; nothing is connected yet.
+    """Make an engine; it connects at its first use.
 
-    pool_size: connections at most. check_pooled: test a pooled connection before each use, so that a server which
-    was away is found again; for processes that live long. time_limit_s: how long a statement may take, and a little
-    longer a connection be in use, before it fails; TIME_LIMIT_S where it is left out.
+    pool_size: the most connections. check_pooled: test a pooled connection before each use; a long-lived process then
+    survives a restart of the server. time_limit_s: the time after which a statement fails, 0 for TIME_LIMIT_S; a
+    connection may be in use GRACE_S longer.
     """
     limit_s = time_limit_s or TIME_LIMIT_S
     engine = create_engine(
@@ -99,7 +96,7 @@ def create(
 
 
 def _settings(url: URL, limit_s: float) -> list[str]:
-    """Return the calls that set what a transaction needs; the options of the URL may name limits too, and win."""
+    """Return SQL calls with the settings of a transaction; limits that the URL's options name are left alone."""
     limits_s = {
         "statement_timeout": limit_s,
         "lock_timeout": LOCK_TIMEOUT_S,
@@ -111,7 +108,7 @@ def _settings(url: URL, limit_s: float) -> list[str]:
 
 
 def _cut_after(engine: Engine, limit_s: float) -> None:
-    """Cut a connection that is in use for longer: a frozen server would let its client wait for ever."""
+    """Cut a connection that is in use for longer, because a frozen server would keep its client waiting forever."""
 
     def start(connection: extensions.connection, record: ConnectionPoolEntry, *_: object) -> None:
         stop(connection, record)
@@ -129,14 +126,14 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
         try:
             connection = dialect.connect(*arguments, **parameters)
         except UnicodeDecodeError as error:
-            # A server speaks its own language before it knows the client's encoding.
+            # Before a server knows the client's encoding, its messages have the server's.
             raise OperationalError(error.object.decode("latin-1")) from None
         except PostgresError:
-            # The embedded server may have been started anew.
+            # The embedded server may have restarted on another port.
             if not embedded.find_again(parameters):
                 raise
             connection = dialect.connect(*arguments, **parameters)
-        # SQLAlchemy asks the server some questions before it hands the connection out.
+        # SQLAlchemy queries the server before it hands the connection out.
         start(connection, record)
         return connection
 
@@ -158,11 +155,11 @@ def cut(connection: extensions.connection) -> None:
 
 @contextmanager
 def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) -> Iterator[None]:
-    """Raise what fails inside as an exception of this kind that names the database, the cause and the remedy."""
+    """Raise database errors inside as an exception of this kind that names the database, the cause and the remedy."""
     try:
         yield
-    except (SQLAlchemyError, PostgresError, EmbeddedServerError, UnicodeDecodeError, OverflowError) as error:
-        # Loaded here, because the settings load this module.
+    except ERRORS as error:
+        # Imported here, because the settings import this module.
         from fonte_alvo import settings
 
         refused = isinstance(error, DBAPIError) and not getattr(error.orig, "pgcode", None)
@@ -172,6 +169,6 @@ def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) ->
 
 
 def reason(error: BaseException) -> str:
-    """Return what the database said, on one line: no SQL, no parameters, no password."""
+    """Return the database's message on one line: no SQL, no parameters, no password."""
     said = str(getattr(error, "orig", None) or error)
     return clean(said, 1000) or type(error).__name__

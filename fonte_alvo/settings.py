@@ -1,11 +1,12 @@
 """The only reader of the environment. A file `.env` in home() serves too; the environment wins.
 
-A value of the file may refer to another one of the file as ${NAME}.
+A value in the file may refer to another one there as ${NAME}.
 """
 
 import io
 import os
 import re
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,7 @@ from fonte_alvo.command import Failure, clean
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-# RFC 6750 says which characters a bearer token has; a short one could be guessed.
-# Every name that is read, so that one that only resembles it is noticed.
+# The names that are read; a name that only resembles one of them is a mistake to report.
 KNOWN = {
     *("FONTE_ALVO_HOME", "FONTE_API_URL", "FONTE_DATABASE_URL", "FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN"),
     *("ALVO_DATABASE_URL", "ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN"),
@@ -27,23 +27,24 @@ KNOWN = {
 }
 _ORIGIN = re.compile(r"https?://[^/\s*@]+|\*")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
+# RFC 6750 names the characters of a bearer token; a short one could be guessed.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 
 
 class SettingsError(Failure):
-    """A setting that is there cannot be used; the message names it."""
+    """A setting is invalid; the message names it."""
 
     exit_code = 2
 
 
 def home() -> Path:
-    """Return the folder of `.env` and `.embedded`: FONTE_ALVO_HOME, the checkout, or else one of the user's data."""
+    """Return the folder of `.env` and `.embedded`: FONTE_ALVO_HOME, the checkout, or one for the user's data."""
     if given := os.environ.get("FONTE_ALVO_HOME"):
         return Path(given).absolute()
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "etl.py").is_file():
         return checkout
-    # XDG Base Directory Specification: where an application keeps a user's data.
+    # XDG Base Directory Specification: the folder of a user's data.
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data) / "fonte-alvo"
 
@@ -54,21 +55,17 @@ def embedded_folder() -> Path:
 
 
 def fonte_api_url(given: str | None = None) -> str | None:
-    """Return the given URL or else FONTE_API_URL; None means: serve it in this process. Raises SettingsError."""
+    """Return the given URL or FONTE_API_URL, or None: this process then serves the connector. Raises SettingsError."""
     url = given or _read("FONTE_API_URL")
     if url is None:
         return None
     import httpx
 
-    try:
-        parsed = httpx.URL(url)
-        usable = parsed.scheme in ("http", "https") and parsed.host
-    except (httpx.InvalidURL, ValueError):
-        usable = False
-    if not usable:
-        name = "the given URL of Fonte" if given else _told("FONTE_API_URL")
-        raise SettingsError(f"{name} is not a URL of HTTP: expected something like http://localhost:8000")
-    return url
+    with suppress(httpx.InvalidURL, ValueError):
+        if httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host:
+            return url
+    name = "the given URL of Fonte" if given else _located("FONTE_API_URL")
+    raise SettingsError(f"{name} is not a URL of HTTP: expected something like http://localhost:8000")
 
 
 def fonte_database_url() -> URL:
@@ -77,17 +74,17 @@ def fonte_database_url() -> URL:
 
 
 def fonte_database_is_embedded() -> bool:
-    """Tell whether Fonte's database is the embedded one, which may be filled without asking."""
+    """Return whether Fonte's database is the embedded one, which may be filled without asking."""
     return _read("FONTE_DATABASE_URL") is None
 
 
 def alvo_database_is_embedded() -> bool:
-    """Tell whether Alvo's database is the embedded one."""
+    """Return whether Alvo's database is the embedded one."""
     return _read("ALVO_DATABASE_URL") is None
 
 
 def services_are_external() -> bool:
-    """Tell whether both the connector and Alvo's database are named, and so can be reached from other machines."""
+    """Return whether settings name both the connector and Alvo's database, so that other machines can reach them."""
     return _read("FONTE_API_URL") is not None and _read("ALVO_DATABASE_URL") is not None
 
 
@@ -97,22 +94,22 @@ def alvo_database_url(given: str | None = None) -> URL:
 
 
 def dagster_timezone() -> str:
-    """Return DAGSTER_TIMEZONE: the zone whose local days are Dagster's partitions; UTC by default."""
+    """Return DAGSTER_TIMEZONE, the zone whose local days are Dagster's partitions; UTC by default."""
     return _read("DAGSTER_TIMEZONE") or "UTC"
 
 
 def dagster_start_date() -> str | None:
-    """Return DAGSTER_START_DATE: the first of Dagster's partitions; None where it is unset."""
+    """Return DAGSTER_START_DATE, the first of Dagster's partitions, or None."""
     return _read("DAGSTER_START_DATE")
 
 
 def child_environment(**settings: str) -> dict[str, str]:
-    """Return the environment for a process that is to have these settings."""
+    """Return the environment of a child process with these settings."""
     return {**os.environ, **settings}
 
 
 def libpq_variables() -> list[str]:
-    """Return the names of the variables that libpq reads, of those that are set."""
+    """Return the names of the variables in the environment that libpq reads."""
     return sorted(name for name in os.environ if re.fullmatch("PG[A-Z_]+", name))
 
 
@@ -127,7 +124,7 @@ def alvo_admin() -> "tuple[URL, SecretStr] | None":
 
 
 def allowed_origins(side: str) -> list[str]:
-    """Return FONTE_ALLOWED_ORIGINS or ALVO_ALLOWED_ORIGINS: whose pages may read; none by default.
+    """Return FONTE_ALLOWED_ORIGINS or ALVO_ALLOWED_ORIGINS, the origins whose pages may read; none by default.
 
     side: Fonte or Alvo. Raises SettingsError.
     """
@@ -135,16 +132,16 @@ def allowed_origins(side: str) -> list[str]:
 
 
 def allowed_hosts(side: str) -> list[str]:
-    """Return FONTE_ALLOWED_HOSTS or ALVO_ALLOWED_HOSTS: the names served; any by default. Raises SettingsError."""
+    """Return FONTE_ALLOWED_HOSTS or ALVO_ALLOWED_HOSTS; by default any host is served. Raises SettingsError."""
     return _names(f"{side.upper()}_ALLOWED_HOSTS", _HOST, "names without a port such as localhost or *.example.org")
 
 
 def _names(setting: str, form: re.Pattern[str], expected: str) -> list[str]:
-    """Return what a setting lists, separated by commas or blanks."""
-    names = re.split(r"[,\s]+", (_read(setting) or "").strip())
-    if wrong := [name for name in names if name and not form.fullmatch(name)]:
+    """Return the names in a setting, separated by commas or blanks."""
+    names = re.findall(r"[^,\s]+", _read(setting) or "")
+    if wrong := [name for name in names if not form.fullmatch(name)]:
         raise SettingsError(f"{setting} names {clean(wrong[0], 200)}: expected {expected}")
-    return [name for name in names if name]
+    return names
 
 
 def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
@@ -153,19 +150,19 @@ def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
         return None
     if not _TOKEN.fullmatch(token):
         expected = "16 or more letters, digits or -._~+/, such as `openssl rand -hex 16` prints"
-        raise SettingsError(f"{_told(token_name)} is no bearer token: expected {expected}")
-    # Loaded here, because only the APIs have admins, and they load it anyway.
+        raise SettingsError(f"{_located(token_name)} is no bearer token: expected {expected}")
+    # Imported here, because only the APIs need it, and they import it anyway.
     from pydantic import SecretStr
 
-    return _parsed(_told(url_name), url), SecretStr(token)
+    return _parsed(_located(url_name), url), SecretStr(token)
 
 
 def _database_url(name: str, embedded_database: str) -> URL:
     url = _read(name)
-    # libpq would send them to any server, which refuses nonsense; each transaction sets what they could.
+    # libpq would send these to any server, which may refuse them; each transaction sets their settings itself.
     for variable in ("PGTZ", "PGDATESTYLE", "PGGEQO"):
         os.environ.pop(variable, None)
-    return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(_told(name), url)
+    return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(_located(name), url)
 
 
 def _parsed(name: str, url: str) -> URL:
@@ -175,13 +172,13 @@ def _parsed(name: str, url: str) -> URL:
         raise SettingsError(f"{name} {error}") from None
 
 
-def _told(name: str) -> str:
-    """Name a setting, and the file where it has to be corrected, if it is there."""
+def _located(name: str) -> str:
+    """Return a setting's name, and its file if the setting is there."""
     return name if os.environ.get(name) else f"{name} in {home() / '.env'}"
 
 
 def _read(name: str) -> str | None:
-    """Return a setting of the environment, or else of the file; None where both lack it. Raises SettingsError."""
+    """Return a setting from the environment or the file, or None. Raises SettingsError."""
     if value := os.environ.get(name):
         return value
     held = {} if name in os.environ else _file()
@@ -203,9 +200,8 @@ def _file() -> dict[str, str | None]:
     try:
         # A byte order mark would be part of the first name.
         content = file.read_text(encoding="utf-8-sig")
-        bindings = list(parse_stream(io.StringIO(content)))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file} cannot be read: {error}") from error
-    if wrong := [binding.original.line for binding in bindings if binding.error]:
+    if wrong := [each.original.line for each in parse_stream(io.StringIO(content)) if each.error]:
         raise SettingsError(f"{file} line {wrong[0]}: expected NAME=value")
     return dotenv_values(stream=io.StringIO(content))
