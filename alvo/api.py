@@ -4,21 +4,19 @@ Its routes only read, except two DELETEs, which need the admin token and connect
 omits the routes that only the page uses.
 """
 
-import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, to_json
 from sqlalchemy import Engine
 from starlette.routing import Route
 from starlette.types import Scope
@@ -27,42 +25,39 @@ from alvo import load, schema, screen
 from fonte import client
 from fonte.client import FonteError, RequestRefused
 from fonte_alvo import serving, settings
+from fonte_alvo.admin import CHANGING, AdminEngine, Changed, audit, delete_rows
 from fonte_alvo.copy import CopyOut
-from fonte_alvo.serving import CHANGING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
+from fonte_alvo.parameters import FORMAT, PeriodQuery, Strict, Timestamp, each_once, not_null, refusal
+from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 
-SIGNAL = "The name of the one signal wanted; all of them where it is left out, none where Alvo does not know it."
-SIGNALS = "The signals wanted, one parameter each; all of them where it is left out."
+SIGNAL = "Lists only the signal of this name; the list is empty if Alvo does not know it."
+SIGNALS = "The signals to return, one parameter each; by default all of them."
 Format = Literal["json", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv"}
 COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER"}
 PAGE = Path(__file__).with_name("page")
 MOST_SAMPLES = timedelta(days=2)
-# How many views, and how many downloads of samples, are in hand at once; the others wait.
+# So many views, and so many requests to Fonte, run at once; the others wait.
 VIEWS, FETCHES = 8, 4
-# Of all signals together, in the buckets of one view: more signals, fewer buckets.
+# The buckets of one view hold at most so many values, so with more signals there are fewer buckets.
 MOST_VALUES = 100_000
 FONTE_PATIENCE_S = 2.0
-
-
 SignalName = Annotated[str, Field(min_length=1)]
 
 
 class SignalsQuery(Strict):
     """The parameters of GET /signals."""
 
-    name: SignalName | None = Field(
-        None, description=SIGNAL, examples=["wind_speed_mean"], json_schema_extra=serving.not_null
-    )
+    name: SignalName | None = Field(None, description=SIGNAL, examples=["wind_speed_mean"], json_schema_extra=not_null)
 
 
 class DataQuery(PeriodQuery):
     """The parameters of GET /data."""
 
-    signals: Annotated[list[SignalName], AfterValidator(serving.each_once)] = Field(
+    signals: Annotated[list[SignalName], AfterValidator(each_once)] = Field(
         [], description=SIGNALS, examples=[["wind_speed_mean", "power_mean"]], json_schema_extra={"uniqueItems": True}
     )
-
-    format: Format | None = Field(None, description=serving.FORMAT, json_schema_extra=serving.not_null)
+    format: Format | None = Field(None, description=FORMAT, json_schema_extra=not_null)
 
 
 class Signal(BaseModel):
@@ -82,7 +77,7 @@ class Value(BaseModel):
 
 
 class ShownPeriod(PeriodQuery):
-    """A period that a screen shows: both bounds are needed."""
+    """A period that a screen shows; it needs both bounds."""
 
     start_timestamp: Timestamp
     end_timestamp: Timestamp
@@ -91,14 +86,14 @@ class ShownPeriod(PeriodQuery):
 class ViewQuery(ShownPeriod):
     """The parameters of GET /view."""
 
-    # How many buckets the screen has room for; there are as many at most.
+    # The screen has room for so many buckets.
     points: int = Field(1000, ge=1, le=5000)
 
 
 class SamplesQuery(ShownPeriod):
     """The parameters of GET /samples."""
 
-    columns: Annotated[list[str], AfterValidator(serving.each_once)] = Field(min_length=1)
+    columns: Annotated[list[str], AfterValidator(each_once)] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _is_not_too_long(self) -> "SamplesQuery":
@@ -113,7 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     async with serving.engines("alvo api", settings.alvo_database_url(), settings.alvo_admin()) as state:
         with client.connect(url, FONTE_PATIENCE_S) if url else nullcontext() as fonte:
             limits = {"views": CapacityLimiter(VIEWS), "fetches": CapacityLimiter(FETCHES)}
-            yield {**state, **limits, "fonte": fonte, "units": {}}
+            yield {**state, **limits, "fonte": fonte}
 
 
 app = serving.make_app(
@@ -123,9 +118,8 @@ app = serving.make_app(
     obstacle=schema.obstacle,
     title="Alvo",
     summary="Ten-minute statistics of a wind turbine's signals.",
-    description=f"{serving.PERIODS} Two routes change something, and need the admin token.",
 )
-# In place of FONTE_API_URL, where this process serves the connector.
+# `python -m alvo`, which may serve the connector itself, sets this instead of FONTE_API_URL.
 app.state.fonte_api_url = None
 
 
@@ -143,38 +137,38 @@ def signals(request: Request, query: Annotated[SignalsQuery, Query()]) -> list[S
     summary="Values of a period, ordered by time and signal",
 )
 async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream:
-    """Records of one value each, as Alvo holds them: a window without a value of a signal has no record of it."""
-    form = query.format or serving.accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
+    """Records of one value each; a window without a value of a signal has no record of it."""
+    form = query.format or accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
     signal_ids = await to_thread.run_sync(_asked_ids, request.state.engine, query.signals)
     parameters = query.bounds() | {"signal_ids": signal_ids}
     asked = (request.state.streams, _sql(query, form), parameters, COPY_OPTIONS[form])
-    return Stream(MEDIA_TYPES[form], partial(CopyOut, *asked), serving.json_list if form == "json" else iter)
+    return Stream(MEDIA_TYPES[form], partial(CopyOut, *asked), json_list if form == "json" else iter)
 
 
 @app.delete("/signals", **CHANGING, summary="Delete the signals that have no value")
 def delete_signals(request: Request, admin: AdminEngine, query: Annotated[Strict, Query()]) -> Changed:
-    """Delete every signal that has no value in any period, in one transaction; answers their number."""
+    """Delete every signal that has no value in any period, in one transaction; return their number."""
     with admin.begin() as connection:
         rows = load.delete_unused_signals(connection)
-    serving.audit(request, rows=rows)
+    audit(request, rows=rows)
     return Changed(rows=rows)
 
 
 @app.delete("/data", **CHANGING, summary="Delete the values of a period")
 def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
-    """Delete every value of the period; without bounds, every value. In one transaction; answers their number."""
+    """Delete every value of the period, without bounds every value, in one transaction; return their number."""
     with admin.begin() as connection:
-        rows = serving.delete_rows(connection, query)
+        rows = delete_rows(connection, query)
         load.forget(connection, query.start_timestamp or "-infinity", query.end_timestamp or "infinity")
-    serving.audit(request, rows=rows, **query.model_dump())
+    audit(request, rows=rows, **query.model_dump())
     return Changed(rows=rows)
 
 
 @app.get("/period", include_in_schema=False)
 def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | bool | None]:
-    """Return the starts of the first and the last window of any signal, null where there is none; see screen.live."""
-    ids = _signal_ids(request.state.engine).values()
+    """Return the starts of the first and the last window of any signal, or null; for `live` see screen.live."""
     with request.state.engine.connect() as connection:
+        ids = screen.signal_ids(connection).values()
         last, first = screen.neighbours(connection, ids, screen.LAST, screen.FIRST)
         return {"first_timestamp": first, "last_timestamp": last, "live": screen.live(connection)}
 
@@ -185,10 +179,12 @@ async def variables(request: Request, query: Annotated[Strict, Query()]) -> list
 
     def read() -> list[dict[str, str | None]]:
         names = screen.variables(_signal_ids(request.state.engine))
-        units = request.state.units
-        if not units and request.state.fonte:
-            units.update({name: each.unit for name, each in client.variables(request.state.fonte).items()})
-        return [{"name": name, "unit": units.get(name)} for name in names]
+        fonte = request.state.fonte
+        if fonte:
+            # The client also remembers that it got no answer; it then asks again.
+            fonte.variables = fonte.variables or None
+        known = client.variables(fonte) if fonte else {}
+        return [{"name": name, "unit": known[name].unit if name in known else None} for name in names]
 
     return await to_thread.run_sync(read, limiter=request.state.fetches)
 
@@ -201,35 +197,31 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
     """
 
     def read() -> Response:
-        signal_ids = _signal_ids(request.state.streams)
-        names, bounds = screen.variables(signal_ids), (query.start_timestamp, query.end_timestamp)
+        bounds = (query.start_timestamp, query.end_timestamp)
         with request.state.streams.connect() as connection:
+            signal_ids = screen.signal_ids(connection)
             points = max(1, min(query.points, MOST_VALUES // (len(signal_ids) or 1)))
+            names = screen.variables(signal_ids)
             origin, length, shown = screen.buckets(connection, signal_ids, names, *bounds, points)
             previous, following = screen.neighbours(connection, signal_ids.values(), *bounds)
         content = {
-            "start_timestamp": origin,
-            "bucket_s": int(length.total_seconds()),
-            "variables": {
-                name: {s: screen.finite(each[s]) for s in each} | {"windows": each["windows"].astype(int).tolist()}
-                for name, each in shown.items()
-            },
-            "previous_timestamp": previous,
-            "next_timestamp": following,
+            name: {s: screen.finite(each[s]) for s in each} | {"windows": each["windows"].astype(int).tolist()}
+            for name, each in shown.items()
         }
-        return _json(content)
+        grid = {"start_timestamp": origin, "bucket_s": length // timedelta(seconds=1)}
+        return _json({**grid, "variables": content, "previous_timestamp": previous, "next_timestamp": following})
 
     return await to_thread.run_sync(read, limiter=request.state.views)
 
 
 @app.get("/power-curve", include_in_schema=False)
 async def power_curve(request: Request, query: Annotated[ShownPeriod, Query()]) -> Response:
-    """Return mean power against mean wind speed, and how many windows each point stands for."""
+    """Return points of mean power against mean wind speed, and the number of windows in each."""
 
     def read() -> Response:
-        ids = _signal_ids(request.state.streams)
-        x, y = ids.get("wind_speed_mean"), ids.get("power_mean")
         with request.state.streams.connect() as connection:
+            ids = screen.signal_ids(connection)
+            x, y = ids.get("wind_speed_mean"), ids.get("power_mean")
             points = screen.curve(connection, x, y, query.start_timestamp, query.end_timestamp)
         wind_speed, power, windows = zip(*points, strict=True) if points else ((), (), ())
         return _json({"wind_speed": wind_speed, "power": power, "windows": windows})
@@ -239,7 +231,7 @@ async def power_curve(request: Request, query: Annotated[ShownPeriod, Query()]) 
 
 @app.get("/samples", include_in_schema=False)
 async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> Response:
-    """Fetch 1-minute samples from the connector, for two days at most."""
+    """Fetch the samples of at most two days from the connector."""
     if request.state.fonte is None:
         raise HTTPException(503, "FONTE_API_URL is unset where this server runs: set it, and start the server again")
 
@@ -260,7 +252,7 @@ async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> 
 
 
 class _Page(StaticFiles):
-    """The files of the page: a browser asks whether they have changed."""
+    """The files of the page; no-cache makes a browser ask whether they have changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -274,12 +266,7 @@ app.router.routes.append(Route("/", _Page(directory=PAGE, html=True)))
 
 
 def _json(content: Mapping[str, Any]) -> Response:
-    body = json.dumps(content, separators=(",", ":"), allow_nan=False, default=_rfc_3339)
-    return Response(body, media_type="application/json")
-
-
-def _rfc_3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
 
 
 def _signal_ids(engine: Engine) -> dict[str, int]:
@@ -288,22 +275,20 @@ def _signal_ids(engine: Engine) -> dict[str, int]:
 
 
 def _asked_ids(engine: Engine, names: Sequence[str]) -> list[int]:
-    """Return the ids of signals, of all where none is named. Raises RequestValidationError where one is unknown."""
+    """Return the ids of these signals, or of all. Raises RequestValidationError for an unknown one."""
     ids = _signal_ids(engine)
     for name in names:
         if name not in ids:
             known = ", ".join(map(repr, sorted(ids))) or "none, for Alvo knows no signal yet"
-            raise RequestValidationError(
-                [{"loc": ("query", "signals"), "type": "unknown_signal", "input": name, "msg": f"expected {known}"}]
-            )
+            raise refusal("signals", name, f"expected {known}")
     return [ids[name] for name in names or ids]
 
 
 def _sql(query: DataQuery, form: Format) -> str:
     value = "value" if form == "csv" else "CASE WHEN abs(value) < 'Infinity' THEN value END AS value"
-    # By signal too, also where all are wanted: the primary key begins with it.
+    # The primary key begins with the signal, so the query names the signals even if it wants all.
     rows = f"""
-        SELECT {serving.TIMESTAMP} AS timestamp, name AS signal, {value} FROM data JOIN signal ON signal.id = signal_id
+        SELECT {TIMESTAMP} AS timestamp, name AS signal, {value} FROM data JOIN signal ON signal.id = signal_id
         WHERE signal_id = ANY(%(signal_ids)s) AND {query.condition()} ORDER BY data.timestamp, name COLLATE "C"
     """
     return rows if form == "csv" else f"SELECT row_to_json(row) FROM ({rows}) AS row"

@@ -16,8 +16,10 @@ from pydantic_core import PydanticCustomError
 
 from fonte import arrow, schema, seeding
 from fonte_alvo import copy, serving, settings
+from fonte_alvo.admin import CHANGING, AdminEngine, Changed, audit, delete_rows
 from fonte_alvo.command import did_you_mean
-from fonte_alvo.serving import CHANGING, AdminEngine, Changed, PeriodQuery, Stream, Strict, Timestamp
+from fonte_alvo.parameters import FIRST, FORMAT, LAST, PeriodQuery, Strict, Timestamp, each_once, not_null
+from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 
 NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
@@ -47,19 +49,19 @@ ColumnName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "str
 class DataQuery(PeriodQuery):
     """The parameters of GET /data."""
 
-    columns: Annotated[list[ColumnName], AfterValidator(serving.each_once)] = Field(
+    columns: Annotated[list[ColumnName], AfterValidator(each_once)] = Field(
         NAMES, description=COLUMNS, examples=[["wind_speed", "power"]], json_schema_extra={"uniqueItems": True}
     )
 
-    format: Format | None = Field(None, description=serving.FORMAT, json_schema_extra=serving.not_null)
+    format: Format | None = Field(None, description=FORMAT, json_schema_extra=not_null)
 
 
 class RandomizeQuery(PeriodQuery):
     """The parameters of POST /data/randomize."""
 
-    start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=serving.FIRST)
+    start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=FIRST)
     end_timestamp: Timestamp = Field(
-        datetime.combine(seeding.START + timedelta(days=seeding.DAYS), time(), UTC), description=serving.LAST
+        datetime.combine(seeding.START + timedelta(days=seeding.DAYS), time(), UTC), description=LAST
     )
     step_minutes: int = Field(1, ge=1, le=1440, description=STEP)
     profile: Literal["turbine", "uniform"] = Field("turbine", description=PROFILE)
@@ -107,7 +109,6 @@ app = serving.make_app(
     obstacle=schema.obstacle,
     title="Fonte connector",
     summary="One-minute signals of a wind turbine: wind speed, power, ambient temperature.",
-    description=f"{serving.PERIODS} Two routes change something, and need the admin token.",
 )
 
 
@@ -128,7 +129,7 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
 
     JSON answers NULL, NaN and infinity as null; in CSV and Arrow they are themselves.
     """
-    form = query.format or serving.accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
+    form = query.format or accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
     asked = (request.state.streams, _sql(query, form), query.bounds(), COPY_OPTIONS[form])
     return Stream(MEDIA_TYPES[form], partial(copy.CopyOut, *asked), partial(_pieces, query.columns, form))
 
@@ -143,8 +144,8 @@ def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
 def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
     """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
     with admin.begin() as connection:
-        rows = serving.delete_rows(connection, query)
-    serving.audit(request, rows=rows, **query.model_dump())
+        rows = delete_rows(connection, query)
+    audit(request, rows=rows, **query.model_dump())
     return Changed(rows=rows)
 
 
@@ -162,10 +163,10 @@ def randomize(request: Request, admin: AdminEngine, query: Annotated[RandomizeQu
     bounds, the period is the ten days that `seed.py` fills.
     """
     with admin.begin() as connection:
-        serving.delete_rows(connection, query)
+        delete_rows(connection, query)
         period, made = (query.start_timestamp, query.end_timestamp), (query.profile, query.random_seed)
         rows = seeding.fill_synthetic(connection, *period, *made, step_minutes=query.step_minutes).inserted
-    serving.audit(request, rows=rows, **query.model_dump())
+    audit(request, rows=rows, **query.model_dump())
     return Randomized(rows=rows, random_seed=query.random_seed)
 
 
@@ -180,7 +181,7 @@ def _sql(query: DataQuery, form: Format) -> str:
         # Without NULL all rows have the same length; a flag beside each value says whether it was NULL.
         values = ", ".join(f"({name} IS NULL)::integer, coalesce({name}, 'NaN')" for name in query.columns)
         return f"SELECT timestamp, {values} FROM {rows}"
-    timestamp = f"{serving.TIMESTAMP} AS timestamp"
+    timestamp = f"{TIMESTAMP} AS timestamp"
     if form == "csv":
         return f"SELECT {timestamp}, {', '.join(query.columns)} FROM {rows}"
     finite = "CASE WHEN {0} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {0} END AS {0}"
@@ -191,7 +192,7 @@ def _sql(query: DataQuery, form: Format) -> str:
 def _pieces(columns: Sequence[str], form: Format, copied: Iterator[bytes]) -> Iterator[bytes]:
     """Make the body's pieces of what COPY answers."""
     if form == "json":
-        return serving.json_list(copied)
+        return json_list(copied)
     if form == "csv":
         return copied
     return arrow.encode(_batches(copied, columns), columns)

@@ -1,5 +1,6 @@
 """The connector under attack: each hostile request has its answer, no traceback, and harms nobody else."""
 
+import asyncio
 import logging
 import re
 import socket
@@ -8,12 +9,14 @@ from contextlib import ExitStack
 import httpx
 import psutil
 import pytest
+from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from support.project import DAY
 
 from fonte.connector import MEDIA_TYPES, app
-from fonte_alvo.serving import accepted
+from fonte_alvo.parameters import refuse_repeated_scalars
+from fonte_alvo.streaming import accepted
 
 
 @pytest.fixture
@@ -275,6 +278,12 @@ def test_an_accept_header_of_any_kind_is_answered(api, shared_connector, accept)
 @given(accept=st.text() | st.lists(st.sampled_from(list("q=;,/*.01 \t") + list(MEDIA_TYPES.values()))).map("".join))
 def test_any_accept_header_chooses_a_format(accept):
     assert accepted(accept, MEDIA_TYPES) in MEDIA_TYPES
+
+
+def test_many_parameters_are_read_once():
+    """Time with the square of their number would be hours."""
+    query = "&".join(f"p{number}=" for number in range(300_000))
+    asyncio.run(refuse_repeated_scalars(Request({"type": "http", "query_string": query.encode()})))
 
 
 def test_a_long_accept_header_is_read_once():

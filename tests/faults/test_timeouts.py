@@ -18,7 +18,7 @@ from support.project import DAY, SCRIPTS, alvo_values, connector_over, external,
 import etl
 from fonte import client
 from fonte.client import FonteError, fetch
-from fonte_alvo import engine, serving
+from fonte_alvo import engine, serving, streaming
 
 DAY_BOUNDS = datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 21, tzinfo=UTC)
 
@@ -94,7 +94,7 @@ def test_an_answer_that_drips_is_not_waited_for(monkeypatch):
 
 def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch, caplog):
     with connector_over(large_fonte) as base_url, administrator.connect() as connection:
-        monkeypatch.setattr(serving, "STREAM_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(streaming, "STREAM_TIMEOUT_S", 0.5)
         with stalled_reader(base_url) as reader:
             wait_until(lambda: running(connection, large_fonte.database) == 1)
             wait_until(lambda: running(connection, large_fonte.database) == 0)

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from support.project import DAY, connector_over
 
 from fonte_alvo.copy import CopyOut
-from fonte_alvo.serving import accepted, json_list
+from fonte_alvo.streaming import accepted, json_list
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from alvo.api import app as alvo_app
 from fonte.connector import DataQuery
 from fonte.connector import app as fonte_app
 from fonte_alvo import engine, settings
-from fonte_alvo.serving import ENCODINGS, HEADERS, accepted
+from fonte_alvo.serving import ENCODINGS, HEADERS
+from fonte_alvo.streaming import accepted
 
 ORIGIN = "https://charts.example.org"
 OPERATIONS = [
@@ -271,6 +272,8 @@ def test_the_description_has_what_generators_and_readers_need(app):
         ("Fonte", "columns[]=power", "did you mean columns=A&columns=B?"),
         ("Fonte", "columns=power,wind_speed", "'ambient_temperature'; several are sent as columns=A&columns=B"),
         ("Fonte", "column=power", "did you mean columns=A&columns=B?"),
+        ("Fonte", "start_timestamp=x", "start_timestamp='x': expected a timestamp such as 2024-"),
+        ("Fonte", "format=x", "format='x': expected 'json', 'csv' or 'arrow'"),
         ("Alvo", "signal=power_mean", "did you mean signals=A&signals=B?"),
         ("Alvo", "signals=power_mean,power_std", "'power_std'; several are sent as signals=A&signals=B"),
         ("Alvo", "signals=", "signals='': expected at least 1 character"),
@@ -280,6 +283,7 @@ def test_a_refused_request_says_what_would_work(served, side, query, said):
     answer = served[side].get(f"/data?{query}")
     assert answer.status_code == 422
     assert said in answer.json()["detail"]
+    assert answer.json()["detail"].count("expected") == 1
 
 
 def test_a_parameter_that_is_missing_is_named(served):

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from sqlalchemy import text
+from support.faulty import answering, http
 from support.project import alvo_api as served
 from support.project import bare
 
@@ -259,6 +260,14 @@ def test_a_fonte_that_is_away_harms_nothing_else(filled, refused_port, monkeypat
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.json()["detail"] == "Fonte does not answer as it should; ask again later"
         assert httpx.get(f"{base_url}/view", params=asked(START, START + DAY)).status_code == 200
+
+
+def test_the_units_come_once_fonte_answers(filled, monkeypatch):
+    with answering(http(503), http(body=[{"name": "power", "unit": "kW"}]), every_route=True) as fonte:
+        monkeypatch.setenv("FONTE_API_URL", fonte.url)
+        with served(filled) as base_url:
+            answers = [httpx.get(f"{base_url}/variables").json() for _ in range(2)]
+    assert [[variable["unit"] for variable in answer] for answer in answers] == [[None, None], ["kW", None]]
 
 
 @pytest.mark.parametrize("value", ["Infinity", "-Infinity", "1.7e308", "-1e150", "5e-324", "1e-200"])
