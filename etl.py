@@ -31,13 +31,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, tzinfo
-from functools import partial
+from datetime import date
 from importlib.util import find_spec
-from itertools import compress
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 from zoneinfo import ZoneInfo
 
 if __name__ == "__main__":
@@ -80,54 +77,62 @@ class PictureError(command.Failure):
 def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
     """Run the command, which the clock perf_counter saw start; returns its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(words)
-    # Today depends on the zone.
-    parser = _parser(options.timezone)
+    parser = _parser()
     options = parser.parse_args(words)
-    for name in ("columns", "statistics"):
-        if len(set(getattr(options, name))) < len(getattr(options, name)):
-            parser.error(f"argument --{name}: {' '.join(getattr(options, name))}: expected each name once")
-    options.started = started or perf_counter()
-    options.words, options.dates = words, [str(options.date), str(options.last_date)]
-    return command.run("etl.py", lambda: _run(options), debug=options.debug)
+    options.words, options.started = words, started or perf_counter()
+    try:
+        # Today depends on the zone.
+        dates = [command.day(text, options.timezone) for text in (options.date, options.last_date or options.date)]
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    return command.run("etl.py", lambda: _run(options, *dates), debug=options.debug)
 
 
-def _run(options: argparse.Namespace) -> int:
-    asked = list(days.between(options.date, options.last_date or options.date, options.timezone))
+def _run(options: argparse.Namespace, first: date, last: date) -> int:
+    asked = list(days.between(first, last, options.timezone))
     with local.base_url(wait=False) as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
             alvo = engine.create(settings.alvo_database_url(), "etl.py", pool_size=options.days_at_once)
+            wanted, note = _wanted(options, asked, alvo)
         with connect(base_url) as fonte:
-            code = _load(options, asked, alvo, fonte)
+            code = _load(options, wanted, len(asked) - len(wanted), alvo, fonte)
+            if note:
+                print(note)
             if options.plot and code in (0, EmptyPeriod.exit_code):
                 _plot(options, asked, alvo, fonte)
             return code
 
 
-def _load(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> int:
-    left_out, note = 0, ""
-    if options.resume or options.incomplete:
-        with engine.failures("Alvo", "set ALVO_DATABASE_URL, or mend what the message says"):
-            records = load.recorded(alvo, [each[-2:] for each in asked], options.columns, options.statistics)
-        note = _left_out(options, [each for each, record in zip(asked, records, strict=True) if all(record)])
-        wanted = [record.incomplete if options.incomplete else not record.loaded for record in records]
-        left_out = wanted.count(False)
-        asked = list(compress(asked, wanted))
-    if not asked:
-        print(f"{command.count(left_out, 'day')} left out: nothing to do{note}")
+def _wanted(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine) -> tuple[Sequence[Day], str]:
+    """Return the days to run, and a note on the incomplete days that --resume leaves out."""
+    if not (options.resume or options.incomplete):
+        return asked, ""
+    periods = [(each.start, each.end) for each in asked]
+    records = dict(zip(asked, load.recorded(alvo, periods, options.columns, options.statistics), strict=True))
+    if options.incomplete:
+        return [each for each in asked if records[each].incomplete], ""
+    wanted = [each for each in asked if not records[each].loaded]
+    incomplete = [each.date for each in asked if all(records[each])]
+    if not incomplete:
+        return wanted, ""
+    again = _again(options, [(incomplete[0], incomplete[-1])], "--incomplete")
+    left_out = command.count(len(incomplete), "day")
+    return wanted, f"{left_out} left out with fewer samples than expected. Load them again with:\n  {again}"
+
+
+def _load(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alvo: Engine, fonte: Client) -> int:
+    if not wanted:
+        print(f"{command.count(left_out, 'day')} left out: nothing to do")
         return 0
     if options.last_date or options.dask:
-        how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
-        with days.running(asked, *how, options.days_per_request) as results:
-            return _run_range(options, asked, results, fonte, alvo, left_out, note)
-    (only,) = asked
+        return _run_range(options, wanted, left_out, alvo, fonte)
     began = perf_counter()
     try:
-        done = day.run(fonte, alvo, only, options.columns, options.statistics)
+        done = day.run(fonte, alvo, wanted[0], options.columns, options.statistics)
     except EmptyPeriod as error:
         return command.failed("etl.py", _explained(error, fonte), debug=options.debug)
     seconds = {"start": began - options.started} | done.seconds
-    print(day.summary(only, done._replace(seconds=seconds)) + _notes(options, [done], alvo))
+    print(day.summary(wanted[0], done._replace(seconds=seconds)) + _notes(options, [done], alvo))
     return 0
 
 
@@ -146,63 +151,46 @@ def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engin
     return ""
 
 
-def _left_out(options: argparse.Namespace, incomplete: Sequence[Day]) -> str:
-    """Say how many of the days that --resume leaves out are incomplete, and how to load those."""
-    if options.incomplete or not incomplete:
-        return ""
-    same = [word for word in options.words if word not in ("--resume", *options.dates, *command.DAYS_AGO)]
-    dates = [str(incomplete[0].date), str(incomplete[-1].date)]
-    again = shlex.join(["python", "etl.py", *dates, *same, "--incomplete"])
-    left_out = command.count(len(incomplete), "day")
-    return f"\n{left_out} left out with fewer samples than expected. Load them again with:\n  {again}"
-
-
 def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
     """Add the period that Fonte holds."""
     held = period(fonte)
     return EmptyPeriod(f"{error}; {held}") if held else error
 
 
-def _run_range(
-    options: argparse.Namespace,
-    asked: Sequence[Day],
-    results: days.Results,
-    fonte: Client,
-    alvo: Engine,
-    left_out: int,
-    note: str,
-) -> int:
+def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alvo: Engine, fonte: Client) -> int:
     """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
     outcomes: list[Outcome] = []
     codes: dict[Day, int] = {}
-    try:
-        with command.progress(len(asked), "day") as bar:
-            for each, result in results:
-                bar.update()
-                if isinstance(result, Outcome):
-                    outcomes.append(result)
-                    # On a terminal the bar stands for the lines.
-                    if bar.disable or not sys.stdout.isatty():
-                        print(day.line(each, result), flush=True)
-                    continue
-                if isinstance(result, EmptyPeriod) and not codes:
-                    result = _explained(result, fonte)
-                with bar.external_write_mode(file=sys.stderr):
-                    codes[each] = command.failed(f"etl.py: {each.date}", result, debug=options.debug)
-                if isinstance(result, days.ClusterError) or not (options.keep_going or isinstance(result, EmptyPeriod)):
-                    break
-    except KeyboardInterrupt:
-        # From here on Ctrl-C ends the process at once: the database rolls back what was in hand.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        rest = _again(options, asked[len(outcomes) + len(codes) :])
-        command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
-        return 130  # 128 + SIGINT, as a shell reports it
+    how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
+    with days.running(wanted, *how, options.days_per_request) as results:
+        try:
+            with command.progress(len(wanted), "day") as bar:
+                for each, result in results:
+                    bar.update()
+                    if isinstance(result, Outcome):
+                        outcomes.append(result)
+                        # On a terminal the bar stands for the lines.
+                        if bar.disable or not sys.stdout.isatty():
+                            print(day.line(each, result), flush=True)
+                        continue
+                    is_empty = isinstance(result, EmptyPeriod)
+                    if isinstance(result, EmptyPeriod) and not codes:
+                        result = _explained(result, fonte)
+                    with bar.external_write_mode(file=sys.stderr):
+                        codes[each] = command.failed(f"etl.py: {each.date}", result, debug=options.debug)
+                    if isinstance(result, days.ClusterError) or not (options.keep_going or is_empty):
+                        break
+        except KeyboardInterrupt:
+            # From here on Ctrl-C ends the process at once: the database rolls back what was in hand.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            rest = _again(options, days.ranges(wanted[len(outcomes) + len(codes) :]))
+            command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
+            return 130  # 128 + SIGINT, as a shell reports it
     failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
-    print(
-        days.total(outcomes, len(codes) - len(failed), len(failed), left_out) + note + _notes(options, outcomes, alvo)
-    )
+    counts = (len(codes) - len(failed), len(failed), left_out)
+    print(days.total(outcomes, *counts) + _notes(options, outcomes, alvo))
     if failed and options.keep_going:
-        again = _again(options, failed)
+        again = _again(options, days.ranges(failed))
         command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")
     return next(iter(codes.values()), 0)
 
@@ -222,11 +210,11 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
     known = variables(fonte)
     axes = {name: f"{name} ({known[name].unit})" if name in known else name for name in options.columns}
     title = f"{first.date} {first.zone}" if first == last else f"{first.date} to {last.date} {first.zone}"
-    drawn = (title, first.start, last.end, window_starts, signals, axes)
+    form = options.plot.suffix[1:].lower()
+    drawn = plot.picture(title, first.start, last.end, window_starts, signals, axes, form, window)
     unfinished = options.plot.with_name(f".{options.plot.name}.part")
     try:
-        form: Literal["svg", "png"] = "svg" if options.plot.suffix.lower() == ".svg" else "png"
-        unfinished.write_bytes(plot.picture(*drawn, form=form, window=window))
+        unfinished.write_bytes(drawn)
         unfinished.replace(options.plot)
     except OSError as error:
         with suppress(OSError):
@@ -235,20 +223,19 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
     print(f"drawn: {options.plot}")
 
 
-def _again(options: argparse.Namespace, asked: Sequence[Day]) -> str:
-    """Return the commands that run these days with the same options."""
-    again = ("--resume", "--incomplete", *options.dates, *command.DAYS_AGO)
-    same = [word for word in options.words if word not in again]
-    dates = [[str(first)] if first == last else [str(first), str(last)] for first, last in days.ranges(asked)]
-    return "\n  ".join(shlex.join(["python", "etl.py", *each, *same]) for each in dates)
+def _again(options: argparse.Namespace, ranges: Sequence[tuple[date, date]], *more: str) -> str:
+    """Return the commands that run these dates with the same options, and more."""
+    left_out = ("--resume", "--incomplete", options.date, options.last_date)
+    same = [word for word in options.words if word not in left_out]
+    dates = [[str(first)] if first == last else [str(first), str(last)] for first, last in ranges]
+    return "\n  ".join(shlex.join(["python", "etl.py", *each, *same, *more]) for each in dates)
 
 
-def _parser(zone: tzinfo = UTC) -> command.Parser:
+def _parser() -> command.Parser:
     description = (__doc__ or "").format(home=settings.home(), folder=settings.embedded_folder())
     parser = command.Parser(prog="etl.py", description=description)
-    in_zone = partial(command.day, zone=zone)
-    parser.add_argument("date", type=in_zone, metavar="DATE", help="the day, YYYY-MM-DD, today or yesterday")
-    parser.add_argument("last_date", type=in_zone, metavar="LAST_DATE", nargs="?", help="last day of a range")
+    parser.add_argument("date", metavar="DATE", help="the day, YYYY-MM-DD, today or yesterday")
+    parser.add_argument("last_date", metavar="LAST_DATE", nargs="?", help="last day of a range")
     variables = "wind_speed (m/s), power (kW), ambient_temperature (degC); default: wind_speed power"
     parser.add_argument("--columns", nargs="+", metavar="NAME", default=COLUMNS, help=variables)
     wanted = f"some of {' '.join(ALL_STATISTICS)}; default: {' '.join(STATISTICS)}"

@@ -1,7 +1,7 @@
 """Serve Alvo's page and API on 127.0.0.1 until Ctrl-C, or answer a query.
 
   python -m alvo                                     the page, on http://127.0.0.1:8080
-  python -m alvo "SELECT * FROM signal"              what a query finds, as CSV; it cannot change anything
+  python -m alvo "SELECT * FROM signal"              the result of a query as CSV; it cannot change anything
   python -m alvo --url                               run the embedded PostgreSQL for psql and other tools, until Ctrl-C
 
 Alvo is the database that ALVO_DATABASE_URL names; unset, it is the embedded one (see etl.py --help).
@@ -70,7 +70,7 @@ def _hold() -> int:
     if not settings.alvo_database_is_embedded():
         raise settings.SettingsError("ALVO_DATABASE_URL names Alvo already: --url is for the embedded one")
     url = settings.alvo_database_url()
-    # Not the other parameters, which only libpq knows.
+    # Without the other parameters: only libpq knows them.
     plain = URL.create("postgresql", url.username, url.password, url.host, url.port, url.database)
     print(plain.render_as_string(hide_password=False), flush=True)
     command.notice("the server runs until Ctrl-C")
@@ -90,12 +90,11 @@ def _serve(port: int) -> int:
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)
         api.app.state.fonte_api_url = base_url
+        config = uvicorn.Config(api.app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=10)
         logging.basicConfig(format="%(levelname)s: %(message)s")
         print(f"Alvo: http://127.0.0.1:{listener.getsockname()[1]} until Ctrl-C", flush=True)
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(
-                uvicorn.Config(api.app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=10)
-            ).run([listener])
+            uvicorn.Server(config).run([listener])
     return 130  # 128 + SIGINT, as a shell reports it
 
 

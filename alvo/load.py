@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from psycopg2.errorcodes import INVALID_COLUMN_REFERENCE
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
@@ -163,35 +163,34 @@ def replace_period(
     are always deleted. Missing tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the
     transaction is then rolled back, unless only the answer to COMMIT was lost. Either way the period is complete.
     """
-    inside = (window_starts >= _datetime64(start)) & (window_starts < _datetime64(end))
-    if not inside.all():
-        raise ValueError(f"the window {window_starts[~inside][0]}Z lies outside the period from {start} to {end}")
+    first, last = (np.datetime64(bound.astimezone(UTC).replace(tzinfo=None), "us") for bound in (start, end))
+    outside = window_starts[(window_starts < first) | (window_starts >= last)]
+    if len(outside):
+        raise ValueError(f"the window {outside[0]}Z lies outside the period from {start} to {end}")
+    period = {"start": start, "end": end}
+    days = {"first_day": int(start.timestamp() // 86_400), "last_day": int(-(-end.timestamp() // 86_400)) - 1}
     with engine.begin() as connection:
-        _wait_for_turn(connection, start, end)
-        ids, holds_some = _signal_ids(connection, signals, start, end)
-        report = _replace(connection, start, end, _rows(window_starts, signals, ids), list(ids.values()), holds_some)
+        *_, tables_are_absent = connection.execute(_BEGIN, days).one()
+        if tables_are_absent:
+            schema.create_absent(connection)
+        ids, holds_some = _signal_ids(connection, signals, period)
+        rows = _rows(window_starts, signals, ids)
+        if holds_some:
+            report = _merge(connection, rows, {**period, "signal_ids": list(ids.values())})
+        else:
+            report = Report(copy.copy_in(connection, "data", rows), 0, 0)
         variables = sorted({name.rpartition("_")[0] for name in signals})
-        bounds = {"start": start, "end": end, "variables": variables}
         told = json.dumps([record._asdict() for record in records])
-        connection.exec_driver_sql(_RECORD.format(forget=_FORGET), {**bounds, "records": told})
+        connection.exec_driver_sql(_RECORD.format(forget=_FORGET), {**period, "variables": variables, "records": told})
     return report
 
 
-def _replace(
-    connection: Connection,
-    start: datetime,
-    end: datetime,
-    rows: Mapping[str, npt.NDArray[Any]],
-    signal_ids: Sequence[int],
-    holds_some: bool,
-) -> Report:
-    if not holds_some:
-        return Report(copy.copy_in(connection, "data", rows), 0, 0)
+def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], parameters: dict[str, Any]) -> Report:
+    """Make the period hold these rows of these signals and no others; parameters are those of _REPLACE."""
     # Not LIKE data: its columns may be more than ours.
     incoming = "(timestamp timestamptz, signal_id integer, value double precision)"
     connection.execute(text(f"CREATE TEMP TABLE incoming {incoming} ON COMMIT DROP"))
     copy.copy_in(connection, "incoming", rows)
-    parameters = {"start": start, "end": end, "signal_ids": list(signal_ids)}
     try:
         return Report(*connection.execute(_REPLACE, parameters).one())
     except DBAPIError as error:
@@ -201,41 +200,29 @@ def _replace(
         raise DatabaseError(f"Alvo failed: signal_id and timestamp are no key of data; as its owner: {mend}") from error
 
 
-def _datetime64(moment: datetime) -> np.datetime64:
-    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
-
-
-def _wait_for_turn(connection: Connection, start: datetime, end: datetime) -> None:
-    days = {"first_day": int(start.timestamp() // 86_400), "last_day": int(-(-end.timestamp() // 86_400)) - 1}
-    *_, tables_are_absent = connection.execute(_BEGIN, days).one()
-    if tables_are_absent:
-        schema.create_absent(connection)
-
-
 def _signal_ids(
-    connection: Connection, signals: Mapping[str, Values], start: datetime, end: datetime
+    connection: Connection, signals: Mapping[str, Values], period: dict[str, datetime]
 ) -> tuple[dict[str, int], bool]:
     """Return the ids of signals, and whether the period holds a value of any.
 
     Missing signals are created if they have a value, and skipped otherwise.
     """
-    found = connection.execute(_SIGNALS, {"names": list(signals), "start": start, "end": end}).all()
-    ids = {name: signal_id for name, signal_id, _ in found}
+    found = connection.execute(_SIGNALS, {"names": list(signals), **period}).all()
+    known = {name for name, *_ in found}
     valued = sorted(name for name, values in signals.items() if np.isfinite(values).any())
-    if absent := [{"name": name} for name in valued if name not in ids]:
+    if absent := [{"name": name} for name in valued if name not in known]:
         connection.execute(insert(schema.signal).values(absent).on_conflict_do_nothing())
-        query = select(schema.signal.c.name, schema.signal.c.id).where(schema.signal.c.name.in_(signals))
-        ids = {name: signal_id for name, signal_id in connection.execute(query)}
-    return ids, any(holds_some for _, _, holds_some in found)
+        found = connection.execute(_SIGNALS, {"names": list(signals), **period}).all()
+    return {name: signal_id for name, signal_id, _ in found}, any(holds_some for *_, holds_some in found)
 
 
 def _rows(
     window_starts: Timestamps, signals: Mapping[str, Values], ids: Mapping[str, int]
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the finite values as columns of rows ordered as the primary key."""
-    ordered = sorted(ids, key=ids.__getitem__)
     if beyond := [signal_id for signal_id in ids.values() if signal_id >= 2**31]:
         raise OverflowError(f"the signal id {beyond[0]} is beyond an integer, the type of data.signal_id")
+    ordered = sorted(ids, key=ids.__getitem__)
     values = np.concatenate([signals[name] for name in ordered] or [np.empty(0)])
     finite = np.isfinite(values)
     timestamp = np.tile(window_starts, len(ordered))[finite]

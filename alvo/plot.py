@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,12 +10,13 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
+from fonte_alvo.command import count
 
 LINE, BAND, EDGE, STD = "#0b4f8a", "#a9cbe8", "#6f9cc4", "#8e24aa"
 WIDTH_INCHES, PANEL_INCHES, TOP_INCHES, BOTTOM_INCHES, DOTS_PER_INCH = 10.0, 2.1, 0.95, 0.8, 160
-# Over longer steps minimum and maximum enclose nearly everything: they are lines, and the band is mean ± std.
+# In longer windows minimum and maximum enclose nearly everything: they are lines, and the band is mean ± std.
 LONG = timedelta(hours=1)
-# Of years, months, days, hours, minutes and seconds: in general, and where the next larger one begins.
+# Formats of years, months, days, hours, minutes and seconds, and those where the next larger unit begins.
 DATES = ["%Y", "%Y-%m", "%Y-%m-%d", "%H:%M", "%H:%M", "%H:%M:%S"]
 FIRST_DATES = [*DATES[:3], "%H:%M\n%Y-%m-%d", *DATES[4:]]
 
@@ -28,19 +28,20 @@ def picture(
     window_starts: Timestamps,
     signals: Mapping[str, Values],
     axes: Mapping[str, str],
-    form: Literal["png", "svg"] = "png",
+    form: str = "png",
     window: timedelta = timedelta(seconds=WINDOW_S),
 ) -> bytes:
     """Draw the variables of [start, end) in the order of `axes`; a window without a value is left blank.
 
     start, end: UTC. window_starts: `datetime64[us]` (w,), UTC; signals: {variable}_{statistic} of STATISTICS to float64
-    (w,), NaN where there is none; axes: variable to its label, such as `power (kW)`; window: its length.
+    (w,), NaN where there is none; axes: variable to its label, such as `power (kW)`; form: png or svg; window: the
+    length of each window.
     """
     first, last = (np.datetime64(bound.replace(tzinfo=None), "us") for bound in (start, end))
     edges = np.arange(first, last + np.timedelta64(window), np.timedelta64(window))
     height = TOP_INCHES + BOTTOM_INCHES + PANEL_INCHES * len(axes)
     figure = Figure((WIDTH_INCHES, height), dpi=DOTS_PER_INCH)
-    # Margins by hand: a layout that Matplotlib finds takes as long again as the drawing.
+    # Margins by hand: Matplotlib's automatic layout takes as long as the drawing itself.
     figure.subplots_adjust(0.07, BOTTOM_INCHES / height, 0.95, 1 - TOP_INCHES / height, hspace=0.3)
     figure.suptitle(title, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=12)
     panels = figure.subplots(len(axes), sharex=True, squeeze=False)[:, 0]
@@ -67,7 +68,7 @@ def _draw(panel: Axes, edges: Timestamps, window: timedelta, *values: Values) ->
     spread = "mean ± std" if np.isfinite(std).any() else ""
     panel.stairs(mean, edges, baseline=None, color=LINE, linewidth=1.2, zorder=3, label=f"mean of {_duration(window)}")
     if window > LONG:
-        # No value is beyond the extremes, and so is no band; where std is NaN, there is none.
+        # The band ends at the extremes, as all values do; where std is NaN, there is no band.
         below, above = (np.fmin(np.fmax(mean + each, low), high) + 0 * std for each in (-std, std))
         panel.stairs(above, edges, baseline=below, fill=True, color=BAND, label=spread)
         for bound, label in ((high, "minimum and maximum"), (low, "")):
@@ -76,20 +77,18 @@ def _draw(panel: Axes, edges: Timestamps, window: timedelta, *values: Values) ->
         panel.stairs(high, edges, baseline=low, fill=True, color=BAND, label="minimum to maximum")
         for each, label in ((-std, spread), (std, "")):
             panel.hlines(mean + each, edges[:-1], edges[1:], color=STD, linewidth=0.9, label=label)
-    # Stairs would end the axis at their lowest value, on which a line is half hidden.
+    # Otherwise the axis ends at the lowest value, and half of a line on it is hidden.
     panel.use_sticky_edges = False
 
 
 def _duration(window: timedelta) -> str:
-    for name, unit in (("day", timedelta(days=1)), ("hour", timedelta(hours=1))):
-        if window % unit == timedelta():
-            return f"{window // unit} {name}{'s' * (window > unit)}"
-    return f"{window // timedelta(minutes=1)} minutes"
+    units = {"day": timedelta(days=1), "hour": timedelta(hours=1), "minute": timedelta(minutes=1)}
+    return next(count(window // unit, name) for name, unit in units.items() if window % unit == timedelta())
 
 
 def _gridded(edges: Timestamps, window_starts: Timestamps, values: Values) -> Values:
     """Return the value of each window between the edges, NaN where there is none."""
     grid = np.full(len(edges) - 1, np.nan)
-    # Matplotlib's own arithmetic overflows beyond.
+    # Larger values overflow in Matplotlib's arithmetic.
     grid[(window_starts - edges[0]) // (edges[1] - edges[0])] = np.clip(values, -1e300, 1e300)
     return grid

@@ -19,7 +19,7 @@ CELLS = 80
 # The bounds of Python's datetime; PostgreSQL's timestamps reach further.
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
-# The square of a larger value is beyond the largest double, which PostgreSQL calls an error.
+# The square of a larger value overflows a double, an error in PostgreSQL.
 _SQUARABLE = "abs({0}) < 1e140"
 
 _BUCKETS = text(f"""
@@ -42,7 +42,7 @@ _NEIGHBOURS = text("""
             WHERE signal_id = id AND timestamp >= :end AND timestamp <= :last) AS later
 """)
 
-# A day that was loaded while it ran, or soon after, came from a feed that was alive.
+# If a day was loaded while it ran, or soon after, its source was live.
 _LIVE = text("SELECT EXISTS (SELECT FROM load WHERE finished_at < period_end + INTERVAL '36 hours')")
 
 _VALUES = text("""
@@ -50,7 +50,7 @@ _VALUES = text("""
     WHERE name = ANY(:names) AND timestamp >= :start AND timestamp < :end
 """)
 
-# Each part is computed once: a planner without statistics of a new table takes years of windows for a few rows.
+# Each part is computed once: without statistics of a new table, the planner takes years of windows for a few rows.
 _CURVE = text(f"""
     WITH pair AS MATERIALIZED (
         SELECT max(value) FILTER (WHERE signal_id = :x) AS x, max(value) FILTER (WHERE signal_id = :y) AS y FROM data
@@ -90,23 +90,18 @@ def live(connection: Connection) -> bool:
     return not readable or bool(connection.scalar(_LIVE))
 
 
-def bucket(span: timedelta, points: int) -> timedelta:
-    """Return the length of a bucket of which at most so many cover the span: of a day's even parts, or whole days."""
-    least = span / points
-    return next((each for each in BUCKETS if each >= least), -(-least // DAY) * DAY)
-
-
 def buckets(
     connection: Connection, ids: Mapping[str, int], names: Iterable[str], start: datetime, end: datetime, points: int
 ) -> tuple[datetime, timedelta, dict[str, dict[str, Values]]]:
     """Return the start of the first bucket, on a window's boundary, their length, and what each variable has in them.
 
-    ids: {variable}_{statistic} to id; names: the variables. Each has the statistics that Alvo knows of it, float64 of
-    one value a bucket, NaN where there is none, and the number of its windows. Mean and std let each window weigh the
-    same.
+    ids: {variable}_{statistic} to id; names: the variables; points: the most buckets. Each variable has the statistics
+    that Alvo knows of it, float64 of one value a bucket, NaN where there is none, and the number of its windows. Every
+    window has the same weight in mean and std.
     """
     origin = start - (start - datetime.fromtimestamp(0, UTC)) % WINDOW
-    length = bucket(end - origin, points)
+    least = (end - origin) / points
+    length = next((each for each in BUCKETS if each >= least), -(-least // DAY) * DAY)
     count = -((origin - end) // length)
     bounds = {"origin": origin, "start": start, "end": end, "bucket": length, "bucket_s": length.total_seconds()}
     rows = connection.execute(_BUCKETS, {"ids": list(ids.values()), **bounds}).all()

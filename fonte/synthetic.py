@@ -14,18 +14,18 @@ MINUTES_PER_DAY = 1440
 # The median power per 0.5 m/s of a real turbine: NOTICE.md names its source. Wind speed in m/s, power in kW.
 POWER_CURVE_FILE = Path(__file__).with_name("power_curve.csv")
 
-# From lowest to highest, of each variable in plain random values.
+# The lowest and highest of the plain random values of each variable.
 RANGES = {"wind_speed": (0.0, 25.0), "power": (0.0, 1900.0), "ambient_temperature": (-10.0, 40.0)}
 
-# So that a gap can be seen in the demo: minutes of a day without power, two hours and three single ones.
+# The demo's gap: minutes of a day without power, two hours and three single ones.
 GAP_DAY, GAP_MINUTES = date(2024, 5, 28), np.array([*range(540, 660), 197, 822, 1205])
 
 WEIBULL_SHAPE = 2.0
 WEIBULL_SCALE_M_S = 8.5
 WIND_CORRELATION_MINUTES = 180.0
 TEMPERATURE_CORRELATION_MINUTES = 360.0
-# exp(-2**14 / 360) < 1e-19: what lies further back than this changes no double.
-MEMORY_DOUBLINGS = 14
+# exp(-2**14 / 360) < 1e-19: older noise changes no double. Twelve days hold 2**14 minutes.
+MEMORY_DOUBLINGS, MEMORY_DAYS = 14, 12
 
 
 def minutes(start: date, days: int) -> Timestamps:
@@ -36,8 +36,9 @@ def minutes(start: date, days: int) -> Timestamps:
 
 def uniform(start: date, days: int, random_seed: int) -> dict[str, Values]:
     """Return plain random values, each uniform over its sensor's range; arrays (1440 * days,)."""
-    days_of_values = [np.random.default_rng([random_seed, day, 0]) for day in _day_numbers(start, days)]
-    draws = np.hstack([rng.uniform(size=(len(RANGES), MINUTES_PER_DAY)) for rng in days_of_values])
+    numbers = range(start.toordinal(), start.toordinal() + days)
+    generators = [np.random.default_rng([random_seed, number, 0]) for number in numbers]
+    draws = np.hstack([rng.uniform(size=(len(RANGES), MINUTES_PER_DAY)) for rng in generators])
     return {name: low + (high - low) * draw for (name, (low, high)), draw in zip(RANGES.items(), draws, strict=True)}
 
 
@@ -46,7 +47,7 @@ def turbine(start: date, days: int, random_seed: int) -> dict[str, Values]:
 
     Wind is an autocorrelated Weibull series: half the squared length of a two-dimensional standard normal vector is
     exponentially distributed, and its 1/shape-th power times the scale is Weibull. Power (kW) follows the measured
-    curve; above its last point the turbine is cut out and consumes what it consumes in a calm.
+    curve; above its last point the turbine is cut out and consumes as much as in a calm.
     """
     noise = _noise(start, days, random_seed)
     along, across = (_correlated(white, WIND_CORRELATION_MINUTES) for white in noise[:2])
@@ -63,22 +64,15 @@ def turbine(start: date, days: int, random_seed: int) -> dict[str, Values]:
     return {"wind_speed": wind_speed, "power": power, "ambient_temperature": temperature}
 
 
-def _day_numbers(start: date, days: int, before: int = 0) -> range:
-    return range(start.toordinal() - before, start.toordinal() + days)
-
-
 def _noise(start: date, days: int, random_seed: int) -> Values:
-    """Return white noise (3, memory + 1440 * days): every day has a generator of its own."""
-    memory = 2**MEMORY_DOUBLINGS
-    before = -(-memory // MINUTES_PER_DAY)
-    generators = [np.random.default_rng([random_seed, max(day, 0), 1]) for day in _day_numbers(start, days, before)]
-    noise = np.hstack([rng.standard_normal((3, MINUTES_PER_DAY)) for rng in generators])
-    memorable: Values = noise[:, before * MINUTES_PER_DAY - memory :]
-    return memorable
+    """Return white noise (3, 1440 * (MEMORY_DAYS + days)): each day has its own generator."""
+    numbers = range(start.toordinal() - MEMORY_DAYS, start.toordinal() + days)
+    generators = [np.random.default_rng([random_seed, max(number, 0), 1]) for number in numbers]
+    return np.hstack([rng.standard_normal((3, MINUTES_PER_DAY)) for rng in generators])
 
 
 def _correlated(white: Values, correlation_minutes: float) -> Values:
-    """Filter white noise into a first-order autoregressive series of unit variance, without its memory.
+    """Filter white noise into a first-order autoregressive series of unit variance, without the days of its memory.
 
     Doubling the reach of the filter in each step, y[t] += phi**reach * y[t - reach], replaces a loop over time.
     """
@@ -87,4 +81,4 @@ def _correlated(white: Values, correlation_minutes: float) -> Values:
     for doubling in range(MEMORY_DOUBLINGS):
         reach = 2**doubling
         series[reach:] += phi**reach * series[:-reach].copy()
-    return series[2**MEMORY_DOUBLINGS :]
+    return series[MEMORY_DAYS * MINUTES_PER_DAY :]

@@ -254,7 +254,7 @@ def test_today_is_loaded_as_it_stands_and_said_to_be_unfinished(alvo_pool, monke
         (["2024-05-20", "--columns"], "--columns"),
         (["2024-05-20", "--columns", "ambient_temprature"], "(did you mean ambient_temperature?)"),
         (["2024-05-20", "--columns", "wind"], "columns='wind': expected 'wind_speed', 'power', 'ambient_temperature'"),
-        (["2024-05-20", "--columns", "power", "power"], "power power: expected each name once"),
+        (["2024-05-20", "--columns", "power", "power"], "the column power is asked for twice: name each once"),
         (["2024-05-20", "--statistics", "median"], "argument --statistics: invalid choice: 'median'"),
         (["2024-05-20", "--speed", "9"], "--speed"),
     ],
