@@ -40,6 +40,8 @@ from fonte_alvo.command import count
 
 # Decades of minutes are one transaction.
 TIME_LIMIT_S = 3600
+# Bounds the memory of a long seed.
+DAYS_PER_COPY = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,27 +68,34 @@ def _seed(options: argparse.Namespace) -> int:
         return 0
     with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL", FonteError):
         pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=TIME_LIMIT_S)
-        made = options.profile, options.random_seed
         if options.live:
             command.notice("filling Fonte to now, from ten days ago at most; then a row each minute, until Ctrl-C")
-            for merged in seeding.live(pool, *made, Event()):
+            for merged in seeding.live(pool, options.profile, options.random_seed, Event()):
                 _report(merged, schema.extent(pool), options)
             return 0
         with pool.begin() as connection:
             if not schema.create_absent(connection) and options.once:
                 print("Fonte has its table: nothing was written")
                 return 0
-            if options.csv:
-                merged = _load(connection, options)
-            else:
-                bounds = seeding.midnight(options.start), seeding.midnight(options.start, options.days)
-                merged = seeding.fill_synthetic(connection, *bounds, *made, _show_progress)
+            merged = _load(connection, options) if options.csv else _fill(connection, options)
         _report(merged, schema.extent(pool), options)
     return 0
 
 
+def _fill(connection: Connection, options: argparse.Namespace) -> Merged:
+    """Merge the synthetic days."""
+    merged = []
+    with command.progress(options.days, "day") as bar:
+        for done in range(0, options.days, DAYS_PER_COPY):
+            days = min(DAYS_PER_COPY, options.days - done)
+            bounds = seeding.midnight(options.start, done), seeding.midnight(options.start, done + days)
+            merged.append(seeding.fill_synthetic(connection, *bounds, options.profile, options.random_seed))
+            bar.update(days)
+    return seeding.total(merged)
+
+
 def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
-    """Merge the files; without a connection tell what they hold."""
+    """Merge the files; without a connection report what they hold."""
     # Loaded here, because pandas takes longer than a day.
     from fonte import files
 
@@ -99,7 +108,8 @@ def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
             else:
                 merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:
-            print(f"{name}: {count(file.bad_rows, 'bad row')} left out, and written to {file.left_out}")
+            where = f", and written to {file.left_out}" if connection else ""
+            print(f"{name}: {count(file.bad_rows, 'bad row')} left out{where}")
     return seeding.total(merged)
 
 
@@ -109,11 +119,6 @@ def _report(merged: Merged, extent: schema.Extent, options: argparse.Namespace) 
     print(f"{count(merged.inserted, 'row')} inserted, {merged.present:,} were there already: {filled}, {differing}")
     first, last = (each and f"{each:%Y-%m-%d %H:%M} UTC" for each in (extent.first_timestamp, extent.last_timestamp))
     print(f"Fonte holds {count(extent.rows, 'row')} from {first or 'nothing'} to {last or 'nothing'}", flush=True)
-
-
-def _show_progress(done: int, days: int) -> None:
-    if sys.stderr and sys.stderr.isatty():
-        print(f"\r{done:,} of {days:,} days", end="\n" if done == days else "", file=sys.stderr, flush=True)
 
 
 def _parser() -> tuple[command.Parser, list[argparse.Action]]:

@@ -22,9 +22,9 @@ from fonte.arrow import Timestamps, Values
 from fonte.seeding import NAMES, Columns
 from fonte_alvo.command import Failure, count
 
-# Bounds the memory.
+# Bound the memory.
 PIECE_LINES = 50_000
-# Among them the header is, and the first row.
+# They hold the header and the first row.
 HEAD_LINES = 1000
 SAMPLE_LINES = 100
 SHOWN_BAD_ROWS = 5
@@ -37,7 +37,7 @@ csv.field_size_limit(2**31 - 1)
 
 
 class FileError(Failure):
-    """The file cannot be loaded as it is; nothing was."""
+    """The file cannot be loaded as it is; nothing was loaded."""
 
     exit_code = 2
 
@@ -45,7 +45,7 @@ class FileError(Failure):
 @contextmanager
 def opened(name: str, options: Namespace) -> Iterator["File"]:
     """Open a file, - for standard input, and find out its form. Raises FileError."""
-    # Each line is one text: pandas knows the compressions, the encodings and the ends of lines.
+    # pandas reads each line as one text, because it knows compressions, encodings and line ends.
     lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
     texts = {"dtype": object, "na_filter": False, "iterator": True}
     try:
@@ -59,20 +59,20 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
 
 
 class File:
-    """A file whose form is known; an iteration yields its columns, piece by piece. Raises FileError."""
+    """A file whose form is known; iterating yields its columns piece by piece. Raises FileError."""
 
     def __init__(self, name: str, options: Namespace, encoding: str, reader: pd.io.parsers.TextFileReader) -> None:
-        """Read the beginning, which tells the form."""
+        """Find out the form from the first lines."""
         self.name, self.options, self._encoding, self._reader = name, options, encoding, reader
         self.left_out = Path("standard-input.bad" if name == "-" else f"{name}.bad")
         self.bad_rows, self._told, self._interval = 0, list[str](), np.timedelta64(0, "us")
-        # Of each local day whose clocks repeat an hour: how often its times went back, and the last of them.
+        # For each local day whose clocks repeat an hour: how often its times went back, and the last time.
         self._repeated: dict[object, tuple[int, np.datetime64]] = {}
         parts = set(re.findall("%(.)", form := options.timestamp_format or "%Y%j"))
         if not (parts & {"Y", "y"} and ("j" in parts or (parts & {"m", "b", "B"} and "d" in parts))):
             raise FileError(f"--timestamp-format {form!r} gives no day: expected %Y, %m and %d, or %Y and %j")
         head = self._lines(HEAD_LINES)
-        # The header is the line that is named, which may be a comment, or else the first that is not empty.
+        # The header is the line that --header-line names, which may be a comment, or else the first that is not empty.
         number = options.header_line
         if number is None:
             number = next((number for number, line in head.items() if not self._is_empty(line)), 0)
@@ -119,7 +119,7 @@ class File:
         return not line.strip() or bool(self.options.comment and line.lstrip().startswith(self.options.comment))
 
     def _understood(self, header: str, sample: list[str]) -> tuple[str, list[str]]:
-        """Return the given delimiter, or the only one that gives the wanted columns, and the names of the columns."""
+        """Return the delimiter, given or the only one that gives the wanted columns, and the columns' names."""
         given, fitting = self.options.delimiter, dict[str, tuple[str, list[str]]]()
         for delimiter in [DELIMITERS[given]] if given else DELIMITERS.values():
             rows = [_split(line, delimiter) for line in sample]
@@ -152,15 +152,14 @@ class File:
         problems: dict[int, str] = {}
         rows: dict[int, list[str]] = {}
         for number, line in lines.items():
-            fields = _split(line, self._delimiter)
             if self._is_empty(line):
                 continue
+            fields = _split(line, self._delimiter)
             if len(fields) == len(self._names) and not line.count('"') % 2:
                 rows[number] = [field.strip() for field in fields]
             else:
-                problems[number] = (
-                    f"{len(fields)} fields instead of {len(self._names)}, or an open quote: {_shown(line)}"
-                )
+                said = f"{len(fields)} fields instead of {len(self._names)}, or an open quote"
+                problems[number] = f"{said}: {_shown(line)}"
         table = pd.DataFrame.from_dict(rows, orient="index", columns=range(len(self._names)), dtype=object)
         values = {name: self._numbers(table[place], name, problems) for name, place in self._places.items()}
         timestamps = self._timestamps(table, problems)
@@ -196,11 +195,11 @@ class File:
             for each in self.options.timestamp
         ]
         if len(widths) == len(parts):
-            # A number that lost its leading zeros, as 5 for 00:05 in %H%M.
-            filled = [part.str.zfill(width) for part, width in zip(parts, widths, strict=True)]
-            parts = [part.mask(part.str.isdecimal(), full) for part, full in zip(parts, filled, strict=True)]
+            # Restore the leading zeros that a number has lost: 5 is 00:05 in %H%M.
+            pairs = zip(parts, widths, strict=True)
+            parts = [part.mask(part.str.isdecimal(), part.str.zfill(width)) for part, width in pairs]
         written = parts[0].str.cat(parts[1:], sep=" ")
-        # pandas reads words such as now, and 105 as 10:05 in %H%M.
+        # pandas takes words such as now for times, and 105 for 10:05 in %H%M.
         valid = written.str.contains(r"\d") if form else written.str.fullmatch(ISO_8601)
         if re.search("%[YymdjHMS]%[YymdjHMS]", form or ""):
             valid &= written.str.len() == len(example)
@@ -220,10 +219,11 @@ class File:
 
     def _utc(self, wall: Timestamps) -> Timestamps:
         """Convert local times to UTC. In a repeated hour, the second pass begins where the times go back."""
-        utc, second = np.empty_like(wall), np.empty_like(wall)
-        for times, is_first in ((utc, True), (second, False)):
-            how = {"ambiguous": np.full(len(wall), is_first), "nonexistent": "NaT"}
-            times[:] = pd.DatetimeIndex(wall).tz_localize(self.options.csv_timezone, **how).tz_convert(None)
+        times, zone = pd.DatetimeIndex(wall), self.options.csv_timezone
+        utc, second = (
+            np.array(times.tz_localize(zone, ambiguous=np.full(len(wall), dst), nonexistent="NaT").tz_convert(None))
+            for dst in (True, False)
+        )
         twice = ~np.isnat(utc) & (utc != second)
         days = wall.astype("datetime64[D]")
         for day in np.unique(days[twice]):
@@ -246,18 +246,16 @@ class File:
 
 def look(file: File) -> str:
     """Read a file to its end, and return what it holds."""
-    variables = {each: f"{each.name} outside {each.lowest} to {each.highest}" for each in file.variables}
-    edges, steps = list[pd.DataFrame](), Counter[int]()
-    counts = dict.fromkeys(["rows", "missing", *variables.values()], 0)
+    edges, steps, counts = list[pd.DataFrame](), Counter[int](), Counter[str]()
     for columns in file:
         table = pd.DataFrame(columns).set_index("timestamp")
         steps.update(np.diff(pd.concat([*edges[-1:], table]).index.to_numpy()).astype(int).tolist())
         edges += [table[:1], table[-1:]]
         counts["rows"] += len(table)
         counts["missing"] += int(table.isna().to_numpy().sum())
-        for each, name in variables.items():
-            values = table[each.name]
-            counts[name] += int(((values < each.lowest) | (values > each.highest)).sum())
+        for name, _, _, lowest, highest in file.variables:
+            outside = (table[name] < lowest) | (table[name] > highest)
+            counts[f"{name} outside {lowest} to {highest}"] += int(outside.sum())
     interval = max(steps, key=steps.__getitem__, default=0)
     counts["gaps"] = sum(steps[step] for step in steps if step > interval)
     counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
@@ -266,7 +264,7 @@ def look(file: File) -> str:
 
 
 def _encoding(name: str) -> str:
-    """Return what the first bytes of a file say: UTF-16, or else UTF-8."""
+    """Return the encoding that the first bytes of a file show: UTF-16, or else UTF-8."""
     # A pipe cannot be read twice.
     if not Path(name).is_file():
         return "utf-8-sig"
@@ -277,12 +275,13 @@ def _encoding(name: str) -> str:
 def _split(line: str, delimiter: str) -> list[str]:
     if delimiter == " ":
         line = " ".join(line.split())
-    return (
-        next(csv.reader([line], delimiter=delimiter, skipinitialspace=True)) if '"' in line else line.split(delimiter)
-    )
+    # csv.reader takes ten times as long.
+    if '"' not in line:
+        return line.split(delimiter)
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
 
 
 def _shown(said: object, most: int = 40) -> str:
     """Return foreign text cut, and with its control characters escaped."""
     text = str(said)
-    return repr(text if len(text) <= most else f"{text[:most]}...")
+    return repr(text[:most] + "..." * (len(text) > most))

@@ -1,7 +1,7 @@
 """Fills Fonte's table through COPY, in the caller's transaction."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock
 from threading import Event
@@ -19,8 +19,6 @@ START = date(2024, 5, 20)
 DAYS = 10
 RANDOM_SEED = 2024
 PROFILES = {"turbine": synthetic.turbine, "uniform": synthetic.uniform}
-# Bounds the memory of a long seed.
-DAYS_PER_COPY = 60
 LIVE_DAYS = 10
 NAMES = [each.name for each in schema.VARIABLES]
 
@@ -60,35 +58,21 @@ def midnight(day: date, days_later: int = 0) -> datetime:
 
 
 def fill_synthetic(
-    connection: Connection,
-    start: datetime,
-    end: datetime,
-    profile: str,
-    random_seed: int,
-    progress: Callable[[int, int], None] = lambda done, days: None,
-    step_minutes: int = 1,
+    connection: Connection, start: datetime, end: datetime, profile: str, random_seed: int, step_minutes: int = 1
 ) -> Merged:
-    """Merge synthetic samples of [start, end), aware, one every step_minutes from its first minute on.
-
-    progress is called with the number of finished days and of all.
-    """
-    bounds = [np.datetime64(bound.astimezone(UTC).replace(tzinfo=None), "us") for bound in (start, end)]
-    first, last = start.astimezone(UTC).date(), (end.astimezone(UTC) - timedelta.resolution).date()
-    days = (last - first).days + 1
-    parts = []
-    for done in range(0, days, DAYS_PER_COPY):
-        part, count = first + timedelta(days=done), min(DAYS_PER_COPY, days - done)
-        columns: Columns = {"timestamp": synthetic.minutes(part, count), **PROFILES[profile](part, count, random_seed)}
-        since_start = columns["timestamp"] - bounds[0]
-        on_step = since_start // np.timedelta64(1, "m") % step_minutes == 0
-        inside = on_step & (since_start >= np.timedelta64(0, "us")) & (columns["timestamp"] < bounds[1])
-        parts.append(merge(connection, [{name: values[inside] for name, values in columns.items()}]))
-        progress(done + count, days)
-    return total(parts)
+    """Merge synthetic samples of [start, end), aware, one every step_minutes from its first minute on."""
+    bounds = [bound.astimezone(UTC).replace(tzinfo=None) for bound in (start, end)]
+    day = bounds[0].date()
+    days = ((bounds[1] - timedelta.resolution).date() - day).days + 1
+    columns: Columns = {"timestamp": synthetic.minutes(day, days), **PROFILES[profile](day, days, random_seed)}
+    since_start = columns["timestamp"] - np.datetime64(bounds[0], "us")
+    inside = (since_start >= np.timedelta64(0, "us")) & (columns["timestamp"] < np.datetime64(bounds[1], "us"))
+    wanted = inside & (since_start // np.timedelta64(1, "m") % step_minutes == 0)
+    return merge(connection, [{name: values[wanted] for name, values in columns.items()}])
 
 
 def total(parts: Iterable[Merged]) -> Merged:
-    """Add what became of several parts."""
+    """Add up what became of several parts."""
     return Merged(*map(sum, zip(Merged(), *parts, strict=True)))
 
 

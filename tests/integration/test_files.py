@@ -455,6 +455,13 @@ def test_a_first_look_shows_the_form_and_loads_nothing(load, rows):
     assert rows() is None
 
 
+def test_a_first_look_counts_bad_rows_and_writes_no_file(load, tmp_path):
+    code, out = load(BAD, "--dry-run", "--skip-bad-rows")
+    assert code == 0
+    assert f"{tmp_path / 'some.csv'}: 10 bad rows left out\n" in out.out
+    assert [file.name for file in tmp_path.iterdir()] == ["some.csv"]
+
+
 def test_markers_of_missing_values_are_texts_and_numbers(rows, load):
     values = ["-999", "-999.0", "-9.99e2", "Bad", "", "NULL", "NaN", " NA ", "-998"]
     content = "timestamp,power\n" + "".join(f"2024-05-20 00:0{n},{value}\n" for n, value in enumerate(values))

@@ -265,7 +265,9 @@ def test_a_long_seed_shows_progress_on_a_terminal_only(rows, capsys, monkeypatch
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     seed.main(["--days", "61"])
-    assert capsys.readouterr().err == "\r60 of 61 days\r61 of 61 days\n"
+    error = capsys.readouterr().err
+    assert "60/61" in error
+    assert "61/61" in error
 
 
 class Minutes:
