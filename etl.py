@@ -38,7 +38,7 @@ from time import perf_counter
 from zoneinfo import ZoneInfo
 
 if __name__ == "__main__":
-    # Before the imports that may fail, or be interrupted.
+    # First, because the other imports may fail or be interrupted.
     try:
         from fonte_alvo.command import begin
     except ImportError:
@@ -46,10 +46,10 @@ if __name__ == "__main__":
         sys.exit(2)
     begin("etl.py")
     started = perf_counter()
-    # Libraries make many objects and no garbage: to look for it, then and at the end, would take half as long again.
+    # The imports make many objects and no garbage. Collecting, now and at the end, would add half of their time.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    # HTTPX would load its command line, and Click and Rich with it.
+    # HTTPX would also load its command line, with Click and Rich.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
 
 from sqlalchemy import Engine
@@ -64,7 +64,7 @@ from orchestration import day, days
 from orchestration.day import COLUMNS, Day, EmptyPeriod, Outcome
 
 QUERY = 'python -m alvo "SELECT timestamp, name, value FROM data JOIN signal ON id = signal_id ORDER BY 1, 2 LIMIT 8"'
-# As many steps as a picture is wide; more would hide the mean in its own zigzag.
+# More steps than a picture can show would hide the mean in its own zigzag.
 PLOT_POINTS = 360
 
 
@@ -75,13 +75,13 @@ class PictureError(command.Failure):
 
 
 def main(arguments: Sequence[str] | None = None, started: float | None = None) -> int:
-    """Run the command, which the clock perf_counter saw start; returns its exit code."""
+    """Run the command, which started at this time of perf_counter; return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     options = parser.parse_args(words)
     options.words, options.started = words, started or perf_counter()
     try:
-        # Today depends on the zone.
+        # The date of today depends on the zone.
         dates = [command.day(text, options.timezone) for text in (options.date, options.last_date or options.date)]
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
@@ -137,12 +137,12 @@ def _load(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alv
 
 
 def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engine) -> str:
-    """Warn of statistics that are gone; after the first load, say where the embedded Alvo can be seen."""
+    """Warn of removed statistics, or after the first load say where the embedded Alvo is."""
     if any(outcome.report.removed for outcome in outcomes) and not set(STATISTICS) <= set(options.statistics):
         asked = " ".join(options.statistics)
         return f"\nAlvo keeps only the statistics that were asked, {asked}: the others of these variables are removed"
     new = [outcome for outcome in outcomes if not outcome.report.unchanged]
-    # The days are loaded: an Alvo that ends now is no failure of theirs.
+    # The days are loaded: if Alvo is lost now, they have not failed.
     with suppress(SQLAlchemyError):
         if new and settings.alvo_database_is_embedded() and load.recorded_periods(alvo) == len(new):
             folder = settings.embedded_folder()
@@ -158,7 +158,7 @@ def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
 
 
 def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alvo: Engine, fonte: Client) -> int:
-    """Run day after day; an empty one does not stop the range, another failure does. The first failure counts."""
+    """Run day after day; return the exit code of the first failure. An empty day does not stop the range."""
     outcomes: list[Outcome] = []
     codes: dict[Day, int] = {}
     how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
@@ -169,7 +169,7 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
                     bar.update()
                     if isinstance(result, Outcome):
                         outcomes.append(result)
-                        # On a terminal the bar stands for the lines.
+                        # On a terminal the bar replaces the lines.
                         if bar.disable or not sys.stdout.isatty():
                             print(day.line(each, result), flush=True)
                         continue
@@ -181,7 +181,7 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
                     if isinstance(result, days.ClusterError) or not (options.keep_going or is_empty):
                         break
         except KeyboardInterrupt:
-            # From here on Ctrl-C ends the process at once: the database rolls back what was in hand.
+            # A second Ctrl-C ends the process at once, and the database rolls back the running days.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             rest = _again(options, days.ranges(wanted[len(outcomes) + len(codes) :]))
             command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
@@ -196,8 +196,8 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
 
 
 def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:
-    """Draw what Alvo holds of these days into the file, which is there as a whole or as it was."""
-    # Loaded here, because Matplotlib takes longer than the day.
+    """Draw these days, as Alvo holds them, into the file; a failure leaves the file as it was."""
+    # Imported here, because Matplotlib takes longer than the day.
     from alvo import plot, screen
 
     first, last = asked[0], asked[-1]
@@ -253,11 +253,11 @@ def _parser() -> command.Parser:
     chosen.add_argument("--resume", action="store_true", help=resume)
     incomplete = "take only days that Alvo records with fewer samples than expected, or before they were over"
     chosen.add_argument("--incomplete", action="store_true", help=incomplete)
-    keep_going = "let no failed day stop a range, and tell at its end how to run those days again"
+    keep_going = "continue a range after a failed day, and print at its end how to run those days again"
     parser.add_argument("--keep-going", action="store_true", help=keep_going)
     dask = "run the days on a Dask cluster, by its scheduler's address, such as tcp://10.0.0.1:8786; default: here"
     parser.add_argument("--dask", metavar="ADDRESS", help=dask)
-    picture = "draw what Alvo then holds of the days into this file, which ends in .png or .svg"
+    picture = "draw the days, as Alvo then holds them, into this file, which ends in .png or .svg"
     parser.add_argument("--plot", type=_picture_file, metavar="FILE", help=picture)
     return parser
 

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from threading import Event
 
 if __name__ == "__main__":
-    # Before the imports that may fail, or be interrupted.
+    # First, because the other imports may fail or be interrupted.
     try:
         from fonte_alvo.command import begin
     except ImportError:
@@ -38,14 +38,14 @@ from fonte.seeding import Merged
 from fonte_alvo import command, engine, settings
 from fonte_alvo.command import count
 
-# Decades of minutes are one transaction.
+# Decades of minutes are one transaction, whose merge may take long.
 TIME_LIMIT_S = 3600
 # Bounds the memory of a long seed.
 DAYS_PER_COPY = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser, of_files = _parser()
     options = parser.parse_args(arguments)
     most = date.max.toordinal() - options.start.toordinal()
@@ -95,8 +95,8 @@ def _fill(connection: Connection, options: argparse.Namespace) -> Merged:
 
 
 def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
-    """Merge the files; without a connection report what they hold."""
-    # Loaded here, because pandas takes longer than a day.
+    """Merge the files; without a connection only report what they hold."""
+    # Imported here, because pandas takes longer than a day of etl.py.
     from fonte import files
 
     merged = []
@@ -122,7 +122,7 @@ def _report(merged: Merged, extent: schema.Extent, options: argparse.Namespace) 
 
 
 def _parser() -> tuple[command.Parser, list[argparse.Action]]:
-    """Return the parser, and its options that only --csv takes."""
+    """Return the parser, and the options that need --csv."""
     parser = command.Parser(prog="seed.py", description=__doc__)
     start = "first UTC day, YYYY-MM-DD, yesterday or today (default: %(default)s)"
     days = "number of days (default: %(default)s)"
@@ -142,7 +142,7 @@ def _parser() -> tuple[command.Parser, list[argparse.Action]]:
 
 def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
     times = "columns whose texts, joined by a blank, are the time; =1999 is the text 1999 (default: timestamp)"
-    markers = "what means no value, beside an empty field, NA, NaN, NULL and their like"
+    markers = "texts that mean no value, besides an empty field, NA, NaN, NULL and the like"
     delimiters = ["comma", "semicolon", "tab", "bar", "blanks"]
     return [
         add("--dry-run", action="store_true", help="show what the files hold, and load nothing"),

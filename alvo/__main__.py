@@ -38,7 +38,7 @@ class QueryError(command.Failure):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns an exit code as etl.py's."""
+    """Run the command; return an exit code like etl.py's."""
     parser = command.Parser("python -m alvo", __doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("query", nargs="?", metavar="QUERY", help="a SELECT")

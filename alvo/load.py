@@ -37,7 +37,7 @@ class Record(NamedTuple):
 
 # Loads that share a UTC day wait for each other here; other loads run in parallel. Every load takes its locks in
 # ascending order, so they cannot deadlock. Under READ COMMITTED, later statements see the changes of the other load.
-# Loads and the deletion of signals exclude each other, so a signal that a load has found stays.
+# Loads and the deletion of signals exclude each other, so a signal stays after a load has found it.
 _BEGIN = text("""
     SELECT count(pg_advisory_xact_lock_shared(hashtext('alvo.signal'), 0)),
         count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),

@@ -24,14 +24,14 @@ data = sa.Table(
     sa.Column("timestamp", sa.DateTime(timezone=True), comment="Start of the 10-minute window"),
     sa.Column("signal_id", sa.Integer, sa.ForeignKey("signal.id")),
     sa.Column("value", sa.Double, nullable=False),
-    # Signal first: a day's replace and a reader's period of one signal are both one range of this index.
+    # Signal first: a day's load and a reader's period of one signal are each one range of this index.
     sa.PrimaryKeyConstraint("signal_id", "timestamp"),
     sa.CheckConstraint("timestamp = date_bin('10 minutes', timestamp, TIMESTAMPTZ 'epoch')", name="data_on_window"),
     sa.CheckConstraint("value <> 'NaN'", name="data_not_nan"),
 )
 
 
-# The record of each load; --resume and --incomplete decide by it.
+# The record of each load, which --resume and --incomplete read.
 load = sa.Table(
     "load",
     metadata,
@@ -44,13 +44,13 @@ load = sa.Table(
     sa.Column("finished_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
 
-# Queries by time alone, which the primary key does not serve.
+# For queries by time alone, which the primary key does not serve.
 by_time = sa.Index("data_by_time", data.c.timestamp, postgresql_using="brin")
 
 
 def create_absent(connection: sa.Connection) -> None:
     """Create the tables and the index that are absent, in the caller's transaction."""
-    # Two first loads at once would both find nothing and then collide: the second waits here and finds the tables.
+    # Two simultaneous first loads would both find nothing and then collide: the second waits here.
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("alvo.schema"))))
     metadata.create_all(connection)
     # Only the owner of a table may add an index to it.
@@ -75,7 +75,7 @@ def obstacle(engine: sa.Engine) -> str:
 
 
 def main() -> int:
-    """Create the tables in the database that ALVO_DATABASE_URL names; returns an exit code as etl.py's."""
+    """Create the tables in the database that ALVO_DATABASE_URL names; return an exit code like etl.py's."""
     from fonte_alvo import command, engine, settings
 
     def create() -> int:

@@ -127,6 +127,7 @@ class File:
             names = _split(header, delimiter) if header else [str(place + 1) for place in range(len(rows[0]))]
             names = [""] * self.options.index_column + [name.strip() for name in names]
             if self._wanted(names) and (given or (len(names) in widths if header else len(widths) == 1)):
+                # Tabs are also blanks: delimiters that give the same rows are one.
                 fitting.setdefault(str([names, rows]), (delimiter, names))
         if len(fitting) == 1:
             return next(iter(fitting.values()))

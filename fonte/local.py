@@ -13,11 +13,11 @@ from fonte_alvo.engine import create, failures, reason
 
 
 def base_url(given: str | None = None, *, live: bool = False, wait: bool = True) -> AbstractContextManager[str]:
-    """Give the base URL of the connector: the given one, FONTE_API_URL, or that of one served while the context lasts.
+    """Give the connector's base URL: the given one, FONTE_API_URL, or that of a connector served within the context.
 
-    The embedded database is created and seeded the first time. With live set it receives the last ten days instead, and
-    each minute while the context lasts; one that FONTE_DATABASE_URL names is left as it is. wait: until the server has
-    ended, which a process that ends itself need not. Raises SettingsError and FonteError.
+    The embedded database is created and seeded the first time. live: it receives the last ten days instead, and each
+    minute while the context lasts; a database that FONTE_DATABASE_URL names stays as it is. wait: the context ends
+    after its server; a process that ends anyway need not wait. Raises SettingsError and FonteError.
     """
     url = settings.fonte_api_url(given)
     return _served(live, wait) if url is None else nullcontext(url)
@@ -34,7 +34,7 @@ def _exhaust(minutes: Iterator[object]) -> None:
 @contextmanager
 def _served(live: bool, wait: bool) -> Iterator[str]:
     with ThreadPoolExecutor(1) as starter:
-        # The embedded server starts while these are loaded; here, because they take longer than a day.
+        # The embedded server starts during these imports, which are here because they take longer than a day.
         starting = starter.submit(settings.fonte_database_url)
         import uvicorn
 
@@ -52,12 +52,12 @@ def _served(live: bool, wait: bool) -> Iterator[str]:
                 next(minutes)
                 threading.Thread(target=_exhaust, args=[minutes], daemon=True).start()
 
-    # Its client, in this process, reports its failures: they are not to appear on standard error as well.
+    # The client, in this process, reports the connector's failures: the log need not repeat them.
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())
     listener = socket.create_server(("127.0.0.1", 0))
-    # asyncio does not do so for a listener that it is given: each answer would wait 40 ms for an acknowledgement.
+    # asyncio sets this only for its own listeners. Without it each answer waits 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Connections wait in the listener's queue from here on: nobody has to ask whether the server is up.
+    # Connections wait in the listener's queue until the server is up.
     server = uvicorn.Server(uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on"))
 
     def serve() -> None:

@@ -20,14 +20,14 @@ class Variable(NamedTuple):
     highest: float
 
 
-# Named as the brief names them; its ambient_temprature is spelled correctly.
+# The names of the brief, with its ambient_temprature spelled correctly.
 VARIABLES = (
     Variable("wind_speed", "m/s", "Wind speed at the nacelle", 0, 75),
     Variable("power", "kW", "Active power; negative while the turbine consumes", -500, 9000),
     Variable("ambient_temperature", "degC", "Air temperature outside the nacelle", -60, 60),
 )
 
-# PostgreSQL's timestamps reach further than anybody's who reads them, and to infinity.
+# PostgreSQL has timestamps, infinity among them, that its readers do not have.
 YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
 
 # The type to which the connector casts each column.
@@ -67,15 +67,14 @@ class Extent:
 
 def extent(engine: sa.Engine) -> Extent:
     """Return the first and last timestamp and the number of rows."""
-    query = (
-        f"SELECT min(timestamp)::timestamptz, max(timestamp)::timestamptz, count(*) FROM data WHERE {YEARS_1_TO_9999}"
-    )
+    bounds = "min(timestamp)::timestamptz, max(timestamp)::timestamptz"
+    query = f"SELECT {bounds}, count(*) FROM data WHERE {YEARS_1_TO_9999}"
     with engine.connect() as connection:
         return Extent(*connection.execute(sa.text(query)).one())
 
 
 def obstacle(engine: sa.Engine) -> str:
-    """Return why the table cannot be read, and the statement or command that mends it. Raises SQLAlchemyError."""
+    """Return why the table cannot be read, and the statement or command that fixes it. Raises SQLAlchemyError."""
     with engine.connect() as connection:
         held = _columns(connection)
     if not held:
@@ -109,9 +108,9 @@ def _absent(held: Mapping[str, str]) -> str | None:
 
 
 def obstacle_to_rows(connection: sa.Connection) -> str | None:
-    """Return why the table, whose columns may be more than ours, takes no row, and what mends it; None where it does.
+    """Return why the table cannot take our rows, and the statement that fixes it; None if it can.
 
-    Raises SQLAlchemyError.
+    The table may have more columns than ours. Raises SQLAlchemyError.
     """
     if absent := _absent(_columns(connection)):
         return absent
@@ -126,7 +125,7 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
 
 def create_absent(connection: sa.Connection) -> bool:
     """Create the table where it is absent, in the caller's transaction; return whether it was."""
-    # Two first runs at once would both find nothing and then collide: the second waits here and finds the table.
+    # Two simultaneous first runs would both find nothing and then collide: the second waits here.
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("fonte.schema"))))
     absent: bool = connection.scalar(sa.select(sa.func.to_regclass("data").is_(None))) is True
     if absent:

@@ -1,4 +1,4 @@
-"""Fills Fonte's table through COPY, in the caller's transaction."""
+"""Fills Fonte's table by COPY, in the caller's transaction."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -32,13 +32,13 @@ class Contradiction(Failure):
 
 
 class UnfitTable(Failure):
-    """The table takes no rows of ours; the message names the column in the way. Nothing was written."""
+    """The table cannot take our rows; the message names the column that prevents it. Nothing was written."""
 
     exit_code = 3
 
 
 class Merged(NamedTuple):
-    """Offered timestamps: new ones, those that the table had, and of these how many were filled and how many differ."""
+    """Numbers of offered timestamps: new, already present, and of the present ones filled and differing."""
 
     inserted: int = 0
     present: int = 0
@@ -72,12 +72,12 @@ def fill_synthetic(
 
 
 def total(parts: Iterable[Merged]) -> Merged:
-    """Add up what became of several parts."""
+    """Add up the numbers of several merges."""
     return Merged(*map(sum, zip(Merged(), *parts, strict=True)))
 
 
 def live(pool: Engine, profile: str, random_seed: int, stop: Event) -> Iterator[Merged]:
-    """Fill the minutes from the last value, ten days ago at most, to now, and then each minute, until stop is set."""
+    """Fill the minutes from the last row, ten days ago at most, to now, and then each minute, until stop is set."""
     while True:
         now = datetime.now(UTC).replace(second=0, microsecond=0)
         with pool.begin() as connection:
@@ -105,7 +105,7 @@ def merge(
     connection.execute(text(temporary))
     for columns in batches:
         copy.copy_in(connection, "incoming", columns)
-    # So that the planner knows how many there are.
+    # The planner then knows how many rows there are.
     connection.execute(text("ANALYZE incoming"))
     contradiction, *counts = connection.execute(text(_merge_sql(replace))).one()
     if contradiction is not None:
@@ -120,11 +120,11 @@ def _merge_sql(replace: bool) -> str:
     def each(pattern: str, separator: str = ", ") -> str:
         return separator.join(pattern.format(name) for name in NAMES)
 
-    # PostgreSQL takes NaN for the largest of all values.
+    # PostgreSQL sorts NaN above all other values.
     lowest, highest = "min(nullif({0}, 'NaN'))", "max(nullif({0}, 'NaN'))"
     fills, differs = "held.{0} IS NULL AND offered.{0} IS NOT NULL", "coalesce(held.{0} <> offered.{0}, false)"
     first, second = ("excluded", "held") if replace else ("held", "excluded")
-    # An upsert locks a row also where it changes nothing: it receives those alone that it changes.
+    # An upsert locks every row that it receives, so it receives only rows that change.
     return f"""
         WITH offered AS MATERIALIZED (
             SELECT timestamp, {each(f"{highest} AS {{0}}")}, {each(f"{lowest} < {highest}", " OR ")} AS contradicts

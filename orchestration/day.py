@@ -1,4 +1,4 @@
-"""One day from Fonte to Alvo, and the report of it: fetch, aggregate, replace."""
+"""One day from Fonte to Alvo: fetch, aggregate, replace; and the report of it."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -38,7 +38,7 @@ class Day(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What Fonte holds of a day: the arrays of fonte.client.fetch, and the day's share of the request's seconds."""
+    """A day's samples: the arrays of fonte.client.fetch, and the day's share of the request's seconds."""
 
     timestamps: Timestamps
     values: dict[str, Values]
@@ -46,7 +46,7 @@ class Samples(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a day: finite samples and windows per variable, what is odd about them, seconds per phase.
+    """The result of a day: finite samples and windows per variable, counts of oddities, seconds per phase.
 
     interval: the most frequent step between samples; expected: how many samples of a variable the day then has.
     """
@@ -141,7 +141,7 @@ def _unasked(columns: Sequence[str], window_starts: Timestamps) -> dict[str, Val
 
 
 def summary(day: Day, outcome: Outcome) -> str:
-    """Report one day in several lines: coverage, what is odd or left out, changes, seconds."""
+    """Report one day in several lines: coverage, oddities, changes, seconds."""
     width = max(map(len, outcome.samples))
     lines = [_title(day)]
     for name, samples in outcome.samples.items():
@@ -155,7 +155,7 @@ def summary(day: Day, outcome: Outcome) -> str:
 
 
 def oddities(outcome: Outcome) -> list[str]:
-    """Report what a reader of the numbers has to know."""
+    """Report what is unusual about a day."""
     odd = [f"one sample every {outcome.interval.total_seconds():g} s"] * (outcome.interval != MINUTE)
     odd += [f"{name}: {count(found, 'implausible value')}" for name, found in outcome.implausible.items() if found]
     them = "value that is" if outcome.not_finite == 1 else "values that are"
@@ -173,7 +173,7 @@ def line(day: Day, outcome: Outcome) -> str:
 
 
 def changes(report: Report) -> str:
-    """Report what a load did to Alvo's values."""
+    """Report how many of Alvo's values a load changed."""
     return f"{count(report.written, 'value')} written, {report.unchanged:,} unchanged, {report.removed:,} removed"
 
 

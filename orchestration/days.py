@@ -27,7 +27,7 @@ from fonte_alvo.settings import SettingsError
 from orchestration import day as one
 from orchestration.day import Day, EmptyPeriod, Names, Outcome, Samples
 
-# Loads: on two cores more are not faster, and Alvo has others to serve.
+# Loads at once. More are not faster on two cores, and Alvo serves others too.
 AT_ONCE = 2
 PER_REQUEST = 10
 # The target size of the arrays from one request. Ten days of 1-minute samples need far less; two days at 1 Hz fit.
@@ -56,11 +56,11 @@ class BadPeriod(Failure):
 
 
 class ClusterError(Failure):
-    """The Dask cluster cannot be used, or lost a day more often than it tries."""
+    """The Dask cluster cannot be used, or lost a day more often than it retries."""
 
 
 def between(first: date, last: date, zone: ZoneInfo) -> Iterator[Day]:
-    """Yield the days from first to last as the zone has them. Raises BadPeriod."""
+    """Yield the days from first to last in this zone. Raises BadPeriod."""
     if last < first:
         raise BadPeriod(f"the range ends on {last}, before it begins on {first}: put the earlier date first")
     today = datetime.now(zone).date()
@@ -75,11 +75,10 @@ def between(first: date, last: date, zone: ZoneInfo) -> Iterator[Day]:
             start, end = (bound.astimezone(UTC) for bound in bounds)
         except OverflowError:
             raise BadPeriod(f"{day} in {zone.key} begins before the year 1 in UTC: choose a later day") from None
-        if start == end:
-            if first == last:
-                raise BadPeriod(f"{day} does not exist in {zone.key}: leave it out")
-            continue
-        yield Day(day, zone.key, start, end)
+        if start < end:
+            yield Day(day, zone.key, start, end)
+        elif first == last:
+            raise BadPeriod(f"{day} does not exist in {zone.key}: leave it out")
 
 
 @dataclass
@@ -182,7 +181,7 @@ def _on_cluster(groups: Iterable[Group], carried: Stage) -> Results:
 
 
 def _elsewhere(base_url: str, alvo_url: URL, columns: Names, statistics: Names, group: Group) -> list[Result]:
-    """Carry the days of a request, to the first failure, in another process with connections that it makes itself."""
+    """Run the days of a request, up to the first failure, in another process with its own connections."""
     alvo = engine.create(alvo_url, "etl.py")
     results: list[Result] = []
     try:
@@ -256,7 +255,7 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
 
     address = clean(dask)
     try:
-        # Of versions that differ it warns in a table.
+        # _check_versions reports different versions on one line instead.
         warnings.filterwarnings("ignore", module="distributed.client")
         client: Any = Client(dask, timeout=DASK_TIMEOUT_S)
     except (OSError, ValueError) as error:
@@ -292,7 +291,7 @@ def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: AN
     for where, there in {"its scheduler": found["scheduler"], **found["workers"]}.items():
         for name in ("python", "dask", "distributed", PROJECT):
             here, has = (str(each["packages"][name]) for each in (found["client"], there))
-            # Python's third number does not matter, nor what follows it.
+            # Python's patch version does not matter.
             parts = 2 if name == "python" else None
             if has.split(".")[:parts] != here.split(".")[:parts]:
                 differ = f"{where} has {name} {has}, and this process {here}"
@@ -306,8 +305,8 @@ def ranges(days: Sequence[Day]) -> list[tuple[date, date]]:
 
 def total(outcomes: Sequence[Outcome], empty: int = 0, failed: int = 0, left_out: int = 0) -> str:
     """Report many days together."""
-    sums = [sum(numbers) for numbers in zip(*(outcome.report for outcome in outcomes), strict=True)]
+    changed = Report(*map(sum, zip(Report(0, 0, 0), *(outcome.report for outcome in outcomes), strict=True)))
     others = {"empty": empty, "failed": failed, "left out": left_out}
     rest = "".join(f", {days:,} {name}" for name, days in others.items() if days)
     loaded = command.count(len(outcomes), "day") + (f" loaded{rest}" if rest else "")
-    return f"{loaded}: {one.changes(Report(*sums) if sums else Report(0, 0, 0))}"
+    return f"{loaded}: {one.changes(changed)}"
