@@ -130,7 +130,7 @@ def running(
             results = _on_cluster(groups, lambda groups: in_order(groups, carry, executor, at_once, check))
         else:
             extracted = _extracted(groups, limit, fonte, fetched)
-            results = _here(extracted, lambda days: in_order(days, load, executor, at_once, ahead=False))
+            results = _here(extracted, lambda days: in_order(days, load, executor, at_once))
         with closing(results):
             yield results
 
@@ -201,13 +201,12 @@ def in_order(
     executor: Executor,
     at_once: int,
     check: Callable[[], None] = lambda: None,
-    ahead: bool = True,
 ) -> Generator[tuple[Item, Future[Made]], None, None]:
     """Carry items on an executor, at most at_once at the same time; yield each in order, with its finished future.
 
-    check: called while an item takes long; it raises if the executor is lost. ahead: start the next item before
-    yielding the last one, unless that one failed; otherwise start it when the caller asks for more. If the caller
-    closes the iterator or raises, no new item starts, and running ones finish.
+    After an item failed, the next one starts when the caller asks for more. check: called while an item takes long; it
+    raises if the executor is lost. If the caller closes the iterator or raises, no new item starts, and running ones
+    finish.
     """
     waiting = iter(items)
     running: deque[tuple[Item, Future[Made]]] = deque()
@@ -221,7 +220,7 @@ def in_order(
             while not wait([running[0][1]], CHECK_EVERY_S).done:
                 check()
             done = running.popleft()
-            if ahead and not (done[1].cancelled() or done[1].exception()):
+            if not (done[1].cancelled() or done[1].exception()):
                 fill()
             yield done
             fill()
