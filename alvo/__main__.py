@@ -28,7 +28,7 @@ from alvo import api, schema
 from fonte import local
 from fonte_alvo import command, engine, settings
 
-MEND = "set ALVO_DATABASE_URL, or mend what the message says"
+FIX = "set ALVO_DATABASE_URL, or correct what the message names"
 
 
 class QueryError(command.Failure):
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(query: str) -> int:
-    with engine.failures("Alvo", MEND), engine.create(settings.alvo_database_url(), "alvo query").begin() as connection:
+    with engine.failures("Alvo", FIX), engine.create(settings.alvo_database_url(), "alvo query").begin() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         copy = f"COPY ({query.rstrip().rstrip(';')}\n) TO STDOUT (FORMAT csv, HEADER)"
         try:
@@ -86,7 +86,7 @@ def _serve(port: int) -> int:
     except (OSError, OverflowError) as error:
         raise settings.SettingsError(f"port {port} cannot be used: {error}; choose another by --port") from error
     with listener, local.base_url() as base_url:
-        with engine.failures("Alvo", MEND):
+        with engine.failures("Alvo", FIX):
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)
         api.app.state.fonte_api_url = base_url

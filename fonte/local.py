@@ -40,7 +40,7 @@ def _served(live: bool, wait: bool) -> Iterator[str]:
 
         from fonte import connector, seeding
 
-    with failures("Fonte's database", "set FONTE_DATABASE_URL, or mend what the message says", FonteError):
+    with failures("Fonte's database", "set FONTE_DATABASE_URL, or correct what the message names", FonteError):
         url, stop = starting.result(), threading.Event()
         if settings.fonte_database_is_embedded():
             pool = create(url, "fonte seed", check_pooled=True)

@@ -237,7 +237,7 @@ def _result(future: Future[Made]) -> Made | Exception:
         return ClusterError(LOST_SCHEDULER)
     except Exception as error:
         if type(error).__module__.startswith("distributed"):
-            return ClusterError(f"the Dask cluster failed: {clean(str(error))}; mend it and add --resume")
+            return ClusterError(f"the Dask cluster failed: {clean(str(error))}; fix that and add --resume")
         return error
 
 
