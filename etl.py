@@ -162,27 +162,26 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
     outcomes: list[Outcome] = []
     codes: dict[Day, int] = {}
     how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
-    with days.running(wanted, *how, options.days_per_request) as results:
+    with days.running(wanted, *how, options.days_per_request) as results, command.progress(len(wanted), "day") as bar:
         try:
-            with command.progress(len(wanted), "day") as bar:
-                for each, result in results:
-                    bar.update()
-                    if isinstance(result, Outcome):
-                        outcomes.append(result)
-                        # On a terminal the bar replaces the lines.
-                        if bar.disable or not sys.stdout.isatty():
-                            print(day.line(each, result), flush=True)
-                        continue
-                    is_empty = isinstance(result, EmptyPeriod)
-                    if isinstance(result, EmptyPeriod) and not codes:
-                        result = _explained(result, fonte)
-                    with bar.external_write_mode(file=sys.stderr):
-                        codes[each] = command.failed(f"etl.py: {each.date}", result, debug=options.debug)
-                    if isinstance(result, days.ClusterError) or not (options.keep_going or is_empty):
-                        break
+            for each, result in results:
+                bar.update()
+                if isinstance(result, Outcome):
+                    outcomes.append(result)
+                    # On a terminal the bar replaces the lines.
+                    if bar.disable or not sys.stdout.isatty():
+                        print(day.line(each, result), flush=True)
+                    continue
+                if isinstance(result, EmptyPeriod) and not codes:
+                    result = _explained(result, fonte)
+                with bar.external_write_mode(file=sys.stderr):
+                    codes[each] = command.failed(f"etl.py: {each.date}", result, debug=options.debug)
+                if isinstance(result, days.ClusterError) or not (options.keep_going or isinstance(result, EmptyPeriod)):
+                    break
         except KeyboardInterrupt:
             # A second Ctrl-C ends the process at once, and the database rolls back the running days.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            bar.close()
             rest = _again(options, days.ranges(wanted[len(outcomes) + len(codes) :]))
             command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
             return 130  # 128 + SIGINT, as a shell reports it
