@@ -24,8 +24,9 @@ WEIBULL_SHAPE = 2.0
 WEIBULL_SCALE_M_S = 8.5
 WIND_CORRELATION_MINUTES = 180.0
 TEMPERATURE_CORRELATION_MINUTES = 360.0
-# exp(-2**14 / 360) < 1e-19: older noise changes no double. Twelve days hold 2**14 minutes.
-MEMORY_DOUBLINGS, MEMORY_DAYS = 14, 12
+# exp(-2**14 / 360) < 1e-19: older noise changes no double. The days are those that hold 2**14 minutes.
+MEMORY_DOUBLINGS = 14
+MEMORY_DAYS = -(-(2**MEMORY_DOUBLINGS) // MINUTES_PER_DAY)
 
 
 def minutes(start: date, days: int) -> Timestamps:
