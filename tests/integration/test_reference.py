@@ -1,4 +1,4 @@
-"""docs/reference.md: each request of the Dagster reference solution has the one that the table names beside it."""
+"""docs/reference.md: each request of the Dagster reference solution equals the request beside it in the table."""
 
 import re
 import threading
@@ -7,17 +7,16 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from sqlalchemy import text
-from support.project import ROOT, alvo_api, connector_over, seeded
+from support.project import ADMIN, ROOT, alvo_api, connector_over, seeded, set_admin, wait_until
 from support.two_days import fill
 
-TOKEN = "token-of-the-tests"
 ROW = re.compile(r"^\| `GET (/\w+/\w+/\w+\S*)` \| `(\w+ \S+)` \((\w+)\) \|", re.MULTILINE)
 ROWS = ROW.findall((ROOT / "docs/reference.md").read_text())
 DAY = timedelta(days=1)
 
 
 class Reference:
-    """Answers as the reference solution does, whose ends are inclusive, from what the tables hold."""
+    """Answers as the reference solution does, with inclusive ends, from the rows of the tables."""
 
     def __init__(self, pools):
         self.pools = pools
@@ -76,20 +75,19 @@ def test_the_table_has_every_route_of_the_reference():
 
 
 @pytest.mark.parametrize(("there", "here", "side"), ROWS, ids=[there for there, _, _ in ROWS])
-def test_each_request_of_the_reference_has_its_equal_here(
+def test_each_request_of_the_reference_equals_the_one_in_the_table(
     there, here, side, make_database, alvo, alvo_pool, make_pool, monkeypatch
 ):
     fonte = seeded(make_database(), 1)
     fill(alvo_pool)
-    for name, url in (("FONTE", fonte), ("ALVO", alvo)):
-        monkeypatch.setenv(f"{name}_ADMIN_DATABASE_URL", url.render_as_string(hide_password=False))
-        monkeypatch.setenv(f"{name}_ADMIN_TOKEN", TOKEN)
+    set_admin(monkeypatch, "Fonte", fonte)
+    set_admin(monkeypatch, "Alvo", alvo)
     reference = Reference({"Fonte": make_pool(fonte), "Alvo": alvo_pool})
     route, asked = there.split("?")[0].strip("/").replace("/", "_"), httpx.URL(there).params
     expected = getattr(reference, route)(asked)
     method, target = here.split(" ")
     served = connector_over(fonte) if side == "Fonte" else alvo_api(alvo)
-    with served as base_url, httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+    with served as base_url, httpx.Client(headers=ADMIN) as client:
         answer = client.request(method, base_url + target).raise_for_status().json()
         if isinstance(answer, dict):
             assert answer["rows"] == expected > 0
@@ -105,27 +103,24 @@ def test_each_request_of_the_reference_has_its_equal_here(
     assert answer == expected != []
 
 
-def test_a_signal_with_values_stays_and_a_load_that_needs_it_waits_for_its_deletion(alvo, alvo_pool, monkeypatch):
+def test_a_signal_with_values_stays_and_a_deletion_waits_for_a_running_load(alvo, alvo_pool, monkeypatch):
     fill(alvo_pool)
-    monkeypatch.setenv("ALVO_ADMIN_DATABASE_URL", alvo.render_as_string(hide_password=False))
-    monkeypatch.setenv("ALVO_ADMIN_TOKEN", TOKEN)
+    set_admin(monkeypatch, "Alvo", alvo)
     with alvo_api(alvo) as base_url:
-        admin = {"Authorization": f"Bearer {TOKEN}"}
-        assert httpx.delete(f"{base_url}/signals", headers=admin).json() == {"rows": 0}
+        assert httpx.delete(f"{base_url}/signals", headers=ADMIN).json() == {"rows": 0}
         assert httpx.delete(f"{base_url}/signals").status_code == 401
         with alvo_pool.begin() as connection:
             connection.execute(text("DELETE FROM data"))
-            # As a load in progress holds it, until its end.
+            # A load holds this lock until it ends.
             connection.execute(text("SELECT pg_advisory_xact_lock_shared(hashtext('alvo.signal'), 0)"))
             waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
 
             answers = []
             delete = threading.Thread(
-                target=lambda: answers.append(httpx.delete(f"{base_url}/signals", headers=admin).json())
+                target=lambda: answers.append(httpx.delete(f"{base_url}/signals", headers=ADMIN).json())
             )
             delete.start()
-            while not connection.scalar(waiting):
-                pass
+            wait_until(lambda: connection.scalar(waiting))
             assert len(httpx.get(f"{base_url}/signals").json()) == 2
         delete.join()
         assert answers == [{"rows": 2}]

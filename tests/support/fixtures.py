@@ -237,6 +237,16 @@ def _isolated(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def pauses_s(monkeypatch) -> list[float]:
+    """The pauses of the client before its retries; only they move its clock."""
+    pauses: list[float] = []
+    monkeypatch.setattr(client, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(client, "sleep", pauses.append)
+    monkeypatch.setattr(client, "monotonic", lambda: 1000.0 + sum(pauses))
+    return pauses
+
+
+@pytest.fixture
 def folder(tmp_path) -> Path:
     """A folder with the two scripts alone, whose embedded server is nobody else's."""
     copy = tmp_path / "scripts"

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import uvicorn
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from fonte import local, schema, seeding
 from fonte_alvo import engine
@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DAY = "/data?start_timestamp=2024-05-20T00:00:00&end_timestamp=2024-05-21T00:00:00&columns=wind_speed&columns=power"
 RANGE = ["2024-05-20", "2024-05-29", "--columns", "power"]
 SIXTY_DAYS = ["2024-05-20", "2024-07-18", "--columns", "power"]
+TOKEN = "a-token.of_the~tests+/0123=="
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 SETTINGS = (
     "FONTE_ALVO_HOME",
     "FONTE_API_URL",
@@ -134,6 +136,68 @@ def alvo_api(database):
         finally:
             server.should_exit = True
             thread.join()
+
+
+def set_admin(environment, side, database):
+    """Set the admin of an API, Fonte or Alvo: requests with the headers ADMIN may change this database."""
+    environment.setenv(f"{side.upper()}_ADMIN_DATABASE_URL", database.render_as_string(hide_password=False))
+    environment.setenv(f"{side.upper()}_ADMIN_TOKEN", TOKEN)
+
+
+@contextmanager
+def begun(url):
+    """Give a connection in a transaction, which is committed at the end."""
+    pool = engine.create(url, "test")
+    with pool.begin() as connection:
+        yield connection
+    pool.dispose()
+
+
+def terminate(connection, database):
+    """End all sessions of a database."""
+    sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+    connection.execute(text(sessions), {"name": database})
+
+
+def fill_year(connection):
+    """Fill an Alvo with 2023 of eight signals, so that a scan of the whole table is expensive."""
+    import alvo.schema
+
+    alvo.schema.create_absent(connection)
+    connection.execute(text("INSERT INTO signal (name) SELECT 's' || number FROM generate_series(1, 8) AS number"))
+    year = "generate_series('2023-01-01Z', '2023-12-31 23:50Z'::timestamptz, '10 minutes') AS moment"
+    connection.execute(text(f"INSERT INTO data SELECT moment, id, 1 FROM signal, {year}"))
+    connection.execute(text("ANALYZE data, signal"))
+
+
+def plans(source):
+    """Return a list to which the plan of each query on data is added, of an engine or a connection."""
+    found = []
+
+    def explain(connection, cursor, statement, parameters, *others):
+        if " data" in statement and statement.split()[0] in ("SELECT", "WITH"):
+            cursor.execute(f"EXPLAIN {statement}", parameters)
+            found.append("\n".join(line for (line,) in cursor.fetchall()))
+
+    event.listen(source, "before_cursor_execute", explain)
+    return found
+
+
+@contextmanager
+def machine_in(zone):
+    """Set the time zone of this process."""
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TZ", zone)
+            time.tzset()
+            yield
+    finally:
+        time.tzset()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def running(connection, database):
