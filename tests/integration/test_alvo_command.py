@@ -1,10 +1,13 @@
 """The command `python -m alvo`: a query's answer, the embedded server's URL, the page."""
 
+import re
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import httpx
 import psycopg2
 import pytest
 from support.project import bare
@@ -14,7 +17,7 @@ QUERY = "SELECT timestamp, name, value FROM data JOIN signal ON id = signal_id O
 
 @pytest.fixture
 def loaded(alvo, fonte_api, run_command):
-    """The command's runner, over an Alvo that holds a day."""
+    """Load a day; give a function that runs the command over it."""
     url = alvo.render_as_string(hide_password=False)
     assert run_command("etl.py", "2024-05-20", FONTE_API_URL=fonte_api, ALVO_DATABASE_URL=url).returncode == 0
     return lambda *arguments: run_command("-m", "alvo", *arguments, ALVO_DATABASE_URL=url)
@@ -49,32 +52,54 @@ def test_a_query_that_is_wrong_or_changes_something_is_refused(loaded, query, sa
     assert loaded("SELECT count(*) FROM data").stdout == "count\n1152\n"
 
 
-def test_an_alvo_that_is_away_is_exit_code_4(run_command, refused_port):
-    run = run_command("-m", "alvo", "SELECT 1", ALVO_DATABASE_URL=f"postgresql://u:p@127.0.0.1:{refused_port}/alvo")
-    assert (run.returncode, run.stderr.count("\n")) == (4, 1)
+@pytest.mark.parametrize("arguments", [["SELECT 1"], ["--port", "0"]], ids=["query", "page"])
+def test_an_unreachable_alvo_is_exit_code_4_and_one_line(run_command, refused_port, shared_connector, arguments):
+    away = f"postgresql://u:p@127.0.0.1:{refused_port}/alvo"
+    run = run_command("-m", "alvo", *arguments, ALVO_DATABASE_URL=away, FONTE_API_URL=shared_connector)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (4, "", 1)
+    assert run.stderr.startswith("python -m alvo: Alvo failed: ")
 
 
-def test_the_url_of_the_embedded_alvo_serves_other_tools_until_ctrl_c(folder):
-    line = [sys.executable, "-m", "alvo", "--url"]
-    process = subprocess.Popen(line, cwd=folder, env=bare(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with psycopg2.connect(process.stdout.readline().decode().strip()) as connection:
-        cursor = connection.cursor()
-        cursor.execute("SELECT current_database()")
-        assert cursor.fetchone() == ("alvo",)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate() == (b"", b"")
+@contextmanager
+def until_ctrl_c(folder, *arguments):
+    """Run the command; give its first line, and end it by SIGINT, which it reports by its exit code alone."""
+    line = [sys.executable, "-m", "alvo", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=folder, env=bare(folder), **pipes) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
 
 
-def test_no_url_is_shown_of_a_database_that_is_named(loaded):
+def test_one_command_serves_the_page_over_the_embedded_databases_until_ctrl_c(folder):
+    with until_ctrl_c(folder, "--port", "0") as said:
+        base_url = re.fullmatch(r"Alvo: (http://127\.0\.0\.1:\d+) until Ctrl-C", said)[1]
+        assert "<title>Alvo" in httpx.get(base_url).text
+        assert httpx.get(f"{base_url}/period").json()["last_timestamp"] is None
+        query = "start_timestamp=2024-05-20T00:00&end_timestamp=2024-05-20T00:02&columns=power"
+        assert len(httpx.get(f"{base_url}/samples?{query}").json()["timestamps"]) == 2
+
+
+def test_the_url_of_the_embedded_alvo_serves_other_tools_until_ctrl_c(folder):
+    with until_ctrl_c(folder, "--url") as url, psycopg2.connect(url) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT current_database()")
+        assert cursor.fetchone() == ("alvo",)
+
+
+def test_the_url_of_a_database_of_the_settings_is_not_shown(loaded):
     run = loaded("--url")
     assert (run.returncode, run.stdout) == (2, "")
     assert "--url is for the embedded one" in run.stderr
 
 
-def test_a_busy_port_is_told_before_a_server_is_started(run_command, folder):
+def test_a_busy_port_is_reported_before_a_server_starts(run_command, folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        run = run_command("-m", "alvo", "--port", str(taken.getsockname()[1]))
-    assert run.returncode == 2
-    assert "choose another by --port" in run.stderr
+        port = str(taken.getsockname()[1])
+        run = run_command("-m", "alvo", "--port", port)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert re.fullmatch(rf"python -m alvo: port {port} cannot be used: .*; choose another by --port\n", run.stderr)
     assert not (folder / ".embedded").exists()

@@ -1,14 +1,8 @@
-"""What Alvo's API gives its page: periods reduced to a screen, the power curve, Fonte's samples, and the files."""
+"""The routes of Alvo's page: periods reduced to a screen, the power curve, Fonte's samples, and its files."""
 
-import gzip
-import json
 import math
 import re
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -17,9 +11,11 @@ import pytest
 from sqlalchemy import text
 from support.faulty import answering, http
 from support.project import alvo_api as served
-from support.project import bare
+from support.project import fill_year, plans
 
+import etl
 from alvo import api, schema, screen
+from alvo.aggregation import aggregate
 from alvo.load import replace_period
 from fonte_alvo import engine
 
@@ -75,7 +71,7 @@ def asked(start, end, **more):
 
 
 def naive(name, first, last):
-    """The statistics of the windows from number first up to last, one value at a time."""
+    """Return the statistics of the windows [first, last), computed one value at a time."""
     values = {s: [v for v in WRITTEN[f"{name}_{s}"][first:last].tolist() if v == v] for s in screen.STATISTICS}
     if not values["mean"]:
         return dict.fromkeys(screen.STATISTICS)
@@ -104,7 +100,7 @@ def naive(name, first, last):
         (START + timedelta(hours=5), START + timedelta(hours=8), 1000, 600),
     ],
 )
-def test_a_bucket_holds_what_its_windows_hold(client, start, end, points, bucket_s):
+def test_a_bucket_has_the_statistics_of_its_windows(client, start, end, points, bucket_s):
     answer = client.get("/view", params=asked(start, end, points=points)).json()
     begin = datetime.fromisoformat(answer["start_timestamp"])
     assert (answer["bucket_s"], begin) == (bucket_s, start - (start - START) % WINDOW)
@@ -132,7 +128,7 @@ def test_there_are_never_more_buckets_than_points(client):
             assert len(answer["variables"]["power"]["windows"]) <= points
 
 
-def test_all_of_time_is_a_view(client):
+def test_a_view_may_span_all_years(client):
     query = {"start_timestamp": "0001-01-01", "end_timestamp": "9999-12-31T23:59:59.999999", "points": 3}
     answer = client.get("/view", params=query).json()
     found = np.isfinite(WRITTEN["power_mean"])
@@ -150,7 +146,7 @@ def test_all_of_time_is_a_view(client):
         (START + timedelta(minutes=5), START + timedelta(minutes=10), 0, 1),
     ],
 )
-def test_a_view_names_the_windows_beside_it(client, start, end, previous, following):
+def test_a_view_names_the_nearest_windows_outside_it(client, start, end, previous, following):
     answer = client.get("/view", params=asked(start, end)).json()
     expected = [
         None if number is None else f"{WINDOWS[number].item():%Y-%m-%dT%H:%M:%S}Z" for number in (previous, following)
@@ -158,7 +154,7 @@ def test_a_view_names_the_windows_beside_it(client, start, end, previous, follow
     assert [answer["previous_timestamp"], answer["next_timestamp"]] == expected
 
 
-def test_the_power_curve_keeps_each_window_or_those_of_its_cell(client):
+def test_the_power_curve_has_a_point_for_each_window_or_cell(client):
     few = client.get("/power-curve", params=asked(START, START + timedelta(hours=1))).json()
     pairs = sorted(zip(WRITTEN["wind_speed_mean"][:6].tolist(), WRITTEN["power_mean"][:6].tolist(), strict=True))
     assert list(zip(few["wind_speed"], few["power"], strict=True)) == pairs
@@ -186,7 +182,7 @@ def test_the_period_is_from_the_first_window_to_the_last(client):
         ("DROP TABLE load", True),
     ],
 )
-def test_a_feed_is_alive_that_was_once_loaded_in_time_or_of_which_nothing_is_recorded(alvo, alvo_pool, record, live):
+def test_a_feed_is_live_after_a_load_within_36_hours_or_without_records(alvo, alvo_pool, record, live):
     with alvo_pool.begin() as connection:
         schema.create_absent(connection)
         connection.execute(text(record))
@@ -212,13 +208,12 @@ def test_the_samples_are_those_of_fonte(client, shared_connector):
     ("path", "said"),
     [
         ("/view", "start_timestamp"),
-        ("/view?start_timestamp=2024-05-20", "end_timestamp"),
+        ("/view?start_timestamp=2024-05-20", "end_timestamp: expected, and missing"),
         ("/view?start_timestamp=2024-05-20&end_timestamp=2024-05-20", "is not before"),
         ("/view?start_timestamp=2024-05-20&end_timestamp=2024-05-21&points=0", "points='0'"),
         ("/power-curve?start_timestamp=2024-05-20", "end_timestamp"),
         ("/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-21", "columns"),
         ("/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-23&columns=power", "a period of 2 days at most"),
-        # Python 3.13 gives the status another name.
         (
             "/samples?start_timestamp=2024-05-20&end_timestamp=2024-05-21&columns=gust",
             "columns='gust': expected 'wind_",
@@ -231,18 +226,7 @@ def test_a_bad_request_is_a_422_that_names_the_value(client, path, said):
     assert said in answer.json()["detail"]
 
 
-def test_an_answer_is_compressed_for_who_takes_that_and_for_nobody_else(client):
-    query = asked(START, START + DAYS * DAY)
-    with client.stream("GET", "/view", params=query, headers={"Accept-Encoding": "gzip"}) as packed:
-        assert (packed.headers["content-encoding"], packed.headers["vary"]) == ("gzip", "Accept-Encoding")
-        body = b"".join(packed.iter_raw())
-    plain = client.get("/view", params=query, headers={"Accept-Encoding": "identity"})
-    assert "content-encoding" not in plain.headers
-    assert json.loads(gzip.decompress(body)) == plain.json()
-    assert len(body) < len(plain.content) / 2
-
-
-def test_without_a_fonte_there_are_no_units_and_no_samples_and_it_says_why(filled):
+def test_without_fonte_there_are_no_units_and_samples_are_a_503_with_the_cause(filled):
     with served(filled) as base_url:
         assert [variable["unit"] for variable in httpx.get(f"{base_url}/variables").json()] == [None, None]
         answer = httpx.get(f"{base_url}/samples", params=asked(START, START + DAY, columns="power"))
@@ -252,7 +236,7 @@ def test_without_a_fonte_there_are_no_units_and_no_samples_and_it_says_why(fille
     )
 
 
-def test_a_fonte_that_is_away_harms_nothing_else(filled, refused_port, monkeypatch):
+def test_an_unreachable_fonte_affects_only_units_and_samples(filled, refused_port, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
     with served(filled) as base_url:
         assert [variable["unit"] for variable in httpx.get(f"{base_url}/variables").json()] == [None, None]
@@ -298,7 +282,7 @@ def test_a_variable_without_some_statistics_has_the_others(alvo, alvo_pool):
         assert curve == {"wind_speed": [], "power": [], "windows": []}
 
 
-def test_an_alvo_that_holds_nothing_has_no_period_and_an_empty_view(alvo, alvo_pool):
+def test_an_empty_alvo_has_no_period_and_an_empty_view(alvo, alvo_pool):
     with alvo_pool.begin() as connection:
         schema.create_absent(connection)
     with served(alvo) as base_url:
@@ -311,27 +295,22 @@ def test_an_alvo_that_holds_nothing_has_no_period_and_an_empty_view(alvo, alvo_p
 
 def test_a_day_is_viewed_through_the_primary_key(alvo_pool):
     with alvo_pool.begin() as connection:
-        schema.create_absent(connection)
-        connection.execute(text("INSERT INTO signal (name) SELECT 's' || number FROM generate_series(1, 8) AS number"))
-        years = "generate_series('2021-01-01Z', '2023-12-31 23:50Z'::timestamptz, '10 minutes') AS moment"
-        connection.execute(text(f"INSERT INTO data SELECT moment, id, 1 FROM signal, {years}"))
-        connection.execute(text("ANALYZE data, signal"))
-        period = {"start": START.replace(year=2023), "end": START.replace(year=2023) + DAY}
-        bucket = {"origin": period["start"], "bucket": WINDOW, "bucket_s": 600}
-        far = {"first": screen.FIRST, "last": screen.LAST}
-        for statement, more in (
-            (screen._BUCKETS, {"ids": list(range(1, 9)), **bucket}),
-            (screen._NEIGHBOURS, {"ids": list(range(1, 9)), **far}),
-            (screen._CURVE, {"x": 1, "y": 2, "cells": 80}),
-        ):
-            plan = "\n".join(connection.execute(text(f"EXPLAIN {statement.text}"), period | more).scalars())
-            assert "data_pkey" in plan
-            # What is computed once is no inner side of a loop over all windows.
-            assert ("CTE extent" in plan) == (statement is screen._CURVE)
-            assert "Seq Scan on data" not in plan
+        fill_year(connection)
+        found = plans(connection)
+        start, end = START.replace(year=2023), START.replace(year=2023) + DAY
+        ids = {f"v_{number}": number for number in range(1, 9)}
+        screen.buckets(connection, ids, ["v"], start, end, 144)
+        screen.neighbours(connection, ids.values(), start, end)
+        screen.curve(connection, 1, 2, start, end)
+    assert len(found) == 3
+    for plan in found:
+        assert "data_pkey" in plan
+        assert "Seq Scan on data" not in plan
+    # The extent is computed once, not for each window.
+    assert "CTE extent" in found[-1]
 
 
-def test_the_page_and_its_files_are_served_and_asked_for_again_only_if_they_changed(client):
+def test_the_page_and_its_files_are_cached_until_they_change(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     for name in ["", *set(re.findall(r'(?:src|href)="(page/[^"]+)"', page.text))]:
@@ -345,76 +324,19 @@ def test_the_page_and_its_files_are_served_and_asked_for_again_only_if_they_chan
 
 
 @pytest.mark.parametrize("path", ["/page", "/page/", "/page/none.js", "/page/../api.py", "/page/%2e%2e/api.py", "/x"])
-def test_nothing_else_is_served(client, path):
+def test_no_other_path_is_served(client, path):
     answer = client.get(path)
     assert (answer.status_code, answer.json()) == (404, {"detail": "no such path: /docs describes those that exist"})
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.js"])
-def test_the_page_is_only_read(client, path):
+def test_the_page_refuses_post(client, path):
     answer = client.post(path)
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
     assert answer.json()["detail"] == f"POST {path}: expected GET or HEAD or OPTIONS"
 
 
-@pytest.fixture
-def run_api(folder):
-    """Start `python -m alvo` in a folder of its own, where SIGINT ends it."""
-    started = []
-
-    def run(*arguments, **environment):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "alvo", *arguments],
-            cwd=folder,
-            env=bare(folder) | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.send_signal(signal.SIGINT)
-        process.communicate()
-
-
-def test_one_command_shows_the_embedded_databases_until_ctrl_c(run_api):
-    process = run_api("--port", "0")
-    said = process.stdout.readline()
-    base_url = re.fullmatch(r"Alvo: (http://127\.0\.0\.1:\d+) until Ctrl-C\n", said)[1]
-    assert "<title>Alvo" in httpx.get(base_url).text
-    assert httpx.get(f"{base_url}/period").json()["last_timestamp"] is None
-    query = asked(START, START + timedelta(minutes=2), columns=["power"])
-    assert len(httpx.get(f"{base_url}/samples", params=query).json()["timestamps"]) == 2
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert process.communicate() == ("", "")
-
-
-def test_a_port_that_is_in_use_is_told_on_one_line(run_api, alvo, shared_connector):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        named = {"ALVO_DATABASE_URL": alvo.render_as_string(hide_password=False), "FONTE_API_URL": shared_connector}
-        output, errors = (process := run_api("--port", port, **named)).communicate()
-    assert (process.returncode, output) == (2, "")
-    assert re.fullmatch(rf"python -m alvo: port {port} cannot be used: .*; choose another by --port\n", errors)
-
-
-def test_an_alvo_that_is_away_is_told_on_one_line(run_api, alvo, refused_port, shared_connector):
-    away = alvo.set(host="127.0.0.1", port=refused_port).render_as_string(hide_password=False)
-    output, errors = (process := run_api(ALVO_DATABASE_URL=away, FONTE_API_URL=shared_connector)).communicate()
-    assert (process.returncode, output) == (4, "")
-    assert errors.startswith("python -m alvo: Alvo failed: ")
-    assert errors.count("\n") == 1
-
-
-def test_what_is_not_finite_is_null():
-    assert screen.finite(np.array([1.5, np.nan, np.inf, -np.inf])) == [1.5, None, None, None]
-
-
-def test_the_routes_that_only_the_page_asks_are_no_part_of_the_description(client):
+def test_the_description_omits_the_routes_of_the_page(client):
     assert api.app.state.fonte_api_url is None
     assert client.get("/openapi.json").json()["paths"].keys() == {"/data", "/health", "/signals"}
 
@@ -436,3 +358,24 @@ def test_a_view_of_many_variables_has_no_more_values_than_one_of_few(make_databa
     assert len(variables) == 250
     values = sum(len(each) for statistics in variables.values() for each in statistics.values())
     assert 50_000 < values <= 1.25 * api.MOST_VALUES
+
+
+def test_loaded_values_are_read_back_as_aggregated(alvo_pool):
+    timestamps = np.datetime64("2024-05-20", "us") + np.arange(60) * np.timedelta64(1, "m")
+    power = np.where(np.arange(60) // 10 == 2, np.nan, np.arange(60.0))
+    window_starts, signals = aggregate(timestamps, {"power": power, "wind_speed": power * 2})
+    end = START + timedelta(hours=1)
+    replace_period(alvo_pool, START, end, window_starts, signals)
+    read_starts, read_signals, not_finite = screen.values(alvo_pool, START, end, [*signals, "unknown_mean"])
+    np.testing.assert_array_equal(read_starts, window_starts)
+    assert np.isnan(read_signals.pop("unknown_mean")).all()
+    np.testing.assert_equal(read_signals, signals)
+    assert not_finite == 0
+
+
+def test_values_outside_the_period_are_not_read(fonte_api, alvo_pool):
+    assert etl.main(["2024-05-20"]) == 0
+    hours = [START + timedelta(hours=hour) for hour in (1, 2)]
+    starts, signals, _ = screen.values(alvo_pool, *hours, ["power_mean"])
+    assert [str(starts[0]), str(starts[-1])] == ["2024-05-20T01:00:00.000000", "2024-05-20T01:50:00.000000"]
+    assert len(signals["power_mean"]) == 6
