@@ -1,4 +1,4 @@
-"""compose.yaml, as far as reading it tells; test_stack.py starts it."""
+"""The content of compose.yaml; test_stack.py starts it."""
 
 import re
 
@@ -8,7 +8,7 @@ from support.project import ROOT
 STAYING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]
 
 
-def test_no_password_stands_in_the_file():
+def test_the_file_has_no_password():
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
             secrets = re.findall(r"//\w+:(.*)@", value)
@@ -17,7 +17,7 @@ def test_no_password_stands_in_the_file():
             assert "//" not in value or secrets or variable == "FONTE_API_URL"
 
 
-def test_every_port_is_of_this_machine_alone():
+def test_every_port_is_on_loopback():
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 5
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -31,7 +31,7 @@ def test_every_service_is_confined():
         assert {"mem_limit", "cpus", "pids_limit", "logging", "networks"} <= set(service), name
 
 
-def test_a_service_stays_and_tells_its_health_or_ends_for_good():
+def test_a_service_either_stays_with_a_health_check_or_runs_once():
     for name, service in SERVICES.items():
         assert (name in STAYING) == ("healthcheck" in service), name
         assert name in STAYING or service["restart"] == "no", name
@@ -45,7 +45,7 @@ def _waits(service):
     return service.get("depends_on", {}).items()
 
 
-def test_the_example_names_every_variable_with_a_value_that_works():
+def test_the_example_has_a_working_value_for_every_variable():
     named = set(re.findall(r"\$\{(\w+)", (ROOT / "compose.yaml").read_text()))
     of_commands = {"FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL"}
     assert set(EXAMPLE) == named | of_commands

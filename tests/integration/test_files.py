@@ -1,10 +1,11 @@
-"""Files as people have them, through seed.py --csv: the values in Fonte are those of the file, or nothing is loaded."""
+"""Real kinds of files through seed.py --csv: Fonte gets exactly the values of the file, or nothing is loaded."""
 
 import gzip
 import io
 import lzma
 import os
 import shlex
+import sys
 import threading
 import zipfile
 from datetime import UTC, datetime, timedelta
@@ -180,7 +181,7 @@ def rows(make_database, make_pool, monkeypatch):
 
 @pytest.fixture
 def load(tmp_path, capsys):
-    """Load some bytes as a file; gives the exit code, and what was printed."""
+    """Load bytes as a file; return the exit code and the output."""
 
     def run(content, *options, name="some.csv"):
         file = tmp_path / name
@@ -198,8 +199,7 @@ def test_a_real_kind_of_file_loads_with_one_command(rows, load, content, options
     assert rows() == expected
 
 
-def test_two_columns_are_minutes_of_a_table(rows, load):
-    """One minute file and one in a compressed form give the same rows."""
+def test_a_compressed_file_is_loaded(rows, load):
     plain = b"timestamp,power\n2024-05-20 00:00,1\n2024-05-20 24:00,2\n"
     for name, packed in (("a.csv.gz", gzip.compress(plain)), ("a.csv.xz", lzma.compress(plain))):
         assert load(packed, name=name)[0] == 0
@@ -210,7 +210,7 @@ def test_two_columns_are_minutes_of_a_table(rows, load):
     assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-21 00:00", None, 2.0, None)]
 
 
-def test_standard_input_is_a_file_too(rows, monkeypatch, tmp_path):
+def test_standard_input_and_a_pipe_are_loaded(rows, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"timestamp,power\n2024-05-20,1\n")))
     assert seed.main(["--csv", "-"]) == 0
     os.mkfifo(tmp_path / "pipe")
@@ -240,7 +240,7 @@ def test_standard_input_is_a_file_too(rows, monkeypatch, tmp_path):
         ("2024-05-20 01:02 +0530", ["--timestamp-format=%Y-%m-%d %H:%M %z"], "2024-05-19 19:32"),
     ],
 )
-def test_a_time_is_read_as_it_is_written(rows, load, written, options, expected):
+def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options, expected):
     assert load(f"timestamp;power\n{written};1\n", *options)[0] == 0
     assert rows() == [(expected, None, 1.0, None)]
 
@@ -271,7 +271,7 @@ NOT_ISO = "is not ISO 8601: use --timestamp-format"
         ("2024-03-31 02:30", ["--csv-timezone=Europe/Berlin"], "does not exist in Europe/Berlin"),
     ],
 )
-def test_a_time_with_more_than_one_reading_or_none_is_refused(rows, load, written, options, said):
+def test_an_ambiguous_or_invalid_timestamp_is_refused(rows, load, written, options, said):
     code, out = load(f"timestamp;power\n{written};1\n", *options)
     assert code == 2
     assert f"1 bad row, nothing was loaded: line 2: timestamp {written!r} {said}" in out.err
@@ -286,7 +286,7 @@ def test_a_format_without_a_whole_day_is_refused(rows, load, form):
 
 
 def local_minutes(zone, start, end, minutes):
-    """A clock's times through a period of UTC, and the moments that they name."""
+    """Return the local times of a period in UTC, each with its UTC time."""
     moments = [start + timedelta(minutes=each) for each in range(0, int((end - start) / timedelta(minutes=1)), minutes)]
     return [(each.astimezone(ZoneInfo(zone)).strftime("%Y-%m-%d %H:%M"), f"{each:%Y-%m-%d %H:%M}") for each in moments]
 
@@ -302,9 +302,7 @@ def local_minutes(zone, start, end, minutes):
     ],
 )
 @pytest.mark.parametrize("piece_lines", [5, 50_000])
-def test_the_order_of_rows_decides_the_hour_that_clocks_repeat(
-    rows, load, monkeypatch, zone, change, minutes, piece_lines
-):
+def test_the_order_of_rows_resolves_the_repeated_hour(rows, load, monkeypatch, zone, change, minutes, piece_lines):
     monkeypatch.setattr(files, "PIECE_LINES", piece_lines)
     monkeypatch.setattr(files, "HEAD_LINES", 2)
     times = local_minutes(zone, change - timedelta(hours=2), change + timedelta(hours=2), minutes)
@@ -314,7 +312,7 @@ def test_the_order_of_rows_decides_the_hour_that_clocks_repeat(
 
 
 @pytest.mark.parametrize("clocks", [["02:00", "02:30"], ["02:50", "02:40", "02:30"], ["02:00", "02:00", "02:00"]])
-def test_an_order_that_does_not_decide_the_repeated_hour_is_an_error(rows, load, clocks):
+def test_a_repeated_hour_that_the_order_does_not_resolve_is_an_error(rows, load, clocks):
     content = "timestamp,power\n" + "".join(f"2024-10-27 {clock},1\n" for clock in clocks)
     code, out = load(content, "--csv-timezone=Europe/Berlin")
     assert (code, rows()) == (2, None)
@@ -345,9 +343,7 @@ def test_all_bad_rows_are_counted_and_the_first_five_named(rows, load):
 
 
 @pytest.mark.parametrize("piece_lines", [1, 3, 50_000])
-def test_bad_rows_that_are_skipped_are_written_beside_the_input_and_load_once_mended(
-    rows, load, monkeypatch, tmp_path, piece_lines
-):
+def test_skipped_rows_are_written_to_a_file_that_loads_once_corrected(rows, load, monkeypatch, tmp_path, piece_lines):
     monkeypatch.setattr(files, "PIECE_LINES", piece_lines)
     monkeypatch.setattr(files, "HEAD_LINES", 2)
     code, out = load(BAD, "--skip-bad-rows")
@@ -361,19 +357,19 @@ def test_bad_rows_that_are_skipped_are_written_beside_the_input_and_load_once_me
     assert len(rows()) == 3
 
 
-def test_rows_that_are_all_bad_are_not_skipped(rows, load):
+def test_a_file_of_bad_rows_alone_is_refused(rows, load):
     code, _ = load("timestamp,power\nnow,1\n", "--skip-bad-rows")
     assert (code, rows()) == (2, None)
 
 
-def test_a_file_of_bad_rows_that_cannot_be_written_is_an_error(rows, load, tmp_path):
+def test_an_unwritable_file_of_bad_rows_is_an_error(rows, load, tmp_path):
     (tmp_path / "some.csv.bad").mkdir()
     code, out = load(BAD, "--skip-bad-rows")
     assert (code, rows()) == (2, None)
     assert "some.csv.bad" in out.err
 
 
-def test_what_a_file_says_is_repeated_cut_and_without_control_characters(rows, load):
+def test_text_of_a_file_is_repeated_cut_and_without_control_characters(rows, load):
     code, out = load(f"timestamp,power\n2024-05-20,\x1b[31m{'9x' * 4000}\n")
     assert code == 2
     assert len(out.err) < 400 + len(str(out.err).split("some.csv")[0])
@@ -411,7 +407,7 @@ def packed(content):
             "two rows for 2024-05-20 00:00:00+00:00 hold dif",
         ),
         (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], "--encoding names its encoding"),
-        # A thousand and a half, or fifteen hundred?
+        # 1.5 or 1500?
         ("timestamp;power\n2024-05-20;1,500\n", "a.csv", [], "'1,500' is no number with the decimal mark ."),
         ("timestamp;power;wind_speed\n2024-05-20;1,5;1.5\n", "a.csv", [], "'1,5' is no number with the decimal mark ."),
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], "unknown encoding: klingon"),
@@ -429,19 +425,19 @@ def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, conte
     assert not rows()
 
 
-def test_a_file_that_is_not_there_is_bad_input(rows, tmp_path, capsys):
+def test_a_missing_file_is_bad_input(rows, tmp_path, capsys):
     for name, said in ((tmp_path / "none.csv", "there is no such file"), (tmp_path, "Is a directory")):
         assert seed.main(["--csv", str(name)]) == 2
         assert said in capsys.readouterr().err
 
 
-def test_nothing_is_loaded_of_several_files_of_which_one_is_bad(rows, load, tmp_path):
+def test_one_bad_file_of_several_loads_nothing(rows, load, tmp_path):
     (tmp_path / "good.csv").write_text("timestamp,power\n2024-05-20,1\n")
     assert load("timestamp,power\nnow,1\n", str(tmp_path / "good.csv"))[0] == 2
     assert rows() is None
 
 
-def test_a_first_look_shows_the_form_and_loads_nothing(load, rows):
+def test_a_dry_run_shows_the_format_and_loads_nothing(load, rows):
     content = "timestamp;power\n2024-05-20 00:00;1\n2024-05-20 00:01;\n2024-05-20 00:02;99999\n2024-05-20 00:05;4\n"
     code, out = load(content, "--dry-run")
     assert code == 0
@@ -462,40 +458,21 @@ def test_a_first_look_counts_bad_rows_and_writes_no_file(load, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["some.csv"]
 
 
-def test_markers_of_missing_values_are_texts_and_numbers(rows, load):
+def test_missing_values_are_marked_by_texts_or_numbers(rows, load):
     values = ["-999", "-999.0", "-9.99e2", "Bad", "", "NULL", "NaN", " NA ", "-998"]
     content = "timestamp,power\n" + "".join(f"2024-05-20 00:0{n},{value}\n" for n, value in enumerate(values))
     assert load(content, "--missing", "-999", "Bad")[0] == 0
     assert [row[2] for row in rows()] == [None] * 8 + [-998.0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--csv", "x", "--column", "pressure=P"], "'pressure=P': expected NAME=HEADER, NAME one of wind_speed, power"),
-        (["--csv", "x", "--csv-timezone", "Mars/Base"], "'Mars/Base' is not a time zone"),
-        (["--missing", "-999"], "argument --missing: belongs to --csv FILE"),
-        (["--csv", "x", "--days", "3"], "leave them out with --csv"),
-        (["--csv", "x", "--live"], "not allowed with argument --csv"),
-    ],
-)
-def test_bad_options_are_one_line_and_exit_code_2(arguments, said, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        seed.main(arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-
-
-def test_pandas_is_asked_for_where_it_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(seed, "find_spec", lambda name: None)
+def test_without_pandas_the_install_command_is_printed(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SystemExit):
         seed.main(["--csv", "some.csv"])
     assert "python -m pip install '.[files]'" in capsys.readouterr().err
 
 
-def test_only_a_file_loads_pandas(run_command, make_database):
+def test_seeding_without_a_file_does_not_import_pandas(run_command, make_database):
     url = make_database().render_as_string(hide_password=False)
     code = "import seed, sys; seed.main(['--days', '1']); print('pandas' in sys.modules)"
     assert run_command("-c", code, FONTE_DATABASE_URL=url).stdout.splitlines()[-1] == "False"
@@ -520,7 +497,7 @@ DIALECTS = st.fixed_dictionaries(
 
 
 def written(dialect, table, start):
-    """The bytes of a table in this dialect, and the options that tell so."""
+    """Return a table in this dialect as bytes, and the options that describe it."""
     zone = ZoneInfo(dialect["zone"] or "UTC")
     form = dialect["form"] or "%Y-%m-%dT%H:%M"
     delimiter = files.DELIMITERS[dialect["delimiter"]]
@@ -558,7 +535,7 @@ def test_a_table_in_any_dialect_is_read_back_equal(tmp_path_factory, dialect, ta
     start = start.replace(minute=0, second=0, microsecond=0)
     zone = ZoneInfo(dialect["zone"] or "UTC")
     clocks = [(start + timedelta(minutes=10 * each)).astimezone(zone) for each in range(-12, len(table) + 12)]
-    # A file that begins or ends within the hour that clocks repeat does not tell which of them is meant.
+    # A file that begins or ends within a repeated hour is ambiguous.
     assume(len({clock.utcoffset() for clock in clocks}) == 1)
     content, arguments = written(dialect, table, start)
     file = tmp_path_factory.mktemp("files") / "some.csv"
@@ -577,6 +554,6 @@ def test_a_table_in_any_dialect_is_read_back_equal(tmp_path_factory, dialect, ta
 
 
 @pytest.mark.parametrize("kind", ["Greenbyte", "Kaggle", "SURFRAD", "MIDC", "TOA5"])
-def test_the_documented_command_is_the_tested_one(kind):
+def test_the_documented_options_are_the_tested_ones(kind):
     documented = " ".join((ROOT / "docs/your-own-data.md").read_text().replace("\\\n", " ").split())
     assert " ".join(REAL[kind][1].split()) in documented

@@ -1,4 +1,4 @@
-"""Fonte's table and what fills it."""
+"""Fonte's table and the command seed.py that fills it."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from support.project import ROOT, bare, wait_until
+from support.project import bare, wait_until
 
 import etl
 import seed
@@ -42,7 +42,7 @@ def rows(empty_fonte, make_pool):
 
 @settings(max_examples=settings.default.max_examples // 5)
 @given(profile=st.sampled_from(sorted(seeding.PROFILES)), seed=st.integers(0, 2**32), split=st.integers(1, 3))
-def test_days_seeded_apart_are_the_days_seeded_together(profile, seed, split):
+def test_days_seeded_separately_equal_days_seeded_together(profile, seed, split):
     make = seeding.PROFILES[profile]
     together = make(START, 4, seed)
     first, rest = make(START, split, seed), make(START + timedelta(days=split), 4 - split, seed)
@@ -59,14 +59,14 @@ def test_another_seed_or_another_day_gives_other_values():
 
 def test_turbine_wind_is_weibull_and_autocorrelated():
     wind = synthetic.turbine(START, 400, 1)["wind_speed"]
-    # Of a Weibull distribution with shape 2: mean 0.886, median 0.833 scales; a minute differs little from the next.
+    # A Weibull distribution with shape 2 has mean 0.886 and median 0.833 scales. Consecutive minutes differ little.
     assert np.mean(wind) / synthetic.WEIBULL_SCALE_M_S == pytest.approx(0.886, abs=0.03)
     assert np.median(wind) / synthetic.WEIBULL_SCALE_M_S == pytest.approx(0.833, abs=0.03)
     assert np.corrcoef(wind[:-1], wind[1:])[0, 1] > 0.98
     assert wind.min() >= 0
 
 
-def test_turbine_power_follows_the_curve_and_temperature_the_day():
+def test_turbine_power_follows_the_curve_and_temperature_the_time_of_day():
     columns = synthetic.turbine(date(2023, 5, 20), 100, 1)
     wind, power = columns["wind_speed"], columns["power"]
     assert set(power[wind < 2.5]) == {-5.0}
@@ -84,7 +84,7 @@ def test_uniform_values_fill_their_ranges():
         assert high - 0.01 * (high - low) < columns[name].max() < high
 
 
-def test_the_default_is_ten_days_and_says_so(rows, capsys):
+def test_the_default_is_ten_days_which_the_summary_reports(rows, capsys):
     assert seed.main([]) == 0
     assert capsys.readouterr().out == (
         "14,400 rows inserted, 0 were there already: 0 had missing values filled, 0 that differ keep their values\n"
@@ -99,18 +99,18 @@ def test_the_default_is_ten_days_and_says_so(rows, capsys):
     assert rows("SELECT count(*) FROM data WHERE power = 'NaN' OR wind_speed IS NULL") == [(0,)]
 
 
-def test_rows_that_are_there_keep_their_values(rows, capsys):
+def test_existing_rows_keep_their_values(rows, capsys):
     seed.main(["--days", "2"])
     before = rows()
     assert seed.main(["--days", "3", "--profile", "uniform", "--random-seed", "7"]) == 0
-    told = "1,440 rows inserted, 2,880 were there already: 0 had missing values filled, 2,880 that differ keep their"
-    assert told in capsys.readouterr().out
+    summary = "1,440 rows inserted, 2,880 were there already: 0 had missing values filled, 2,880 that differ keep their"
+    assert summary in capsys.readouterr().out
     after = rows()
     assert after[:2880] == before
     assert [row[2] for row in after[2880:]] == synthetic.uniform(date(2024, 5, 22), 1, 7)["power"].tolist()
 
 
-def test_once_means_where_the_table_is_not_there_yet(rows, capsys):
+def test_once_seeds_only_where_the_table_is_absent(rows, capsys):
     assert seed.main(["--once"]) == 0
     assert "14,400 rows inserted" in capsys.readouterr().out
     assert seed.main(["--once", "--days", "20"]) == 0
@@ -118,7 +118,7 @@ def test_once_means_where_the_table_is_not_there_yet(rows, capsys):
     assert rows("SELECT count(*) FROM data") == [(14400,)]
 
 
-def test_a_long_seed_goes_through_in_parts(rows):
+def test_a_long_period_is_seeded_in_parts(rows):
     assert seed.main(["--days", "61", "--start", "2023-01-01"]) == 0
     assert rows("SELECT count(*), min(timestamp)::date, max(timestamp)::date FROM data") == [
         (61 * 1440, date(2023, 1, 1), date(2023, 3, 2))
@@ -126,14 +126,6 @@ def test_a_long_seed_goes_through_in_parts(rows):
     # Rows that lie in another order take a reader of a long period three times as long.
     order = "SELECT timestamp, lag(timestamp) OVER (ORDER BY ctid) AS before FROM data"
     assert rows(f"SELECT count(*) FROM ({order}) AS placed WHERE timestamp < before") == [(0,)]
-
-
-def test_a_csv_file_of_real_minutes_is_loaded(rows, capsys):
-    assert seed.main(["--csv", str(ROOT / "tests/data/arm_source.csv")]) == 0
-    assert "2,880 rows inserted" in capsys.readouterr().out
-    assert rows("SELECT wind_speed, power, ambient_temperature FROM data ORDER BY timestamp LIMIT 1") == [
-        (11.08, 1894.1, 1.577)
-    ]
 
 
 MINUTES = {"2024-01-01 00:00": (1.0, None), "2024-01-01 00:01": (2.0, 20.0), "2024-01-01 00:02": (None, None)}
@@ -150,7 +142,7 @@ def offered(values):
 @pytest.mark.parametrize(
     ("second", "replace", "expected", "counts"),
     [
-        # What is offered, and what then stands there; inserted, present, filled and differing rows.
+        # The merged rows; the changed rows; the counts of inserted, present, filled and differing rows.
         ({"2024-01-01 00:03": (3.0, 30.0)}, False, {"2024-01-01 00:03": (3.0, 30.0)}, (1, 0, 0, 0)),
         ({"2024-01-01 00:00": (None, 10.0)}, False, {"2024-01-01 00:00": (1.0, 10.0)}, (0, 1, 1, 0)),
         ({"2024-01-01 00:01": (2.0, 20.0)}, False, {}, (0, 1, 0, 0)),
@@ -164,7 +156,7 @@ def offered(values):
         (MINUTES, True, {}, (0, 3, 0, 0)),
     ],
 )
-def test_a_null_is_filled_and_a_value_stays_unless_it_is_to_be_replaced(
+def test_a_null_is_filled_and_a_value_changes_only_with_replace(
     rows, empty_fonte, make_pool, second, replace, expected, counts
 ):
     with make_pool(empty_fonte).begin() as connection:
@@ -177,7 +169,7 @@ def test_a_null_is_filled_and_a_value_stays_unless_it_is_to_be_replaced(
     }
 
 
-def test_rows_of_one_timestamp_complete_each_other_and_must_not_contradict(rows, empty_fonte, make_pool):
+def test_rows_of_one_timestamp_are_merged_unless_they_contradict(rows, empty_fonte, make_pool):
     first, again = {"2024-01-01 00:00": (1.0, None)}, {"2024-01-01 00:00": (None, 5.0)}
     pool = make_pool(empty_fonte)
     with pool.begin() as connection:
@@ -198,11 +190,11 @@ def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path,
     }.items():
         (tmp_path / name).write_text(content)
     assert seed.main(["--csv", str(tmp_path / "wind.csv"), str(tmp_path / "power.csv")]) == 0
-    told = "2 rows inserted, 2 were there already: 2 had missing values filled, 0 that differ keep their values\n"
-    assert told in capsys.readouterr().out
+    summary = "2 rows inserted, 2 were there already: 2 had missing values filled, 0 that differ keep their values\n"
+    assert summary in capsys.readouterr().out
     assert seed.main(["--csv", str(tmp_path / "corrected.csv")]) == 0
-    told = "0 rows inserted, 2 were there already: 0 had missing values filled, 1 that differ keep their"
-    assert told in capsys.readouterr().out
+    summary = "0 rows inserted, 2 were there already: 0 had missing values filled, 1 that differ keep their"
+    assert summary in capsys.readouterr().out
     assert rows("SELECT power FROM data ORDER BY timestamp") == [(10.0,), (20.0,)]
     assert seed.main(["--csv", str(tmp_path / "corrected.csv"), "--replace"]) == 0
     assert "0 had missing values filled, 1 that differ are overwritten\n" in capsys.readouterr().out
@@ -218,6 +210,11 @@ def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path,
         (["--random-seed", "-1"], "argument --random-seed: -1: expected 0 or more"),
         (["--profile", "storm"], "'storm'"),
         (["--start", "9999-12-30", "--days", "2"], "expected 1 to 1;"),
+        (["--csv", "x", "--column", "pressure=P"], "'pressure=P': expected NAME=HEADER, NAME one of wind_speed, power"),
+        (["--csv", "x", "--csv-timezone", "Mars/Base"], "'Mars/Base' is not a time zone"),
+        (["--missing", "-999"], "argument --missing: belongs to --csv FILE"),
+        (["--csv", "x", "--days", "3"], "leave them out with --csv"),
+        (["--csv", "x", "--live"], "not allowed with argument --csv"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, empty_fonte):
@@ -229,7 +226,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, emp
     assert error.count("\n") == 1
 
 
-def test_the_printed_period_is_utc_whatever_the_time_zone_of_the_server(administrator, empty_fonte, capsys):
+def test_the_printed_period_is_utc_in_any_time_zone_of_the_server(administrator, empty_fonte, capsys):
     with administrator.connect() as connection:
         connection.execute(text(f"ALTER DATABASE {empty_fonte.database} SET timezone = 'America/Sao_Paulo'"))
     assert seed.main(["--days", "1"]) == 0
@@ -238,7 +235,7 @@ def test_the_printed_period_is_utc_whatever_the_time_zone_of_the_server(administ
     assert seed.main(["--start", "9999-12-30", "--days", "1"]) == 0
 
 
-def test_a_database_that_is_away_is_exit_code_3_without_the_password(monkeypatch, capsys, refused_port):
+def test_an_unreachable_database_is_exit_code_3_without_the_password(monkeypatch, capsys, refused_port):
     monkeypatch.setenv("FONTE_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:{refused_port}/x")
     assert seed.main([]) == 3
     error = capsys.readouterr().err
@@ -247,14 +244,7 @@ def test_a_database_that_is_away_is_exit_code_3_without_the_password(monkeypatch
     assert error.count("\n") == 1
 
 
-def test_seeding_once_leaves_an_existing_table_alone(rows, empty_fonte, make_pool):
-    seed.main(["--days", "1"])
-    with make_pool(empty_fonte).begin() as connection:
-        seeding.seed_once(connection)
-    assert rows("SELECT count(*) FROM data") == [(1440,)]
-
-
-def test_the_table_refuses_a_moment_that_is_none(rows, empty_fonte, make_pool):
+def test_the_table_refuses_an_infinite_timestamp(rows, empty_fonte, make_pool):
     seed.main(["--days", "1"])
     with make_pool(empty_fonte).begin() as connection, pytest.raises(DBAPIError, match="check constraint"):
         connection.execute(text("INSERT INTO data (timestamp) VALUES ('infinity')"))
@@ -271,7 +261,7 @@ def test_a_long_seed_shows_progress_on_a_terminal_only(rows, capsys, monkeypatch
 
 
 class Minutes:
-    """Stands for Event: it lets so many minutes pass, one each time it is waited for, and is then set."""
+    """Replaces Event: each wait advances the clock by a minute; after so many minutes it is set."""
 
     def __init__(self, clock, minutes):
         self.clock, self.minutes = clock, minutes
@@ -285,7 +275,7 @@ class Minutes:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time of day that seeding sees: its moment can be set."""
+    """The current time for seeding, which a test can set."""
 
     class Clock(datetime):
         moment = datetime(2026, 3, 9, 12, 30, 17, tzinfo=UTC)
@@ -307,7 +297,7 @@ def clock(monkeypatch):
         (datetime(2026, 3, 9, 12, 30, tzinfo=UTC), datetime(2026, 3, 9, 12, 31, tzinfo=UTC)),
     ],
 )
-def test_a_live_turbine_fills_to_now_and_then_turns_each_minute(
+def test_a_live_turbine_fills_to_now_and_then_adds_each_minute(
     rows, empty_fonte, make_pool, clock, last, first_written
 ):
     pool = make_pool(empty_fonte)
@@ -329,13 +319,13 @@ def test_a_live_turbine_fills_to_now_and_then_turns_each_minute(
     }
 
 
-def test_seed_live_writes_live_minutes_alone(rows, monkeypatch, clock):
+def test_seed_live_writes_only_live_minutes(rows, monkeypatch, clock):
     monkeypatch.setattr(seed, "Event", lambda: Minutes(clock, 1))
     assert seed.main(["--live"]) == 0
     assert rows("SELECT count(*), min(timestamp)::date FROM data") == [(14402, date(2026, 2, 27))]
 
 
-def test_seed_live_tells_what_it_writes_until_it_is_interrupted(rows, empty_fonte, folder):
+def test_seed_live_reports_its_rows_until_it_is_interrupted(rows, empty_fonte, folder):
     environment = {**bare(folder), "FONTE_DATABASE_URL": empty_fonte.render_as_string(hide_password=False)}
     line = [sys.executable, "seed.py", "--live"]
     with subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as live:
@@ -346,9 +336,7 @@ def test_seed_live_tells_what_it_writes_until_it_is_interrupted(rows, empty_font
     assert len(rows()) == 14401
 
 
-def test_the_embedded_fonte_turns_while_a_live_connector_is_served_so_that_today_has_data(
-    tmp_path, monkeypatch, alvo, capsys
-):
+def test_a_live_connector_keeps_the_embedded_fonte_filled_to_now(tmp_path, monkeypatch, alvo, capsys):
     monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path / "home"))
     with local.base_url(live=True) as base_url:
         period = httpx.get(f"{base_url}/period").json()
@@ -364,7 +352,7 @@ def test_the_embedded_fonte_turns_while_a_live_connector_is_served_so_that_today
     assert period["rows"] == 14401
 
 
-def test_a_live_turbine_that_stops_says_so_on_one_line(tmp_path, monkeypatch, capsys):
+def test_a_live_turbine_that_stops_is_reported_on_one_line(tmp_path, monkeypatch, capsys):
     def breaking(*_):
         yield "the first minutes"
         raise DBAPIError("INSERT", {}, Exception("the disk is full"))

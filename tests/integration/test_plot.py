@@ -1,6 +1,7 @@
-"""The picture of a day: what is drawn, and what is left blank."""
+"""The picture of a day or a range: its lines, bands, gaps and labels, and the option --plot."""
 
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 
 import matplotlib
@@ -20,7 +21,7 @@ ALL = np.ones(144, dtype=bool)
 
 
 def drawn(held=ALL, form="svg", axes=None, std=(), window=timedelta(minutes=10), zone="UTC"):
-    """Draw steps from START on, of which these hold values."""
+    """Draw steps from START on; only those in `held` have values."""
     axes = axes or {"power": "power (kW)"}
     window_starts = np.datetime64("2024-05-20", "us") + np.flatnonzero(held) * np.timedelta64(window)
     value = np.arange(float(len(window_starts)))
@@ -32,7 +33,7 @@ def drawn(held=ALL, form="svg", axes=None, std=(), window=timedelta(minutes=10),
 
 
 def line_pieces(svg):
-    """How many separate pieces the line of the mean has."""
+    """Count the separate pieces of the line of the mean."""
     paths = re.findall(rf'<path d="([^"]*)"[^>]*stroke: {plot.LINE}[^>]*stroke-linejoin: miter', svg.decode())
     return sum(path.count("M ") for path in paths)
 
@@ -41,7 +42,7 @@ def line_pieces(svg):
     ("gaps", "pieces"),
     [([], 1), ([(60, 70)], 2), ([(0, 10), (134, 144)], 1), ([(10, 20), (21, 30)], 3), ([(0, 144)], 0)],
 )
-def test_a_gap_is_left_blank_and_a_single_window_is_seen(gaps, pieces):
+def test_a_gap_is_blank_and_a_single_window_is_visible(gaps, pieces):
     held = np.ones(144, dtype=bool)
     for first, last in gaps:
         held[first:last] = False
@@ -52,7 +53,7 @@ def words(svg):
     return re.findall(r">([^<>]*\S[^<>]*)</text>", svg.decode())
 
 
-def test_each_variable_has_a_panel_named_as_on_the_page_in_the_order_asked():
+def test_each_variable_has_a_panel_in_the_asked_order():
     axes = {name: f"{name} ({unit})" for name, unit in (("power", "kW"), ("ambient_temperature", "degC"))}
     said = words(drawn(axes=axes | {"wind_speed": "wind_speed (m/s)"}))
     panels = ["power (kW)", "ambient temperature (°C)", "wind speed (m/s)"]
@@ -62,7 +63,7 @@ def test_each_variable_has_a_panel_named_as_on_the_page_in_the_order_asked():
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn."""
+    """The drawn figures."""
     kept = []
     savefig = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: kept.append(figure) or savefig(figure, *a, **k))
@@ -70,7 +71,7 @@ def figures(monkeypatch):
 
 
 def tick_labels(axis):
-    """Those of the ticks that are in view."""
+    """Return the labels of the visible ticks."""
     first, last = axis.get_view_interval()
     return [tick.label1 for tick in axis.get_major_ticks() if first <= tick.get_loc() <= last]
 
@@ -93,7 +94,7 @@ def test_the_axis_names_the_date_with_its_month(figures, steps, window, labels):
 
 
 @pytest.mark.parametrize("window", [timedelta(minutes=10), timedelta(days=1)])
-def test_std_is_drawn_where_alvo_holds_it_and_named_only_then(window):
+def test_std_is_drawn_and_named_only_where_alvo_holds_it(window):
     axes = {name: name for name in ("power", "wind_speed")}
     without, with_one = (drawn(axes=axes, std=std, window=window) for std in ((), ("wind_speed",)))
     assert ("mean ± std" in words(with_one), "mean ± std" in words(without)) == (True, False)
@@ -102,7 +103,7 @@ def test_std_is_drawn_where_alvo_holds_it_and_named_only_then(window):
     assert bands[0] < bands[1]
 
 
-def test_a_long_step_has_mean_and_std_as_its_band_which_ends_at_the_extremes(figures):
+def test_the_band_of_a_long_step_is_mean_and_std_within_the_extremes(figures):
     drawn(np.ones(60, dtype=bool), window=timedelta(days=1), std=("power",))
     ((panel,),) = (figure.axes for figure in figures)
     data = {patch.get_label(): patch.get_data() for patch in panel.patches}
@@ -118,12 +119,12 @@ def test_a_long_step_has_mean_and_std_as_its_band_which_ends_at_the_extremes(fig
 
 @pytest.mark.parametrize("variables", [1, 2, 6])
 @pytest.mark.parametrize("window", [timedelta(minutes=10), timedelta(days=1)])
-def test_no_text_covers_another_and_all_is_inside_the_picture(figures, variables, window):
+def test_no_text_overlaps_another_or_leaves_the_picture(figures, variables, window):
     names = ["ambient_temperature_of_the_nacelle", *(f"v{number}" for number in range(1, variables))]
     axes = {name: f"{name} (degC)" for name in names}
     drawn(form="png", axes=axes, std=names, window=window, zone="America/Argentina/Ushuaia")
     (figure,) = figures
-    texts = [figure._suptitle, *figure.legends[0].get_texts(), figure.axes[-1].xaxis.label]
+    texts = [*figure.texts, *figure.legends[0].get_texts(), figure.axes[-1].xaxis.label]
     for panel in figure.axes:
         texts += [panel._left_title, *tick_labels(panel.yaxis)]
     texts += tick_labels(figure.axes[-1].xaxis)
@@ -154,14 +155,14 @@ def run_plot(file, *arguments):
 
 
 @pytest.mark.parametrize(("name", "begin"), [("day.png", b"\x89PNG"), ("day.PNG", b"\x89PNG"), ("day.SVG", b"<?xml")])
-def test_the_command_draws_what_it_loaded(fonte_api, alvo, tmp_path, capsys, name, begin):
+def test_the_command_draws_the_loaded_day(fonte_api, alvo, tmp_path, capsys, name, begin):
     assert run_plot(tmp_path / name) == 0
     assert capsys.readouterr().out.endswith(f"drawn: {tmp_path / name}\n")
     assert (tmp_path / name).read_bytes().startswith(begin)
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def test_days_that_are_there_already_are_drawn_and_an_old_picture_is_replaced(fonte_api, alvo, tmp_path):
+def test_days_left_out_by_resume_are_drawn_and_an_old_picture_is_replaced(fonte_api, alvo, tmp_path):
     picture = tmp_path / "day.svg"
     picture.write_text("an old one")
     assert etl.main(["2024-05-20"]) == 0
@@ -169,18 +170,14 @@ def test_days_that_are_there_already_are_drawn_and_an_old_picture_is_replaced(fo
     assert picture.read_text().startswith("<?xml")
 
 
-def test_a_day_without_samples_does_not_stop_the_picture_of_a_range(fonte_api, alvo, tmp_path):
-    assert etl.main(["2024-05-29", "2024-05-30", "--plot", str(tmp_path / "days.png")]) == 5
-    assert (tmp_path / "days.png").exists()
-
-
-def test_a_day_without_samples_is_drawn_as_alvo_holds_it(fonte_api, alvo, tmp_path):
+@pytest.mark.parametrize("asked", [["2024-06-15"], ["2024-05-29", "2024-05-30"]], ids=["day", "range"])
+def test_a_day_without_samples_does_not_prevent_the_picture(fonte_api, alvo, tmp_path, asked):
     assert etl.main(["2024-05-20"]) == 0
-    assert etl.main(["2024-06-15", "--plot", str(tmp_path / "day.png")]) == 5
+    assert etl.main([*asked, "--plot", str(tmp_path / "day.png")]) == 5
     assert (tmp_path / "day.png").exists()
 
 
-def test_a_long_range_is_reduced_and_says_so(sixty_days_fonte, alvo_pool, tmp_path):
+def test_a_long_range_is_reduced_to_named_steps(sixty_days_fonte, alvo_pool, tmp_path):
     with connector_over(sixty_days_fonte) as connector, pytest.MonkeyPatch.context() as environment:
         environment.setenv("FONTE_API_URL", connector)
         assert etl.main([*SIXTY_DAYS, "--plot", str(tmp_path / "days.png")]) == 0
@@ -190,7 +187,7 @@ def test_a_long_range_is_reduced_and_says_so(sixty_days_fonte, alvo_pool, tmp_pa
         alvo_pool, START, START + 60 * DAY, ["power_mean", "power_min", "power_max"]
     )
     assert signals["power_max"].max() == windows["power_max"].max()
-    # A step with a gap is the mean of the windows that it has.
+    # The mean of a step with a gap is that of its existing windows.
     steps = (window_starts - window_starts[0]) // np.timedelta64(6, "h")
     means = np.bincount(steps, windows["power_mean"]) / np.bincount(steps)
     np.testing.assert_allclose(signals["power_mean"], means)
@@ -216,13 +213,13 @@ def test_the_legend_names_the_length_of_a_step(window, name):
     assert f">mean of {name}<" in svg.decode()
 
 
-def test_statistics_that_alvo_does_not_hold_are_left_blank(fonte_api, alvo, tmp_path):
+def test_absent_statistics_are_left_blank(fonte_api, alvo, tmp_path):
     picture = tmp_path / "day.svg"
     assert run_plot(picture, "--statistics", "mean", "count", "--columns", "power") == 0
     assert line_pieces(picture.read_bytes()) == 1
 
 
-def test_an_alvo_without_tables_is_no_picture(fonte_api, alvo, tmp_path, capsys):
+def test_an_alvo_without_tables_is_not_drawn(fonte_api, alvo, tmp_path, capsys):
     assert etl.main(["2024-05-30", "2024-05-31", "--plot", str(tmp_path / "days.png")]) == 5
     assert capsys.readouterr().out.endswith(f"{tmp_path / 'days.png'} is not drawn: Alvo holds nothing yet\n")
     assert list(tmp_path.iterdir()) == []
@@ -243,7 +240,7 @@ def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_pat
         ("folder.png", "is no file in a folder that is there"),
     ],
 )
-def test_a_file_that_cannot_be_is_refused_before_anything_is_done(fonte_api, alvo, tmp_path, capsys, name, said):
+def test_an_invalid_file_is_refused_before_the_load(fonte_api, alvo, tmp_path, capsys, name, said):
     (tmp_path / "folder.png").mkdir()
     assert run_plot(tmp_path / name) == 2
     error = capsys.readouterr().err
@@ -252,17 +249,15 @@ def test_a_file_that_cannot_be_is_refused_before_anything_is_done(fonte_api, alv
     assert alvo_values(alvo) is None
 
 
-def test_without_matplotlib_it_says_what_to_install(fonte_api, alvo, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(etl, "find_spec", lambda name: None)
+def test_without_matplotlib_the_install_command_is_printed(fonte_api, alvo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run_plot(tmp_path / "day.png") == 2
     assert "a picture needs Matplotlib: python -m pip install '.[plot]'" in capsys.readouterr().err
     assert alvo_values(alvo) is None
 
 
-def test_a_picture_that_cannot_be_written_is_a_failure_of_its_own_and_the_day_is_loaded(
-    fonte_api, alvo, tmp_path, capsys
-):
-    # Its unfinished file has a longer name, which is too long.
+def test_an_unwritable_picture_is_exit_code_6_after_the_load(fonte_api, alvo, tmp_path, capsys):
+    # The name of the unfinished file is longer, and too long.
     picture = tmp_path / f"{'x' * 251}.png"
     assert run_plot(picture) == 6
     assert capsys.readouterr().err == f"etl.py: Alvo is loaded, but {picture} is not written: File name too long\n"

@@ -1,11 +1,10 @@
-"""The READMEs and docs: commands print what is shown, both languages say the same, links lead somewhere."""
+"""The READMEs and docs: commands print the shown output, both languages agree, links are valid."""
 
 import contextlib
 import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.project import ROOT, SETTINGS, bare, wait_until
+from support.project import ROOT, SETTINGS, bare, free_port, wait_until
 
 from fonte_alvo.command import Failure
 
@@ -21,7 +20,7 @@ READMES = ("README.md", "README.pt-BR.md")
 DOCS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [*(ROOT / name for name in READMES), ROOT / "CONTRIBUTING.md", *DOCS]
 PIP = "python -m pip install "
-# Tested where Chromium is: tox -e orchestration.
+# Tested with Chromium: tox -e orchestration.
 ELSEWHERE = ["python -m venv .venv", ". .venv/bin/activate", "python -m orchestration.dagster"]
 
 
@@ -45,7 +44,7 @@ def environment(folder):
 
 @pytest.fixture
 def shell(folder, environment):
-    """Run a line as a README has it; gives what it printed."""
+    """Run a line of a README; return its output."""
 
     def run(line):
         run = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
@@ -57,9 +56,8 @@ def shell(folder, environment):
 
 @contextlib.contextmanager
 def serving(line, folder, environment, path="/health"):
-    """Run a server as a README has it, on a free port; gives its base URL."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    """Run the server of a README on a free port; give its base URL."""
+    port = str(free_port())
     words = shlex.split(line)
     words = [*words[:-1], port] if "--port" in words else [*words, "--port", port]
     program = (
@@ -85,8 +83,8 @@ def serving(line, folder, environment, path="/health"):
         server.wait()
 
 
-def test_the_commands_print_what_is_shown(shell):
-    """Those of one README, in their order from nothing; the other has the same."""
+def test_the_commands_print_the_shown_output(shell):
+    """Only those of one README, in order, from an empty start: the other has the same commands."""
     sessions = blocks(READMES[0], "console")
     assert len(sessions) >= 5
     for session in sessions:
@@ -107,13 +105,13 @@ def test_the_page_is_served_as_shown(folder, environment):
         assert "<html" in httpx.get(base_url).text
 
 
-def test_a_file_is_looked_at_as_shown(folder, shell):
+def test_a_dry_run_of_a_file_works_as_shown(folder, shell):
     _, write, look = blocks(READMES[0], "sh", "A file of your own")[0].splitlines()
     shell(write)
     assert "nothing was loaded, because of --dry-run" in shell(look)
 
 
-def test_services_of_ones_own_work_from_empty_databases_on(folder, environment, shell, make_database):
+def test_external_services_work_as_shown_from_empty_databases(folder, environment, shell, make_database):
     settings, tables, day = blocks(READMES[0], "sh", "Services of your own")
     names = [line.removeprefix("export ").partition("=")[0] for line in settings.splitlines()]
     assert names == ["FONTE_DATABASE_URL", "ALVO_DATABASE_URL", "FONTE_API_URL"]
@@ -147,19 +145,19 @@ def test_every_other_command_is_tested_elsewhere():
         assert known or line in [*of_docker, *ELSEWHERE, "docker compose ps"], line
 
 
-def test_both_readmes_say_the_same():
+def test_both_readmes_have_the_same_structure_and_code():
     english, portuguese = ((ROOT / readme).read_text() for readme in READMES)
     for pattern in (r"^#+ ", r"^\|", r"^ *```", r"^\d\. ", "!?\\[[^]]*\\]\\("):
         assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, portuguese, re.MULTILINE))
     for language in ("console", "sh", "mermaid"):
         assert blocks(READMES[0], language) == blocks(READMES[1], language)
-    # What code spans hold are names: they are the same in every language.
+    # Code spans hold names, which are not translated.
     spans = [set(re.findall(r"`([^`\n]+)`", text)) for text in (english, portuguese)]
     assert spans[0] == spans[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_is_short_and_its_links_lead_somewhere(page):
+def test_a_page_is_short_and_its_links_are_valid(page):
     text = page.read_text()
     assert text.count("\n") <= (170 if page.name in READMES else 250)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -186,8 +184,8 @@ def test_the_run_configuration_of_the_docs_is_that_of_the_launchpad():
 
 
 def exit_codes():
-    """Those of every failure that a command of the main project may report."""
-    import etl  # noqa: F401  # with all that it imports
+    """Return the exit codes of all failures of the commands."""
+    import etl  # noqa: F401  # defines failures, as do its imports
 
     kinds, codes = [Failure], set()
     while kinds:

@@ -1,3 +1,5 @@
+"""The settings: URLs, admins and names, from the environment and from the file .env."""
+
 import socket
 import threading
 
@@ -10,9 +12,15 @@ from fonte_alvo import engine, settings
 URL_VARIABLES = {"FONTE_DATABASE_URL": settings.fonte_database_url, "ALVO_DATABASE_URL": settings.alvo_database_url}
 
 
+@pytest.fixture
+def env_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+    return tmp_path / ".env"
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 @pytest.mark.parametrize("name", URL_VARIABLES)
-def test_every_spelling_of_a_postgresql_url_means_psycopg2(monkeypatch, name, scheme):
+def test_every_scheme_of_postgresql_selects_psycopg2(monkeypatch, name, scheme):
     monkeypatch.setenv(name, f"{scheme}://user:p%40ss@host:1234/base")
     url = URL_VARIABLES[name]()
     assert url.drivername == "postgresql+psycopg2"
@@ -35,7 +43,7 @@ def test_every_spelling_of_a_postgresql_url_means_psycopg2(monkeypatch, name, sc
         "postgresql://u%00:secret@127.0.0.1:1/d",
     ],
 )
-def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name, value):
+def test_an_invalid_postgresql_url_is_named_but_never_repeated(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(settings.SettingsError) as failure:
         URL_VARIABLES[name]()
@@ -43,7 +51,7 @@ def test_what_is_no_postgresql_url_is_named_but_never_repeated(monkeypatch, name
     assert "sec" not in str(failure.value)
 
 
-def test_what_is_given_wins_over_the_environment_and_is_not_taken_for_it(monkeypatch):
+def test_a_given_url_overrides_the_environment_and_is_named_as_given(monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", "http://localhost:1")
     monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://h/environment")
     assert settings.fonte_api_url("http://localhost:2") == "http://localhost:2"
@@ -54,7 +62,7 @@ def test_what_is_given_wins_over_the_environment_and_is_not_taken_for_it(monkeyp
         settings.alvo_database_url("sqlite://")
 
 
-def test_a_child_has_the_environment_and_what_is_set_for_it(monkeypatch):
+def test_a_child_has_the_environment_and_its_own_settings(monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", "http://localhost:1")
     monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://h/environment")
     child = settings.child_environment(FONTE_API_URL="http://localhost:2")
@@ -75,7 +83,7 @@ def test_a_child_has_the_environment_and_what_is_set_for_it(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("name", URL_VARIABLES)
-def test_a_parameter_of_a_url_that_is_not_libpqs_is_named(monkeypatch, name, query):
+def test_an_unusable_url_parameter_is_named(monkeypatch, name, query):
     monkeypatch.setenv(name, f"postgresql://u:secret@127.0.0.1:1/d?{query}")
     with pytest.raises(settings.SettingsError) as failure:
         URL_VARIABLES[name]()
@@ -87,7 +95,7 @@ def test_a_parameter_of_a_url_that_is_not_libpqs_is_named(monkeypatch, name, que
 
 
 @pytest.mark.parametrize("port", [0, 65536, 2**31, 2**64])
-def test_a_port_beyond_its_type_is_one_line(port):
+def test_an_invalid_port_is_one_line(port):
     with pytest.raises(engine.DatabaseError) as failure, engine.failures("Alvo", "mend it"):
         engine.create(engine.parse(f"postgresql://u:secret@127.0.0.1:{port}/d?connect_timeout=1"), "test").connect()
     assert "secret" not in str(failure.value)
@@ -95,7 +103,7 @@ def test_a_port_beyond_its_type_is_one_line(port):
 
 
 @pytest.mark.parametrize(("variable", "value"), [("PGSERVICE", "nonsense"), ("PGSSLMODE", "nonsense")])
-def test_a_variable_of_libpq_that_stops_a_connection_is_named(monkeypatch, variable, value):
+def test_a_libpq_variable_that_prevents_a_connection_is_named(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(engine.DatabaseError, match=f"nonsense.*the environment sets {variable}") as failure:
         with engine.failures("Alvo", "mend it"):
@@ -103,14 +111,14 @@ def test_a_variable_of_libpq_that_stops_a_connection_is_named(monkeypatch, varia
     assert str(failure.value).isprintable()
 
 
-def test_a_server_that_refuses_in_latin_1_is_one_line():
+def test_a_refusal_in_latin_1_is_decoded_on_one_line():
     said = "S\0autenticação do tipo senha falhou para o usuário".encode("latin-1").replace(b"S\0", b"SFATAL\0C28P01\0M")
     message = said + b"\0\0"
     refusal = b"E" + (len(message) + 4).to_bytes(4, "big") + message
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def refuse():
-            # libpq may come once or twice; then the listener is closed.
+            # libpq connects once or twice; then the listener closes.
             while connection := accepted(listener):
                 with connection:
                     if connection.recv(8)[4:] == (80877103).to_bytes(4, "big"):  # it asks for TLS
@@ -144,7 +152,7 @@ def test_an_admin_is_a_url_and_a_token_and_neither_is_shown(monkeypatch, side):
 
 @pytest.mark.parametrize("side", ADMINS)
 @pytest.mark.parametrize(("url", "token"), [("", "a" * 16), (ADMIN_URL, ""), ("", "short"), ("no URL", ""), ("", "")])
-def test_half_an_admin_is_none(monkeypatch, side, url, token):
+def test_an_incomplete_admin_is_ignored(monkeypatch, side, url, token):
     monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", url)
     monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
     assert ADMINS[side]() is None
@@ -161,7 +169,7 @@ def test_half_an_admin_is_none(monkeypatch, side, url, token):
         ("mysql://u:secret@h/d", "a" * 16, "DATABASE_URL"),
     ],
 )
-def test_an_admin_that_cannot_be_used_is_named_but_never_repeated(monkeypatch, side, url, token, named):
+def test_an_invalid_admin_is_named_but_never_repeated(monkeypatch, side, url, token, named):
     monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", url)
     monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
     with pytest.raises(settings.SettingsError, match=f"^{side}_ADMIN_{named} is n.*: expected") as failure:
@@ -171,7 +179,7 @@ def test_an_admin_that_cannot_be_used_is_named_but_never_repeated(monkeypatch, s
 
 
 @pytest.mark.parametrize("value", ["http://localhost:8000", "https://user:pw@fonte.example/api/", "http://[::1]:8000"])
-def test_a_url_of_http_is_taken_as_it_is(monkeypatch, value):
+def test_an_http_url_is_used_unchanged(monkeypatch, value):
     monkeypatch.setenv("FONTE_API_URL", value)
     assert settings.fonte_api_url() == value
 
@@ -179,14 +187,14 @@ def test_a_url_of_http_is_taken_as_it_is(monkeypatch, value):
 @pytest.mark.parametrize(
     "value", ["localhost:8000", "http://xn--/", "ftp://host", "http://", "http://[::1", "http://host:port", "x"]
 )
-def test_what_is_no_url_of_http_is_refused(monkeypatch, value):
+def test_an_invalid_http_url_is_refused(monkeypatch, value):
     monkeypatch.setenv("FONTE_API_URL", value)
     with pytest.raises(settings.SettingsError, match="FONTE_API_URL is not a URL of HTTP"):
         settings.fonte_api_url()
 
 
 @pytest.mark.parametrize("value", ["", None])
-def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, value):
+def test_an_empty_variable_counts_as_unset(monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("FONTE_API_URL", value)
         monkeypatch.setenv("FONTE_DATABASE_URL", value)
@@ -201,19 +209,15 @@ def test_the_partitions_of_dagster_have_settings(monkeypatch):
     assert (settings.dagster_timezone(), settings.dagster_start_date()) == ("America/Sao_Paulo", "2026-01-01")
 
 
-def test_a_file_serves_too_and_the_environment_wins(monkeypatch, tmp_path):
-    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
-    file = tmp_path / ".env"
-    file.write_text('FONTE_API_URL="http://from-file:1"\nALVO_DATABASE_URL=postgresql://u:p@from-file/d\n')
+def test_the_environment_overrides_the_file(monkeypatch, env_file):
+    env_file.write_text('FONTE_API_URL="http://from-file:1"\nALVO_DATABASE_URL=postgresql://u:p@from-file/d\n')
     assert settings.fonte_api_url() == "http://from-file:1"
     monkeypatch.setenv("ALVO_DATABASE_URL", "postgresql://u:p@from-environment/d")
     assert settings.alvo_database_url().host == "from-environment"
 
 
-def test_a_value_of_the_file_may_refer_to_another_one(monkeypatch, tmp_path):
-    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
-    file = tmp_path / ".env"
-    file.write_text("PORT=8001\nFONTE_API_URL=http://from-file:${PORT}\n")
+def test_a_value_in_the_file_may_refer_to_another_one(env_file):
+    env_file.write_text("PORT=8001\nFONTE_API_URL=http://from-file:${PORT}\n")
     assert settings.fonte_api_url() == "http://from-file:8001"
 
 
@@ -234,28 +238,24 @@ def test_a_reason_is_one_line_and_never_empty(error, said):
     ],
     ids=["colon", "unclosed quote", "Latin-1", "folder"],
 )
-def test_a_file_that_cannot_be_read_is_an_error_and_not_as_if_it_were_absent(monkeypatch, tmp_path, content, said):
-    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
-    file = tmp_path / ".env"
-    file.write_bytes(content) if content else file.mkdir()
+def test_an_unreadable_file_is_an_error(env_file, content, said):
+    env_file.write_bytes(content) if content else env_file.mkdir()
     with pytest.raises(settings.SettingsError, match=said) as failure:
         settings.alvo_database_url()
     assert "secret" not in str(failure.value)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(monkeypatch, tmp_path):
-    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
-    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfALVO_DATABASE_URL=postgresql://named/d\r\nFONTE_API_URL=http://b\r\n")
+def test_a_byte_order_mark_is_ignored(env_file):
+    env_file.write_bytes(b"\xef\xbb\xbfALVO_DATABASE_URL=postgresql://named/d\r\nFONTE_API_URL=http://b\r\n")
     assert settings.alvo_database_url().host == "named"
     assert settings.fonte_api_url() == "http://b"
 
 
 @pytest.mark.parametrize("name", ["ALVO_DATABSE_URL", "ALVO_DATABASE_UR", "alvo_DATABASE_URL", "ALVO_DATABASE_URL_"])
 @pytest.mark.parametrize("in_file", [True, False])
-def test_a_name_that_nobody_reads_but_that_resembles_one_is_named(monkeypatch, tmp_path, name, in_file):
-    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+def test_a_misspelt_name_is_an_error(monkeypatch, env_file, name, in_file):
     if in_file:
-        (tmp_path / ".env").write_text(f"{name}=postgresql://u:secret@h/d\n")
+        env_file.write_text(f"{name}=postgresql://u:secret@h/d\n")
     else:
         monkeypatch.setenv(name, "postgresql://u:secret@h/d")
     with pytest.raises(settings.SettingsError) as failure:
@@ -265,10 +265,9 @@ def test_a_name_that_nobody_reads_but_that_resembles_one_is_named(monkeypatch, t
     assert "secret" not in str(failure.value)
 
 
-def test_the_names_of_the_example_resemble_no_other(monkeypatch, tmp_path):
-    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+def test_no_name_of_the_example_counts_as_misspelt(env_file):
     lines = (ROOT / ".env.example").read_text().splitlines()
-    (tmp_path / ".env").write_text("\n".join(line for line in lines if not line.startswith(tuple(settings.KNOWN))))
+    env_file.write_text("\n".join(line for line in lines if not line.startswith(tuple(settings.KNOWN))))
     assert settings.fonte_api_url() is None
     assert settings.fonte_database_is_embedded()
     assert settings.alvo_admin() is None
