@@ -1,4 +1,4 @@
-"""Clients that generators make from both descriptions, and other people's programs, against both APIs."""
+"""Generated clients and other programs against both APIs."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ START, END = datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 20, 1, tzinfo=
 PERIOD = {"start_timestamp": START, "end_timestamp": END}
 ORIGIN = "http://127.0.0.1:{}"
 APPS = {"fonte": fonte_app, "alvo": alvo_app}
-# Each operation by its id, in an order in which each finds something; what it is asked, and how much it answers.
+# Operation id: the parameters, and the number of items in the answer; in an order in which each finds rows.
 CALLS = {
     "fonte": {
         "health": ({}, None),
@@ -52,7 +52,7 @@ REVERSED = {"start_timestamp": END, "end_timestamp": START}
 
 
 def run(*command, **options):
-    """Run a program, which has to succeed; gives what it printed."""
+    """Run a program, which must succeed; return its output."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -184,16 +184,16 @@ const problem = async (call) => {
   }
 };
 (async () => {
-  const told = {};
+  const found = {};
   for (const [tag, operation, asked] of calls) {
     const answer = await apis(token)[tag][operation](moments(asked));
-    told[operation] = [answer.length ?? null];
-    if (tag === "changing") told[operation].push(await problem(() => apis("wrong")[tag][operation](moments(asked))));
+    found[operation] = [answer.length ?? null];
+    if (tag === "changing") found[operation].push(await problem(() => apis("wrong")[tag][operation](moments(asked))));
   }
-  told.reversed = await problem(() => apis(token).reading.data(moments(reversed)));
+  found.reversed = await problem(() => apis(token).reading.data(moments(reversed)));
   const raw = await apis(token).reading.dataRaw({format: "csv"});
-  told.csv = (await raw.raw.text()).split("\\n")[0];
-  console.log(JSON.stringify(told));
+  found.csv = (await raw.raw.text()).split("\\n")[0];
+  console.log(JSON.stringify(found));
 })();
 """
 
@@ -216,13 +216,13 @@ def test_openapi_generators_typescript_calls_every_operation(apis, descriptions,
         for name, (asked, _) in CALLS[side].items()
     ]
     asked = [apis[side], TOKEN, calls, {camel(key): in_json(value) for key, value in REVERSED.items()}]
-    told = json.loads(run("node", "check.js", json.dumps(asked), cwd=tmp_path))
+    printed = json.loads(run("node", "check.js", json.dumps(asked), cwd=tmp_path))
     for name, (_, expected) in CALLS[side].items():
-        assert told[camel(name)][0] == expected, name
+        assert printed[camel(name)][0] == expected, name
         if tag(side, name) == "changing":
-            assert told[camel(name)][1] == [401, "the admin token is wrong"]
-    assert told["reversed"][0] == 422
-    assert told["csv"].startswith("timestamp,")
+            assert printed[camel(name)][1] == [401, "the admin token is wrong"]
+    assert printed["reversed"][0] == 422
+    assert printed["csv"].startswith("timestamp,")
 
 
 OPENAPI_FETCH = """
@@ -257,34 +257,34 @@ console.log(JSON.stringify(counts));
 """
 
 
-def test_openapi_typescripts_types_fit_what_is_sent(apis, descriptions, tmp_path):
+def test_the_types_of_openapi_typescript_fit_the_answers(apis, descriptions, tmp_path):
     modules = Path(os.environ["NODE_PATH"])
     (tmp_path / "node_modules").symlink_to(modules)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     for side in CALLS:
         run(modules / ".bin" / "openapi-typescript", descriptions / f"{side}.json", "-o", tmp_path / f"{side}.ts")
     (tmp_path / "check.ts").write_text(OPENAPI_FETCH)
-    # Node's own types are not needed: what is of Node is declared.
+    # Instead of Node's types.
     (tmp_path / "node.d.ts").write_text("declare const process: {argv: string[]};\n")
     options = ("--module", "nodenext", "--strict", "--lib", "es2022,dom,dom.iterable", "--skipLibCheck")
     tsc(*options, "check.ts", "node.d.ts", cwd=tmp_path)
-    told = json.loads(run("node", "check.js", apis["fonte"], apis["alvo"], TOKEN, cwd=tmp_path))
+    printed = json.loads(run("node", "check.js", apis["fonte"], apis["alvo"], TOKEN, cwd=tmp_path))
     reversed_ = "start_timestamp 2024-05-20 01:00:00+00:00 is not before end_timestamp 2024-05-20 00:00:00+00:00"
     fonte = [3, 14400, "ok", 6, 6, reversed_]
     alvo = [1, "ok", 48, 0, "the admin token is wrong"]
-    assert told == [60, "number", 6, "timestamp,signal,value", *fonte, *alvo]
+    assert printed == [60, "number", 6, "timestamp,signal,value", *fonte, *alvo]
 
 
 @pytest.mark.parametrize("side", CALLS)
-def test_schemathesis_with_its_defaults_finds_nothing(apis, side):
+def test_schemathesis_with_its_defaults_finds_no_issue(apis, side):
     command = (Path(sys.executable).with_name("schemathesis"), "run", f"{apis[side]}/openapi.json")
-    told = run(*command, "-H", f"Authorization: Bearer {TOKEN}", cwd=ROOT)
-    assert "No issues found" in told
+    printed = run(*command, "-H", f"Authorization: Bearer {TOKEN}", cwd=ROOT)
+    assert "No issues found" in printed
 
 
 @pytest.mark.parametrize("path", ["/data", "/health", "/docs"])
 @pytest.mark.parametrize("side", CALLS)
-def test_programs_that_ask_for_the_head_get_it(apis, side, path):
+def test_curl_wget_and_axios_get_a_head(apis, side, path):
     url = apis[side] + path
     assert "HTTP/1.1 200 OK" in run("curl", "--silent", "--show-error", "--head", url)
     run("wget", "--spider", "--quiet", url)
@@ -310,7 +310,7 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    """A page that reaches this machine alone; what failed in it is in its `wrong`."""
+    """A page that reaches only this machine; its `wrong` lists errors and other requests."""
     context = chromium.new_context()
     page = context.new_page()
     page.wrong = []
@@ -328,19 +328,19 @@ def is_elsewhere(url):
     return url.startswith("http") and not url.startswith("http://127.0.0.1:")
 
 
-def test_a_page_of_another_origin_reads_where_its_origin_is_allowed(fonte, page, tmp_path, monkeypatch):
+def test_a_page_of_another_origin_reads_only_if_allowed(fonte, page, tmp_path, monkeypatch):
     (tmp_path / "index.html").write_text("<!doctype html><title>other</title>")
     read = "(url) => fetch(url).then((answer) => answer.json()).then((rows) => rows.length, () => 'refused')"
     with served(partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as port:
         page.goto(ORIGIN.format(port))
-        for allowed, told in ((port, 1440), (port + 1, "refused")):
+        for allowed, expected in ((port, 1440), (port + 1, "refused")):
             monkeypatch.setenv("FONTE_ALLOWED_ORIGINS", ORIGIN.format(allowed))
             with connector_over(fonte) as base_url:
-                assert page.evaluate(read, f"{base_url}/data?end_timestamp=2024-05-21") == told
+                assert page.evaluate(read, f"{base_url}/data?end_timestamp=2024-05-21") == expected
 
 
 def opens_the_docs(page, url, side):
-    """Open the docs, which show every operation, and let them ask for one."""
+    """Open the docs, check that they show every operation, and execute one."""
     page.goto(url)
     operations = page.locator(".opblock")
     operations.first.wait_for()
@@ -374,7 +374,7 @@ http {{
 
 @pytest.fixture
 def behind_nginx(apis, tmp_path):
-    """The base URLs of both APIs behind a prefix, which nginx asks by HTTP/1.0, its default for years."""
+    """The base URLs of both APIs behind a prefix of nginx, which uses HTTP/1.0, its old default."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     (tmp_path / "nginx.conf").write_text(NGINX.format(folder=tmp_path, port=port, **apis))
@@ -393,7 +393,7 @@ def answers(url):
         return False
 
 
-def test_behind_nginx_and_a_prefix_downloads_are_whole_in_every_format(apis, behind_nginx):
+def test_behind_nginx_downloads_are_whole_in_every_format(apis, behind_nginx):
     for side, form in [(side, form) for side in apis for form in ("json", "csv", "arrow")][:-1]:
         answers = [httpx.get(f"{urls[side]}/data?format={form}") for urls in (apis, behind_nginx)]
         assert [answer.status_code for answer in answers] == [200, 200]
@@ -402,17 +402,17 @@ def test_behind_nginx_and_a_prefix_downloads_are_whole_in_every_format(apis, beh
     assert httpx.URL(f"{behind_nginx['fonte']}/").join(location) == f"{behind_nginx['fonte']}/docs"
 
 
-def test_behind_nginx_and_a_prefix_etl_loads_a_day(behind_nginx, alvo):
+def test_behind_nginx_etl_loads_a_day(behind_nginx, alvo):
     command = [sys.executable, "etl.py", "2024-05-21"]
     assert "1,152 values written" in run(*command, cwd=SCRIPTS, env=external(behind_nginx["fonte"], alvo))
 
 
 @pytest.mark.parametrize("side", CALLS)
-def test_behind_nginx_and_a_prefix_the_docs_ask_the_api(behind_nginx, page, side):
+def test_behind_nginx_the_docs_call_the_api(behind_nginx, page, side):
     opens_the_docs(page, f"{behind_nginx[side]}/docs", side)
 
 
-def test_behind_nginx_and_a_prefix_the_page_shows_the_day(behind_nginx, page):
+def test_behind_nginx_the_page_shows_the_day(behind_nginx, page):
     page.goto(f"{behind_nginx['alvo']}/")
     page.get_by_text("(kW)").first.wait_for()
     assert page.wrong == []

@@ -43,7 +43,7 @@ Type = dg.DagsterEventType
 
 @pytest.fixture
 def instance(monkeypatch):
-    """An instance of Dagster of the test's own, in which nobody waits before a retry."""
+    """An instance of Dagster for one test, without pauses before retries."""
     monkeypatch.setattr(resources, "BACKOFF_S", 0)
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
@@ -72,13 +72,13 @@ def events(run, kind):
 
 
 def materialised(run):
-    """The materialization of each partition."""
+    """Return the materialization of each partition."""
     made = [data.materialization for data in events(run, Type.ASSET_MATERIALIZATION)]
     return {each.partition: each for each in made if each.asset_key == ASSET}
 
 
 def checked(run):
-    """Whether each check passed, by the day and its name."""
+    """Return whether each check passed, by day and name."""
     return {(data.partition, data.check_name): data.passed for data in events(run, Type.ASSET_CHECK_EVALUATION)}
 
 
@@ -87,12 +87,12 @@ def figures(run, *names, day=DAY):
 
 
 def failure(run):
-    """What failed: the exception's name and words."""
+    """Return the name and the message of the exception that failed the step."""
     (data,) = events(run, Type.STEP_FAILURE)
     return data.error.cause
 
 
-def test_a_partition_is_the_day_that_etl_py_makes(materialise, fonte_api, alvo, make_database):
+def test_a_partition_equals_the_day_of_etl_py(materialise, fonte_api, alvo, make_database):
     assert materialise().success
     assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [DAY, DAY])
 
@@ -105,17 +105,17 @@ def test_a_second_materialisation_changes_nothing(materialise, fonte_api, alvo):
     assert alvo_values(alvo) == before
 
 
-def test_a_partition_tells_what_it_did(materialise, fonte_api, alvo):
+def test_a_materialization_has_figures_a_summary_and_a_picture(materialise, fonte_api, alvo):
     run = materialise(variables=["power"])
-    told = figures(run, "samples", "coverage_percent", "windows", "dagster/partition_row_count")
-    assert told == (1440, 100.0, 144, 576)
+    found = figures(run, "samples", "coverage_percent", "windows", "dagster/partition_row_count")
+    assert found == (1440, 100.0, 144, 576)
     assert figures(run, "seconds")[0] > 0
     assert "1,440 of 1,440 samples (100.0%), 144 windows" in figures(run, "summary")[0]
     assert image(figures(run, "picture")[0]).format == "PNG"
 
 
 def image(markdown):
-    """The picture in Markdown."""
+    """Decode a picture in Markdown."""
     encoded = markdown.partition("base64,")[2].removesuffix(")")
     return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
 
@@ -126,8 +126,8 @@ def test_metadata_begins_with_the_summary_and_the_pictures(materialise, fonte_ap
 
 
 @pytest.mark.parametrize("values", ["value", "random() * 1e6", "0", "(random() - 0.5) * 1e300"])
-def test_dagster_shows_the_small_pictures_in_place(materialise, connector, fonte_pool, alvo, monkeypatch, values):
-    """It puts Markdown of 1,000 characters and more behind a click."""
+def test_the_small_pictures_are_shown_inline(materialise, connector, fonte_pool, alvo, monkeypatch, values):
+    """Dagster hides Markdown of 1,000 characters and more behind a click."""
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         connection.execute(text(f"UPDATE data SET power = {values.replace('value', 'power')}"))
@@ -140,13 +140,13 @@ def test_dagster_shows_the_small_pictures_in_place(materialise, connector, fonte
 
 @pytest.mark.parametrize("scale", [1e-300, 1.0, 8e307])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_small_picture_of_noise_on_the_longest_day_is_shown_in_place(scale, seed):
+def test_a_small_picture_of_noise_on_the_longest_day_is_shown_inline(scale, seed):
     windows = np.arange("2024-05-21T00", "2024-05-22T01", np.timedelta64(600, "s"), dtype="datetime64[us]")
     low, mean, high = np.sort(np.random.default_rng(seed).uniform(-scale, scale, (3, 150)), axis=0)
     assert len(thumbnail.markdown("-1.235e+300 to 1.235e+300", windows, windows, low, mean, high)) < 1000
 
 
-def test_a_small_picture_shows_a_gap_and_where_the_values_lie(materialise, connector, fonte_pool, alvo, monkeypatch):
+def test_a_small_picture_shows_a_gap_and_the_level_of_the_values(materialise, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET power = CASE WHEN timestamp::time < '12:00' THEN 1 ELSE 9 END"))
@@ -156,7 +156,7 @@ def test_a_small_picture_shows_a_gap_and_where_the_values_lie(materialise, conne
     assert dark == [[78, 79], [], [0, 1]]
 
 
-def test_a_variable_without_a_value_has_no_picture(materialise, connector, fonte_pool, alvo, monkeypatch):
+def test_a_variable_without_values_has_no_picture(materialise, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET power = NULL"))
@@ -181,7 +181,7 @@ def test_the_checks_of_a_whole_day_pass(materialise, fonte_api, alvo):
         (COMPLETE, "DELETE FROM data USING signal WHERE id = signal_id AND name ~ 'power'"),
     ],
 )
-def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, monkeypatch, alvo_pool, check, damage):
+def test_a_check_detects_damage_in_alvo(materialise, connector, fonte_pool, monkeypatch, alvo_pool, check, damage):
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         twelve = "timestamp >= '2024-05-21 12:00Z' AND timestamp < '2024-05-21 12:10Z'"
@@ -201,7 +201,7 @@ def test_a_check_sees_what_is_wrong_in_alvo(materialise, connector, fonte_pool, 
     assert check in failed
 
 
-def test_a_day_that_stops_early_is_not_complete(materialise, connector, fonte_pool, alvo, monkeypatch):
+def test_a_day_that_ends_early_is_incomplete(materialise, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET power = NULL WHERE timestamp >= '2024-05-21 23:50Z'"))
@@ -220,7 +220,7 @@ def test_implausible_values_are_a_warning(materialise, connector, fonte_pool, al
 
 
 @pytest.mark.parametrize("variables", [["wind_speed"], ["ambient_temperature"]])
-def test_an_empty_day_says_why_and_only_warns(materialise, fonte_api, alvo, variables):
+def test_an_empty_day_has_its_reason_and_only_a_warning(materialise, fonte_api, alvo, variables):
     run = materialise(EMPTY_DAY, variables=variables)
     assert run.success
     metadata = materialised(run)[EMPTY_DAY].metadata
@@ -230,7 +230,7 @@ def test_an_empty_day_says_why_and_only_warns(materialise, fonte_api, alvo, vari
     assert alvo_values(alvo) is None
 
 
-def test_an_empty_day_that_alvo_holds_stays_and_fails_its_check(materialise, connector, fonte_pool, alvo, monkeypatch):
+def test_an_empty_day_leaves_its_old_rows_and_fails_its_check(materialise, connector, fonte_pool, alvo, monkeypatch):
     monkeypatch.setenv("FONTE_API_URL", connector)
     assert materialise().success
     before = alvo_values(alvo)
@@ -254,7 +254,7 @@ def alvo_is_down(monkeypatch, port):
     ("goes", "kind", "said"),
     [(fonte_is_down, "FonteError", "check FONTE_API_URL"), (alvo_is_down, "DatabaseError", "check ALVO_DATABASE_URL")],
 )
-def test_what_is_down_fails_the_run_after_its_retries(
+def test_an_unreachable_service_fails_the_run_after_its_retries(
     materialise, fonte_api, alvo, monkeypatch, refused_port, goes, kind, said
 ):
     goes(monkeypatch, refused_port)
@@ -267,7 +267,7 @@ def test_what_is_down_fails_the_run_after_its_retries(
     assert materialised(run) == {}
 
 
-def test_a_health_without_end_is_not_read(monkeypatch):
+def test_an_endless_health_answer_is_not_read_to_its_end(monkeypatch):
     def endless():
         yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         while True:
@@ -286,7 +286,7 @@ def test_a_password_in_the_url_of_fonte_is_not_repeated(answer):
     assert "s3cret" not in str(failure.value)
 
 
-def test_a_connector_whose_database_is_away_fails_the_run(materialise, alvo, monkeypatch):
+def test_a_connector_without_its_database_fails_the_run(materialise, alvo, monkeypatch):
     with answering(http(503, body={"detail": "Fonte does not answer"})) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
         run = materialise()
@@ -294,9 +294,9 @@ def test_a_connector_whose_database_is_away_fails_the_run(materialise, alvo, mon
     assert len(server.requests) == 1 + resources.RETRIES
 
 
-def test_a_fault_that_passes_costs_a_retry_and_nothing_else(materialise, alvo, monkeypatch):
+def test_a_transient_fault_costs_only_a_retry(materialise, alvo, monkeypatch):
     record = {"timestamp": f"{DAY}T00:00:00Z", "wind_speed": 5.0, "power": 300.0}
-    # Each attempt asks for health before the data.
+    # Each attempt requests /health before /data.
     with answering(http(), http(500), http(), http(body=[record])) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
         run = materialise()
@@ -306,7 +306,7 @@ def test_a_fault_that_passes_costs_a_retry_and_nothing_else(materialise, alvo, m
 
 
 def as_it_is(monkeypatch, fonte):
-    """The settings stay."""
+    """Change no setting."""
 
 
 def a_bad_url(monkeypatch, fonte):
@@ -334,7 +334,7 @@ def test_bad_input_fails_the_run_at_once(materialise, fonte_api, fonte, alvo, mo
     assert alvo_values(alvo) is None
 
 
-def test_a_range_is_one_run_and_each_day_its_own_partition(materialise, fonte_api, alvo, undisturbed):
+def test_a_range_is_one_run_with_a_partition_per_day(materialise, fonte_api, alvo, undisturbed):
     run = materialise("2024-05-20", "2024-05-29", variables=["power"])
     assert run.success
     assert sorted(materialised(run)) == [f"2024-05-{day}" for day in range(20, 30)]
@@ -342,7 +342,7 @@ def test_a_range_is_one_run_and_each_day_its_own_partition(materialise, fonte_ap
     assert len(events(run, Type.ASSET_CHECK_EVALUATION)) == 10 * len(CHECKS)
 
 
-def test_an_empty_day_does_not_stop_a_range_nor_hide_its_checks(materialise, fonte_api, alvo):
+def test_an_empty_day_neither_stops_a_range_nor_hides_its_checks(materialise, fonte_api, alvo):
     run = materialise("2024-05-28", "2024-05-31")
     assert run.success
     empty = {day: "empty" in done.metadata for day, done in materialised(run).items()}
@@ -351,7 +351,7 @@ def test_an_empty_day_does_not_stop_a_range_nor_hide_its_checks(materialise, fon
 
 
 def test_the_checks_of_each_day_are_those_of_its_latest_materialization(materialise, instance, fonte_api, alvo):
-    """Others count as missing in the UI."""
+    """The UI shows checks of earlier materializations as missing."""
     for _ in range(2):
         materialise("2024-05-28", "2024-05-31")
     keys = [(dg.AssetCheckKey(ASSET, name), DAYS) for name in CHECKS]
@@ -363,7 +363,7 @@ def test_the_checks_of_each_day_are_those_of_its_latest_materialization(material
         assert shown == expected
 
 
-def test_a_range_that_fails_keeps_the_days_that_are_done(materialise, fonte_api, alvo, monkeypatch):
+def test_a_failed_range_keeps_its_finished_days(materialise, fonte_api, alvo, monkeypatch):
     carry = one.run
 
     def fail_on_the_23rd(fonte, alvo, day, *others):
@@ -387,7 +387,7 @@ def test_a_range_on_dask_gives_the_same_results(materialise, fonte_api, alvo, un
     assert alvo_values(alvo) == undisturbed
 
 
-def test_a_dask_cluster_that_is_away_is_tried_again(materialise, fonte_api, alvo, refused_port, monkeypatch):
+def test_an_unreachable_dask_cluster_is_retried(materialise, fonte_api, alvo, refused_port, monkeypatch):
     pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
     monkeypatch.setattr("orchestration.days.DASK_TIMEOUT_S", 0.1)
     run = materialise(dask=f"tcp://127.0.0.1:{refused_port}")
@@ -395,7 +395,7 @@ def test_a_dask_cluster_that_is_away_is_tried_again(materialise, fonte_api, alvo
     assert len(events(run, Type.STEP_UP_FOR_RETRY)) == resources.RETRIES
 
 
-# It is Dagster's own.
+# Dagster itself causes this warning.
 @pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`:DeprecationWarning")
 @pytest.mark.parametrize(
     ("tick", "day"),
@@ -439,20 +439,20 @@ def record(pool, day, samples=1440, finished="2024-06-01", variable="power"):
         connection.execute(text(f"INSERT INTO load VALUES ({values})"), row)
 
 
-def test_a_tick_asks_for_the_late_days_of_the_last_seven_too(instance, alvo_pool):
-    record(alvo_pool, "2024-05-22", samples=1)  # too long ago
+def test_a_tick_also_requests_the_incomplete_days_of_the_last_seven(instance, alvo_pool):
+    record(alvo_pool, "2024-05-22", samples=1)  # eight days before
     record(alvo_pool, "2024-05-23", samples=1439)
     record(alvo_pool, "2024-05-24")
     record(alvo_pool, "2024-05-25", finished="2024-05-25 12:00Z")  # before the day was over
     record(alvo_pool, "2024-05-26", samples=0, variable="wind_speed")
     record(alvo_pool, "2024-05-26", samples=1)
-    record(alvo_pool, "2024-05-29", samples=1)  # asked for anyway
+    record(alvo_pool, "2024-05-29", samples=1)  # requested in any case
     requests = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
     assert [request.partition_key for request in requests] == ["2024-05-29", "2024-05-23", "2024-05-25", "2024-05-26"]
     assert len({request.run_key for request in requests}) == 4
 
 
-def test_a_late_day_is_asked_for_at_each_tick(instance, alvo_pool):
+def test_an_incomplete_day_is_requested_at_each_tick(instance, alvo_pool):
     """Dagster starts no second run for a run key."""
     record(alvo_pool, "2024-05-26", samples=1)
     schedule = defs.resolve_schedule_def("daily")
@@ -461,13 +461,13 @@ def test_a_late_day_is_asked_for_at_each_tick(instance, alvo_pool):
     assert first.run_key != second.run_key
 
 
-def test_a_tick_asks_for_the_day_before_where_alvo_is_away(instance, monkeypatch, refused_port):
+def test_without_alvo_a_tick_requests_the_day_before(instance, monkeypatch, refused_port):
     alvo_is_down(monkeypatch, refused_port)
     (request,) = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
     assert request.partition_key == "2024-05-29"
 
 
-def test_a_tick_before_the_first_day_is_over_says_why_it_runs_nothing(instance):
+def test_a_tick_before_the_end_of_the_first_day_is_skipped_with_a_reason(instance):
     moment = datetime(2024, 5, 20, 6, tzinfo=UTC)
     with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
         result = defs.resolve_schedule_def("daily").evaluate_tick(context)
@@ -477,7 +477,7 @@ def test_a_tick_before_the_first_day_is_over_says_why_it_runs_nothing(instance):
 
 @pytest.fixture
 def load_definitions(monkeypatch):
-    """Load the definitions anew, with settings."""
+    """Give a function that reloads the definitions with settings."""
 
     def load(**settings):
         for name, value in settings.items():
@@ -485,7 +485,7 @@ def load_definitions(monkeypatch):
         for name in ("partitions", "quality", "definitions"):
             monkeypatch.delitem(sys.modules, f"orchestration.dagster.{name}")
             monkeypatch.delattr(f"orchestration.dagster.{name}")
-        # As the package does, when it is loaded first.
+        # The package does this when it is first imported.
         for kind in (dg.BetaWarning, dg.PreviewWarning):
             warnings.filterwarnings("ignore", category=kind)
         return importlib.import_module("orchestration.dagster.definitions").defs
@@ -506,8 +506,8 @@ def test_partitions_can_be_the_local_days_of_a_site(load_definitions, instance, 
     assert alvo_values(alvo) == values_of_days_alone(make_database(), fonte_api, [DAY, DAY, "--timezone", zone])
 
 
-def test_the_days_of_a_zone_are_those_of_its_clocks(load_definitions):
-    """Both days on which clocks change are partitions, and one whose midnight does not exist."""
+def test_partitions_include_the_days_on_which_clocks_change(load_definitions):
+    """On 2018-11-04, clocks in Sao Paulo skipped midnight."""
     local = load_definitions(DAGSTER_TIMEZONE="America/Sao_Paulo", DAGSTER_START_DATE="2018-02-01")
     days = local.resolve_asset_graph().get(ASSET).partitions_def.get_partition_keys()
     assert days[0] == "2018-02-01"
@@ -523,7 +523,7 @@ def test_the_days_of_a_zone_are_those_of_its_clocks(load_definitions):
         ("DAGSTER_START_DATE", "yesterday"),
     ],
 )
-def test_the_one_command_names_a_setting_of_partitions_that_it_cannot_use(run_command, fonte_api, alvo, name, value):
+def test_the_one_command_names_an_invalid_setting_of_partitions(run_command, fonte_api, alvo, name, value):
     known = {"FONTE_API_URL": fonte_api, "ALVO_DATABASE_URL": os.environ["ALVO_DATABASE_URL"]}
     run = run_command("-m", "orchestration.dagster", **known, **{name: value})
     assert (run.returncode, run.stdout) == (2, "")
@@ -531,7 +531,7 @@ def test_the_one_command_names_a_setting_of_partitions_that_it_cannot_use(run_co
     assert f"{name} is '{value}'" in run.stderr
 
 
-def test_the_connector_reports_where_its_data_start(fonte_api):
+def test_the_resource_reads_the_period_of_fonte(fonte_api):
     with FonteApi().connect() as http:
         held = resources.period(http)
     assert (held.first, held.last) == (datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 29, 23, 59, tzinfo=UTC))
@@ -547,7 +547,7 @@ def test_the_connector_reports_where_its_data_start(fonte_api):
         http(body={"first_timestamp": "soon", "last_timestamp": "later", "rows": 1}),
     ],
 )
-def test_a_period_that_the_connector_does_not_report_is_none(answer):
+def test_an_unreported_period_is_none(answer):
     with answering(http(), answer) as server, FonteApi(server.url).connect() as connection:
         assert resources.period(connection) is None
 
@@ -558,7 +558,7 @@ def test_a_naive_period_is_utc():
         assert resources.period(connection).first == datetime(2024, 5, 20, tzinfo=UTC)
 
 
-def test_the_run_and_a_click_observe_what_fonte_holds(materialise, instance, fonte_api, alvo):
+def test_a_run_and_a_manual_observation_record_the_rows_of_fonte(materialise, instance, fonte_api, alvo):
     click = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={FONTE.key})
     for made in (materialise(), click.execute_in_process(instance=instance)):
         (observed,) = [data.asset_observation for data in events(made, Type.ASSET_OBSERVATION)]
@@ -578,7 +578,7 @@ def test_the_graph_leads_from_fontes_data_to_alvos():
 
 
 def test_only_the_day_before_today_makes_alvo_fresh(materialise, connector, fonte_pool, alvo, monkeypatch):
-    """A load of old data says nothing about the newest."""
+    """A load of older data does not make the newest data fresh."""
     monkeypatch.setenv("FONTE_API_URL", connector)
     yesterday, today = (datetime.now(UTC).date() - timedelta(days=days) for days in (1, 0))
     with fonte_pool.begin() as connection:
@@ -593,13 +593,13 @@ def test_only_the_day_before_today_makes_alvo_fresh(materialise, connector, font
 
 
 def loaded(run):
-    """Whether a run made Alvo's data fresh."""
+    """Return whether a run made Alvo's data fresh."""
     made = [data.materialization.asset_key for data in events(run, Type.ASSET_MATERIALIZATION)]
     return ALVO.key in made
 
 
 def shifted(day, to):
-    """SQL that moves a day of Fonte."""
+    """Return SQL that moves a day of Fonte."""
     moved = f"timestamp + ('{to}' - timestamp::date) * interval '1 day'"
     return f"UPDATE data SET timestamp = {moved} WHERE timestamp::date = '{day}'"
 
@@ -611,7 +611,7 @@ def test_the_schedule_is_on_and_fires_at_three_in_sao_paulo():
     assert datetime.fromisoformat("2024-05-21T03:00-03:00").astimezone(UTC).hour == 6
 
 
-def test_the_run_configuration_works_as_it_is_written(instance, fonte_api, alvo, make_database):
+def test_the_documented_run_configuration_works_unchanged(instance, fonte_api, alvo, make_database):
     written = (ROOT / "orchestration/dagster/etl.yaml").read_text()
     run = defs.resolve_job_def("etl").execute_in_process(load_run_config_yaml(written), instance)
     assert total(run) == "3 days: 3,456 values written, 0 unchanged, 0 removed"
@@ -635,12 +635,12 @@ def resource(name, url):
     return {name: {"config": {"url": url}}}
 
 
-def test_a_range_goes_where_its_resources_say(instance, shared_connector, make_database, monkeypatch):
+def test_a_range_uses_the_resources_of_its_configuration(instance, shared_connector, make_database, monkeypatch):
     url = make_database()
     monkeypatch.setenv("ELSEWHERE", url.render_as_string(hide_password=False))
     places = resource("fonte", shared_connector) | resource("alvo", {"env": "ELSEWHERE"})
     run = run_range(instance, "2024-05-28", "2024-05-30", places, variables=["power"])
-    # The first one has the gap.
+    # The first day has a gap.
     assert total(run) == "2 days: 1,104 values written, 0 unchanged, 0 removed"
     assert len(alvo_values(url)) == 1104
 
@@ -675,8 +675,8 @@ def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, date
     ],
 )
 @pytest.mark.parametrize("job", ["etl", "materialize_ten_minute_statistics"])
-def test_a_secret_in_a_run_configuration_makes_no_run(instance, job, name, url):
-    """Dagster keeps the configuration of every run, and shows it."""
+def test_a_secret_in_a_run_configuration_is_refused_before_the_run(instance, job, name, url):
+    """Dagster stores and shows the configuration of every run."""
     partition = {} if job == "etl" else {"partition_key": DAY}
     with pytest.raises(SettingsError) as refused:
         defs.resolve_job_def(job).execute_in_process({"resources": resource(name, url)}, instance, **partition)
@@ -697,7 +697,7 @@ def test_no_secret_of_a_setting_reaches_the_event_log(materialise, instance, alv
 
 
 def test_the_launchpad_opens_with_yesterday_and_the_two_variables():
-    """Also on the days after the process has started: the word is read by the run."""
+    """The run resolves the word, so it is right on later days too."""
     config = defs.resolve_job_def("etl").run_config
     assert config["ops"]["run_etl"]["config"] == {
         "start_date": "yesterday",
@@ -717,12 +717,12 @@ def test_the_day_that_the_launchpad_opens_with_is_yesterday(instance, connector,
     assert {timestamp.date() for timestamp, _ in alvo_values(alvo)} == {yesterday}
 
 
-def test_the_field_of_the_last_day_says_that_it_is_carried_too():
+def test_the_description_of_end_date_says_that_it_is_inclusive():
     assert "which is carried too" in Range.model_fields["end_date"].description
 
 
 def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, make_database, tmp_path, monkeypatch):
-    """A second process finds there what the first one did."""
+    """A second instance finds the run of the first one."""
     pytest.importorskip("dagster_postgres", reason="tox -e orchestration has it")
     monkeypatch.setenv("DAGSTER_DATABASE_URL", make_database().render_as_string(hide_password=False))
     shutil.copy(ROOT / "orchestration/dagster/dagster.postgres.yaml", tmp_path / "dagster.yaml")
@@ -732,7 +732,7 @@ def test_dagster_can_keep_its_runs_in_postgresql(materialise, fonte_api, alvo, m
         assert another.get_materialized_partitions(ASSET) == {DAY}
 
 
-def test_both_configurations_limit_and_keep_quiet_alike():
+def test_both_configurations_have_the_same_limits_and_telemetry():
     development, postgres = (
         yaml.safe_load((ROOT / "orchestration/dagster" / name).read_text())
         for name in ("dagster.yaml", "dagster.postgres.yaml")
@@ -742,7 +742,7 @@ def test_both_configurations_limit_and_keep_quiet_alike():
 
 
 def test_the_command_line_of_dagster_loads_the_definitions():
-    """As `dagster dev` does, from a folder without the checkout."""
+    """As `dagster dev` does, outside the checkout."""
     validate = [Path(sys.executable).with_name("dagster"), "definitions", "validate", "--module-name"]
     run = subprocess.run(
         [*validate, "orchestration.dagster.definitions"], cwd=SCRIPTS, capture_output=True, text=True, check=False
@@ -754,15 +754,15 @@ def test_the_command_line_of_dagster_loads_the_definitions():
 @pytest.mark.parametrize(
     ("name", "value"), [("FONTE_API_URL", "localhost:8000"), ("ALVO_DATABASE_URL", "mysql://host/d")]
 )
-def test_the_one_command_names_a_setting_that_it_cannot_use(run_command, fonte_api, name, value):
+def test_the_one_command_names_an_invalid_setting(run_command, fonte_api, name, value):
     run = run_command("-m", "orchestration.dagster", **{"FONTE_API_URL": fonte_api, name: value})
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
     assert name in run.stderr
 
 
-def test_a_code_server_starts_its_partitions_where_fontes_data_start(connector, fonte_pool, alvo, folder):
-    """As compose.yaml has it."""
+def test_the_partitions_of_a_code_server_start_with_the_data_of_fonte(connector, fonte_pool, alvo, folder):
+    """With the command of compose.yaml."""
     with fonte_pool.begin() as connection:
         connection.execute(text("DELETE FROM data WHERE timestamp < '2024-05-25 01:00Z'"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -781,7 +781,7 @@ def test_a_code_server_starts_its_partitions_where_fontes_data_start(connector, 
 
 
 @pytest.mark.parametrize(("goes", "code"), [(fonte_is_down, 3), (alvo_is_down, 4)])
-def test_the_one_command_does_not_start_over_what_is_away(
+def test_the_one_command_does_not_start_without_its_services(
     run_command, fonte_api, alvo, monkeypatch, refused_port, goes, code
 ):
     goes(monkeypatch, refused_port)

@@ -1,4 +1,4 @@
-"""Other servers than the tests' usual one: Debian's PostgreSQL 15, and PgBouncer in transaction mode before any."""
+"""Other servers: Debian's PostgreSQL 15, and PgBouncer in transaction mode."""
 
 import socket
 import subprocess
@@ -15,7 +15,7 @@ from fonte_alvo import engine, guard
 pytestmark = pytest.mark.servers
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
-# What PgBouncer needs: libpq's `options` and psycopg2's float digits would otherwise be refused.
+# PgBouncer would otherwise refuse libpq's `options` and psycopg2's float digits.
 POOLER = """
 [databases]
 * = host=127.0.0.1 port={port} user={user} password='{password}'
@@ -81,7 +81,7 @@ def free_port():
 
 
 @pytest.mark.parametrize("kind", ["postgresql_15", "pgbouncer"])
-def test_days_go_from_fonte_to_alvo_as_everywhere(request, run_command, tmp_path, undisturbed, kind):
+def test_days_go_from_fonte_to_alvo(request, run_command, tmp_path, undisturbed, kind):
     fonte, alvo = request.getfixturevalue(kind)
     for database in (fonte, alvo):
         pool = create_engine(database)

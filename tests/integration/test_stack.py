@@ -1,6 +1,6 @@
-"""compose.yaml as Docker runs it: what the commands of docs/services.md do, who reaches whom, and what outlives a kill.
+"""compose.yaml under Docker: the commands of docs/services.md, the networks, and recovery from kills.
 
-`pytest -m compose` runs these, in the order in which they stand: each leaves every service healthy, the last one none.
+`pytest -m compose` runs these in order: each test leaves every service healthy, the last one removes all.
 """
 
 import json
@@ -23,14 +23,14 @@ from support.compose import EXAMPLE
 from support.compose import SERVICES as ALL
 from support.project import ROOT, SETTINGS
 
-# Those that `docker compose up` starts without a profile.
+# `docker compose up` starts these without a profile.
 SERVICES = {name: service for name, service in ALL.items() if "profiles" not in service}
 STAYING = [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"]
 
 pytestmark = pytest.mark.compose
 PATIENCE_S = 300
 
-# Who listens where, and who may come; whoever is not named may not.
+# Listening services and ports, and the only services that may connect.
 IN_ALVO = {"alvo-database", "alvo-api", "dagster-code", "dagster-daemon", "dagster-webserver"}
 REACHED_BY = {
     ("fonte-database", 5432): {"fonte-database", "connector"},
@@ -49,7 +49,7 @@ FOLDERS = {
 
 
 def section(language):
-    """The blocks of the section on Docker in docs/services.md, in their order."""
+    """Return the code blocks of the section on Docker in docs/services.md, in order."""
     text = (ROOT / "docs/services.md").read_text().split("\n## With Docker\n")[1].split("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
@@ -58,7 +58,7 @@ START, DAY, CALLS, END = section("sh")
 
 
 class Stack:
-    """compose.yaml as a user starts it, in a checkout, but under a project name and on ports of its own."""
+    """compose.yaml as a user starts it in a checkout, but with another project name and other ports."""
 
     def __init__(self, folder, build_network):
         self.folder = folder
@@ -78,7 +78,7 @@ class Stack:
         }
 
     def run(self, command):
-        """Run a command as docs/services.md has it, on the ports of this stack; gives what it printed."""
+        """Run a command of docs/services.md on the ports of this stack; return its output."""
         for name, port in (("CONNECTOR_PORT", 8000), ("ALVO_API_PORT", 8080)):
             command = command.replace(f"http://localhost:{port}", self.url(name))
         command = command.replace("docker compose", self.compose)
@@ -102,17 +102,17 @@ class Stack:
         return self.run(shlex.join(asked))
 
     def beside(self, options, *command):
-        """Run a command in a container of its own, of the image that all but Dagster have."""
+        """Run a command in another container of the connector's image."""
         return self.run(shlex.join(["docker", "run", "--rm", *options, self.inspect("connector")["Image"], *command]))
 
     def wait_until(self, condition):
-        """Wait for a condition of containers, looked at whenever Docker tells of one."""
+        """Wait for a condition of containers, which is tested at each event of Docker."""
         until = str(int(time.time()) + PATIENCE_S)
         events = ["docker", "events", "--until", until, "--filter", f"label=com.docker.compose.project={self.project}"]
-        with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as told:
+        with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as watching:
             while not condition():
-                assert told.stdout.readline(), self.run("docker compose logs --tail=20")
-            told.kill()
+                assert watching.stdout.readline(), self.run("docker compose logs --tail=20")
+            watching.kill()
 
     def healthy(self, *services):
         filters = f"--filter label=com.docker.compose.project={self.project} --filter health=healthy"
@@ -126,7 +126,7 @@ class Stack:
         return answer["data"]
 
     def contents(self):
-        """What the databases hold, Dagster's too, as anybody on this machine finds it."""
+        """Return a digest of all databases, Dagster's too, read from this machine."""
         given = self.settings
         of_dagster = f"dagster:{given['DAGSTER_PASSWORD']}@127.0.0.1:{given['ALVO_DATABASE_PORT']}/dagster"
         tables = {given["FONTE_DATABASE_URL"]: "data", given["ALVO_DATABASE_URL"]: "data"}
@@ -161,7 +161,7 @@ def stack(tmp_path_factory, pytestconfig):
         stack.run("docker compose down --volumes --rmi local")
 
 
-def test_from_nothing_all_become_healthy_and_what_runs_once_ends_well(stack):
+def test_from_nothing_all_services_become_healthy_or_end_with_success(stack):
     for service in set(SERVICES) - set(STAYING):
         state = stack.inspect(service)["State"]
         assert (state["Status"], state["ExitCode"]) == ("exited", 0)
@@ -173,7 +173,7 @@ def test_every_volume_has_a_name(stack):
     assert {mount["Name"] for mount in mounts} == {f"{stack.project}_{name}" for name in ("fonte", "alvo", "dagster")}
 
 
-def test_a_day_from_this_machine_and_again(stack):
+def test_a_day_is_loaded_from_this_machine_and_a_rerun_changes_nothing(stack):
     assert "1,152 values written, 0 unchanged, 0 removed" in stack.run(DAY)
     assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
 
@@ -191,24 +191,24 @@ def test_the_calls_of_the_docs_answer(stack):
         assert printed.count(f"{whole}.{decimals[:5]}") == 3
 
 
-def test_the_documentation_and_the_pages_are_there(stack):
+def test_the_docs_and_the_pages_are_served(stack):
     places = (("CONNECTOR_PORT", "/docs"), ("ALVO_API_PORT", "/docs"), ("ALVO_API_PORT", "/"), ("DAGSTER_PORT", "/"))
     for name, path in places:
         assert "<html" in httpx.get(stack.url(name) + path, timeout=60).text
 
 
-def test_the_page_of_alvo_has_the_samples_of_fonte(stack):
+def test_the_page_of_alvo_gets_the_samples_of_fonte(stack):
     period = "start_timestamp=2024-05-20&end_timestamp=2024-05-20T00:10&columns=power"
     answer = httpx.get(f"{stack.url('ALVO_API_PORT')}/samples?{period}").json()
     assert len(answer["columns"]["power"]) == 10
 
 
-def test_nobody_changes_data_without_a_token(stack):
+def test_without_a_token_a_change_is_refused(stack):
     for name in ("CONNECTOR_PORT", "ALVO_API_PORT"):
         assert httpx.delete(stack.url(name) + "/data").status_code == 403
 
 
-def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
+def test_the_schedule_of_dagster_is_on_and_its_launchpad_runs_days(stack):
     ask = stack.ask_dagster
     repositories = ask("{repositoriesOrError {... on RepositoryConnection {nodes {name location {name}}}}}")
     (repository,) = repositories["repositoriesOrError"]["nodes"]
@@ -231,7 +231,7 @@ def test_dagster_has_its_schedule_on_and_runs_the_days_of_its_launchpad(stack):
 
 
 @pytest.mark.parametrize("service", STAYING)
-def test_no_process_is_root_or_can_become_it(stack, service):
+def test_no_process_is_root_or_can_become_root(stack, service):
     _, *processes = stack.run(f"docker top {stack.container(service)} -eo uid,comm,pid").splitlines()
     staying = [process.split() for process in processes if "pg_isready" not in process]
     assert {int(uid) for uid, *_ in staying} == {999 if "database" in service else 65532}
@@ -241,8 +241,8 @@ def test_no_process_is_root_or_can_become_it(stack, service):
 
 
 @pytest.mark.parametrize("service", STAYING)
-def test_it_writes_in_its_own_folders_alone(stack, service):
-    """Every folder is tried but those of the kernel; what is below /dev is the container's own memory."""
+def test_a_service_can_write_only_to_its_own_folders(stack, service):
+    """All folders but those of the kernel; /dev is in the memory of the container."""
     walk = "shopt -s globstar dotglob nullglob; for f in / /[!ps]*/ /[!ps]*/**/ /s[!y]*/ /s[!y]*/**/; do"
     look = f'{walk} [ -L "${{f%/}}" ] || [ ! -w "$f" ] || echo "$f"; done'
     user = "999" if "database" in service else None
@@ -253,8 +253,8 @@ def test_it_writes_in_its_own_folders_alone(stack, service):
 
 
 @pytest.mark.parametrize("service", STAYING)
-def test_it_reaches_only_whom_it_needs(stack, service):
-    """By every address that there is, those of networks that it is no part of too."""
+def test_a_service_reaches_only_the_services_that_it_needs(stack, service):
+    """By every address, also those of other networks."""
     places = {
         f"{network['IPAddress']}:{port}": name
         for name, port in REACHED_BY
@@ -282,10 +282,10 @@ def test_an_image_can_neither_install_nor_compile(stack, service):
 
 
 @pytest.mark.parametrize("service", ["connector", "alvo-api", "fonte-database", "alvo-database", "dagster-code"])
-def test_what_is_killed_comes_back_and_all_that_was_there_is_there(stack, service):
+def test_a_killed_service_restarts_with_its_data(stack, service):
     before = stack.contents()
     state = stack.inspect(service)["State"]
-    # From among the machine's processes: from inside, the first one of a container cannot be killed.
+    # From outside: process 1 of a container cannot be killed from inside.
     kill = f"import os; os.kill({state['Pid']}, 9)"
     stack.beside(["--pid=host", "--user=0"], "python", "-c", kill)
     stack.wait_until(lambda: stack.inspect(service)["State"]["StartedAt"] != state["StartedAt"])
@@ -294,7 +294,7 @@ def test_what_is_killed_comes_back_and_all_that_was_there_is_there(stack, servic
     assert "0 values written, 1,152 unchanged, 0 removed" in stack.run(DAY)
 
 
-def test_down_and_up_keep_the_data_seed_nothing_again_and_take_a_new_password(stack):
+def test_down_and_up_keep_the_data_and_apply_a_new_password(stack):
     connection = psycopg2.connect(stack.settings["FONTE_DATABASE_URL"])
     with connection, connection.cursor() as cursor:
         cursor.execute("DELETE FROM data WHERE timestamp >= '2024-05-29Z'")

@@ -1,4 +1,4 @@
-"""The wheel as it is installed: beside other projects, used from an empty folder. Run by `tox -e wheel`."""
+"""The installed wheel, beside other projects and used from an empty folder: `tox -e wheel`."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ PACKAGES = {"alvo", "fonte", "fonte_alvo", "orchestration"}
 
 
 def installed():
-    """Everything that lies beside the installed packages, and when each file was written; bytecode aside."""
+    """Return the content of site-packages, and the time of each file of the project, without bytecode."""
     site_packages = Path(str(distribution("fonte-alvo").locate_file("")))
     assert site_packages.name == "site-packages"
     files = (file for package in PACKAGES for file in (site_packages / package).rglob("*"))
@@ -31,7 +31,7 @@ def run(folder, *arguments):
     return done.stdout
 
 
-def test_the_wheel_holds_the_four_packages_alone():
+def test_the_wheel_has_only_the_four_packages():
     files = distribution("fonte-alvo").files
     tops = {file.parts[0] for file in files if not file.parts[0].endswith(".dist-info")}
     assert tops == PACKAGES
@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_four_packages_alone():
         assert missing == set()
 
 
-def test_it_is_used_from_an_empty_folder_beside_trio_and_writes_to_the_users_data_alone(tmp_path):
+def test_it_works_beside_trio_and_writes_only_to_the_users_data(tmp_path):
     before = installed()
     code = (
         "import trio, outcome, orchestration.day, alvo.load, fonte.client, alvo; print(outcome.__file__, alvo.__file__)"
