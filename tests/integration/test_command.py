@@ -1,4 +1,4 @@
-"""What the commands share, where no command shows it by itself."""
+"""The commands' common parts: failed imports, Ctrl-C, standard streams, arguments, foreign text."""
 
 import argparse
 import os
@@ -38,7 +38,7 @@ def shell(folder, command, environment=None, **streams):
         ("python -m orchestration.dagster", "dagster", "[dagster]"),
     ],
 )
-def test_a_package_that_is_missing_is_one_line_with_the_command_that_installs_it(run_command, name, package, extra):
+def test_a_missing_package_is_one_line_with_the_install_command(run_command, name, package, extra):
     how = "run_module(sys.argv[2]" if COMMANDS[name][0] == "-m" else "run_path(sys.argv[1]"
     code = f"import runpy, sys; sys.modules['{package}'] = None; runpy.{how}, run_name='__main__')"
     run = run_command("-c", code, *COMMANDS[name])
@@ -59,20 +59,20 @@ def test_before_the_install_a_script_says_how_to_install(run_command, folder, sc
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_ctrl_c_before_the_imports_are_done_is_silent(run_command, tmp_path, name):
+def test_ctrl_c_during_the_imports_is_silent(run_command, tmp_path, name):
     for module in ("numpy", "sqlalchemy", "uvicorn", "dagster"):
         (tmp_path / f"{module}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     run = run_command(*COMMANDS[name], PYTHONPATH=str(tmp_path))
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
 
 
-def test_ctrl_c_that_the_shell_ignores_stays_ignored(run_command):
+def test_an_ignored_ctrl_c_stays_ignored(run_command):
     code = "import signal; signal.signal(2, signal.SIG_IGN); from fonte_alvo import command; command.begin('x'); "
     run = run_command("-c", code + "command.run('x', lambda: print(signal.getsignal(2) is signal.SIG_IGN) or 0)")
     assert (run.returncode, run.stdout) == (0, "True\n")
 
 
-def test_ctrl_c_after_the_imports_is_one_line_and_the_handlers_are_as_they_were(run_command):
+def test_ctrl_c_after_the_imports_is_one_line_and_restores_the_handlers(run_command):
     code = "from fonte_alvo import command; import signal; command.begin('x'); before = signal.getsignal(2); "
     code += "print(command.run('x', lambda: signal.raise_signal(2)), signal.getsignal(2) is before)"
     run = run_command("-c", code)
@@ -102,7 +102,7 @@ NOT_WRITTEN = "etl.py: standard output cannot be written: {}; what was done stay
         (f"{DAY} | true", 0, ""),
     ],
 )
-def test_standard_streams_that_are_full_or_closed_change_only_the_exit_code(folder, fonte_api, alvo, line, code, said):
+def test_full_or_closed_standard_streams_change_only_the_exit_code(folder, fonte_api, alvo, line, code, said):
     run = shell(folder, line, external(fonte_api, alvo))
     assert (run.returncode, run.stdout, run.stderr) == (code, "", said)
     if "2001" not in line and "--" not in line:
@@ -111,12 +111,12 @@ def test_standard_streams_that_are_full_or_closed_change_only_the_exit_code(fold
         assert "0 values written, 1,152 unchanged" in again.stdout
 
 
-def test_a_name_that_standard_output_cannot_spell_is_written_all_the_same(folder, fonte_api, alvo):
+def test_a_name_beyond_the_encoding_of_standard_output_is_escaped(folder, fonte_api, alvo):
     environment = external(fonte_api, alvo) | {"PYTHONIOENCODING": "ascii", "FONTE_ALVO_HOME": str(folder / "größe")}
     assert shell(folder, f"{DAY} --help", environment).stdout.count(r"gr\xf6\xdfe") == 2
 
 
-def test_seed_reports_that_its_summary_is_lost(folder, fonte):
+def test_seed_reports_a_lost_summary_by_its_exit_code(folder, fonte):
     environment = os.environ | {"FONTE_DATABASE_URL": fonte.render_as_string(hide_password=False)}
     assert shell(folder, f"{sys.executable} seed.py --days 1 >/dev/full", environment).returncode == 6
 
@@ -131,7 +131,7 @@ def test_seed_reports_that_its_summary_is_lost(folder, fonte):
         ("", ""),
     ],
 )
-def test_what_is_foreign_is_cut_and_cleaned(text, said):
+def test_foreign_text_is_cut_and_cleaned(text, said):
     assert command.clean(text) == said
 
 
@@ -156,7 +156,7 @@ def test_an_argument_is_repeated_cut_and_cleaned(capsys):
     assert len(said) < 600
 
 
-def test_a_failure_that_nobody_foresaw_is_one_line_too(capsys):
+def test_an_unforeseen_failure_is_one_line_too(capsys):
     def action():
         raise ZeroDivisionError("a bug\nof two lines")
 
@@ -166,14 +166,7 @@ def test_a_failure_that_nobody_foresaw_is_one_line_too(capsys):
     assert said.count("\n") == 1
 
 
-def test_debug_shows_the_traceback(capsys):
-    assert command.failed("etl.py", command.Failure("a reason"), debug=True) == 1
-    traceback, line = capsys.readouterr().err.strip().rsplit("\n", 1)
-    assert "Failure: a reason" in traceback
-    assert line == "etl.py: a reason"
-
-
-def test_an_error_that_is_raised_is_not_printed_by_a_library_as_well(capsys):
+def test_a_library_does_not_print_an_error_that_it_also_raises(capsys):
     hook = sys.excepthook
 
     def action():
@@ -195,7 +188,7 @@ def test_an_error_that_is_raised_is_not_printed_by_a_library_as_well(capsys):
         (["--columns", "power", "--speed", "9", "2024-05-20"], "--speed"),
     ],
 )
-def test_an_unknown_option_is_what_is_named(capsys, arguments, named):
+def test_an_unknown_option_is_named(capsys, arguments, named):
     parser = command.Parser(prog="etl.py")
     parser.add_argument("date", type=command.day)
     parser.add_argument("--columns", nargs="+")
@@ -241,15 +234,3 @@ def test_an_unknown_zone_is_refused_with_one_that_resembles_it(name, said):
     with pytest.raises(argparse.ArgumentTypeError) as refused:
         command.zone(name)
     assert str(refused.value) == said
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_shows_a_bar_and_a_pipe_nothing(monkeypatch, capsys, terminal):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    with command.progress(1, "day") as bar:
-        bar.update()
-        with bar.external_write_mode(file=sys.stderr):
-            print("a failure", file=sys.stderr)
-    shown = capsys.readouterr().err
-    assert ("1/1" in shown) == terminal
-    assert "a failure\n" in shown

@@ -1,20 +1,27 @@
-"""A range on a Dask cluster of processes of its own."""
+"""A range on a Dask cluster in other processes."""
 
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import Future
-from contextlib import contextmanager
 from datetime import date
 
 import pytest
 from sqlalchemy import text
 from support.days_connector import Connector, holds
 from support.faulty import answering, http
-from support.project import RANGE, SCRIPTS, SIXTY_DAYS, alvo_values, connector_over, values_of_days_alone, wait_until
+from support.project import (
+    RANGE,
+    SCRIPTS,
+    SIXTY_DAYS,
+    alvo_values,
+    connector_over,
+    free_port,
+    values_of_days_alone,
+    wait_until,
+)
 
 import etl
 from orchestration import day as one
@@ -23,11 +30,14 @@ from orchestration import days
 distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
 
 
+def local_cluster(workers):
+    here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **here)
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
-    ) as cluster:
+    with local_cluster(2) as cluster:
         yield cluster
 
 
@@ -47,26 +57,19 @@ def test_a_cluster_gives_the_same_results(asked, fonte_api, alvo_pool, undisturb
 
 @pytest.fixture
 def tasks(monkeypatch):
-    """The days of each task, as they are submitted."""
-    with_executor, submitted = days._executor, []
+    """The days of each submitted task."""
+    executor, submitted = distributed.cfexecutor.ClientExecutor, []
+    submit = executor.submit
 
-    @contextmanager
-    def counting(*arguments):
-        with with_executor(*arguments) as (executor, check):
-            submit = executor.submit
+    def note(self, carry, group):
+        submitted.append([day.date.day for day in group])
+        return submit(self, carry, group)
 
-            def note(carry, group):
-                submitted.append([day.date.day for day in group])
-                return submit(carry, group)
-
-            monkeypatch.setattr(executor, "submit", note)
-            yield executor, check
-
-    monkeypatch.setattr(days, "_executor", counting)
+    monkeypatch.setattr(executor, "submit", note)
     return submitted
 
 
-def test_a_task_is_the_days_of_a_request(asked, tasks, serve, alvo_pool, capsys):
+def test_a_task_has_the_days_of_a_request(asked, tasks, serve, alvo_pool, capsys):
     connector = serve(Connector())
     assert etl.main([*asked, "--days-per-request", "4"]) == 0
     assert tasks == [[20, 21, 22, 23], [24, 25, 26, 27], [28, 29]]
@@ -74,18 +77,18 @@ def test_a_task_is_the_days_of_a_request(asked, tasks, serve, alvo_pool, capsys)
     assert capsys.readouterr().out.splitlines()[-1].startswith("10 days: ")
 
 
-def test_on_a_cluster_too_a_bad_day_costs_itself_alone(asked, tasks, serve, alvo_pool, capsys):
+def test_on_a_cluster_a_bad_day_is_the_only_one_lost(asked, tasks, serve, alvo_pool, capsys):
     serve(Connector(http(500), holds(date(2024, 5, 22))))
     assert etl.main([*asked, "--keep-going", "--days-at-once", "1"]) == 3
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 21, *range(23, 30)}
     output = capsys.readouterr()
     assert output.out.splitlines()[-1].startswith("9 days loaded, 1 failed: ")
     assert re.findall("etl.py: (2024-05-..): Fonte", output.err) == ["2024-05-22"]
-    # What a task leaves after a failure is another task.
+    # A new task runs the days after the failed one.
     assert tasks == [list(range(20, 30)), list(range(23, 30))]
 
 
-def test_on_a_cluster_too_a_range_ends_at_its_bad_day(asked, tasks, serve, alvo_pool):
+def test_on_a_cluster_a_range_stops_at_its_bad_day(asked, tasks, serve, alvo_pool):
     serve(Connector(http(500), holds(date(2024, 5, 22))))
     assert etl.main([*asked, "--days-at-once", "1"]) == 3
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 21}
@@ -109,23 +112,23 @@ def test_a_lost_cluster_is_named(cluster, fonte_api, alvo):
 
 
 @pytest.mark.parametrize("command", [RANGE, [*RANGE, "--keep-going"]], ids=["range", "keep going"])
-def test_a_cluster_without_a_worker_ends_the_run_and_names_what_it_needs(fonte_api, alvo, monkeypatch, capsys, command):
+def test_a_cluster_without_a_worker_ends_the_run_with_a_remedy(fonte_api, alvo, monkeypatch, capsys, command):
     monkeypatch.setattr(days, "WORKER_LIMIT_S", 2)
-    told = []
-    monkeypatch.setattr(days.command, "notice", told.append)
-    with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as empty:
+    notices = []
+    monkeypatch.setattr(days.command, "notice", notices.append)
+    with local_cluster(0) as empty:
         assert etl.main([*command, "--dask", empty.scheduler_address]) == 1
         said = capsys.readouterr().err
         assert said.startswith(
             f"etl.py: no worker of the Dask cluster at {empty.scheduler_address} answers for 2 s: start"
         )
     assert said.count("\n") == 1
-    assert "waiting for the Dask cluster" in told[0]
+    assert "waiting for the Dask cluster" in notices[0]
 
 
 def test_a_cluster_that_loses_its_last_worker_ends_the_run(fonte_api, alvo, monkeypatch, capsys):
     monkeypatch.setattr(days, "WORKER_LIMIT_S", 1)
-    with distributed.LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as small:
+    with local_cluster(1) as small:
         with days._executor(small.scheduler_address, 2) as (_, check):
             check()
             small.scale(0)
@@ -143,7 +146,7 @@ def test_a_cluster_that_loses_its_last_worker_ends_the_run(fonte_api, alvo, monk
         ("python", "3.9.1.final.0", "has python 3.9.1.final.0, and this process"),
     ],
 )
-def test_versions_that_differ_are_one_line_with_what_to_install(
+def test_different_versions_are_one_line_with_the_install_command(
     asked, fonte_api, alvo, monkeypatch, capsys, where, name, version, said
 ):
     get_versions = distributed.Client.get_versions
@@ -162,7 +165,7 @@ def test_versions_that_differ_are_one_line_with_what_to_install(
     assert error.count("\n") == 1
 
 
-def test_what_dask_says_of_a_lost_day_is_a_failure_of_the_cluster():
+def test_a_day_that_dask_lost_is_a_failure_of_the_cluster():
     cancelled, killed = Future(), Future()
     cancelled.cancel()
     killed.set_exception(distributed.comm.CommClosedError("lost"))
@@ -172,18 +175,16 @@ def test_what_dask_says_of_a_lost_day_is_a_failure_of_the_cluster():
 
 
 @pytest.mark.faults
-def test_a_killed_worker_loses_nothing_and_doubles_nothing(
-    cluster, sixty_days_fonte, alvo_pool, make_database, monkeypatch
-):
-    tell, told, killed = one.line, [], []
+def test_a_killed_worker_loses_and_doubles_no_day(cluster, sixty_days_fonte, alvo_pool, make_database, monkeypatch):
+    line, printed, killed = one.line, [], []
 
     def kill_a_worker(period, done):
-        told.append(period)
-        if len(told) == 20:
+        printed.append(period)
+        if len(printed) == 20:
             with distributed.Client(cluster, set_as_default=False) as client:
                 killed.append(next(iter(client.run(os.getpid).values())))
             os.kill(killed[0], signal.SIGKILL)
-        return tell(period, done)
+        return line(period, done)
 
     monkeypatch.setattr(one, "line", kill_a_worker)
     asked = [*SIXTY_DAYS, "--dask", cluster.scheduler_address]
@@ -193,24 +194,24 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(
         assert etl.main([*asked, "--resume"]) == 0
         undisturbed = values_of_days_alone(make_database(), connector, SIXTY_DAYS)
     assert killed
-    assert len(told) == 60
+    assert len(printed) == 60
     assert alvo_values(alvo_pool) == undisturbed
     with alvo_pool.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM signal")) == 4
 
 
-def test_a_cluster_needs_services_that_it_can_reach(asked, alvo, capsys):
+def test_a_cluster_needs_external_services(asked, alvo, capsys):
     assert etl.main(asked) == 2
     assert "Dask needs FONTE_API_URL and ALVO_DATABASE_URL" in capsys.readouterr().err
 
 
-def test_without_its_package_the_option_says_how_to_get_it(fonte_api, alvo, monkeypatch, capsys):
+def test_without_its_package_the_option_prints_the_install_command(fonte_api, alvo, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert etl.main([*RANGE, "--dask", "tcp://127.0.0.1:8786"]) == 2
     assert "python -m pip install '.[dask]'" in capsys.readouterr().err
 
 
-def test_a_scheduler_that_is_not_there_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):
+def test_an_unreachable_scheduler_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):
     monkeypatch.setattr(days, "DASK_TIMEOUT_S", 0.3)
     assert etl.main([*RANGE, "--dask", f"tcp://127.0.0.1:{refused_port}"]) == 1
     error = capsys.readouterr().err
@@ -223,9 +224,8 @@ def started(*arguments):
 
 
 @pytest.mark.faults
-def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_pool, undisturbed, monkeypatch, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def test_a_killed_scheduler_is_one_line_and_resume_continues(fonte_api, alvo_pool, undisturbed, monkeypatch, capsys):
+    address = f"127.0.0.1:{free_port()}"
     scheduler = started("distributed.cli.dask_scheduler", "--host", f"tcp://{address}", "--no-dashboard")
     worker = started("distributed.cli.dask_worker", f"tcp://{address}", "--no-dashboard", "--nworkers", "1")
     line = one.line
@@ -241,7 +241,7 @@ def test_a_scheduler_that_dies_is_one_line_and_resume_goes_on(fonte_api, alvo_po
         assert etl.main(command) == 1
     worker.kill()
     worker.wait()
-    # It is noticed while a day is waited for, or by that day's own end.
+    # The check or the end of a day reports it first.
     assert re.match(r"etl.py: (2024-05-..: )?the Dask cluster", capsys.readouterr().err)
     assert etl.main([*RANGE, "--resume"]) == 0
     assert alvo_values(alvo_pool) == undisturbed

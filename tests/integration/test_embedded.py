@@ -1,4 +1,4 @@
-"""The embedded server, seen from outside: processes that start it, share it, and are killed."""
+"""The embedded server: processes that start it, share it, and are killed."""
 
 import fcntl
 import importlib.metadata
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.project import ROOT, SCRIPTS, bare
+from support.project import ROOT, SCRIPTS, bare, servers
 
 from fonte_alvo import embedded, guard
 
@@ -37,7 +37,7 @@ sys.stdin.read()
 
 @contextmanager
 def user(folder: Path, statement="SELECT current_database()", database="alvo", become=()):
-    """A process that uses the server until it is told to end; gives the process, the port and what SQL answered."""
+    """Run a process that uses the server until the block ends; give the process, the port and the answer to the SQL."""
     command = [*become, sys.executable, "-c", HOLD, database, str(folder), statement]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         port, answer = process.stdout.readline().split()
@@ -45,23 +45,14 @@ def user(folder: Path, statement="SELECT current_database()", database="alvo", b
 
 
 def wait_for_end(folder: Path):
-    """Return when the guard has ended and its server with it: the lock that it keeps to its end is free."""
+    """Wait until the guard and its server have ended: only then are their locks free."""
     for name in ("guard.lock", "users.lock"):
         with (folder / name).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def servers(folder: Path):
-    """The processes of this folder's server and guard that still run."""
-    return [
-        process.pid
-        for process in psutil.process_iter(["cmdline", "status"])
-        if str(folder) in " ".join(process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
-
-
 def left(folder: Path):
-    """Those that still run once the last had a moment: its lock is free a little before it is gone."""
+    """Return the processes that still run after ten seconds: a lock is free a little before its process is gone."""
     psutil.wait_procs([psutil.Process(pid) for pid in servers(folder) if psutil.pid_exists(pid)], timeout=10)
     return servers(folder)
 
@@ -78,7 +69,7 @@ def initialised(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, initialised):
-    """A copy of such a folder: to initialise one takes seconds."""
+    """A copy of that folder, because initialising one takes seconds."""
     folder = tmp_path / "embedded"
     subprocess.run(["cp", "-a", initialised, folder], check=True)
     yield folder
@@ -102,7 +93,7 @@ def test_it_ends_when_its_user_is_killed(folder):
         assert left(folder) == []
 
 
-def test_it_stays_while_one_of_its_users_lives(folder):
+def test_it_runs_while_one_of_its_users_lives(folder):
     with user(folder) as (first, first_port, _), user(folder) as (second, second_port, _):
         assert first_port == second_port
         first.kill()
@@ -113,7 +104,7 @@ def test_it_stays_while_one_of_its_users_lives(folder):
 
 
 @pytest.mark.faults
-def test_many_first_users_at_once_share_one_server(folder):
+def test_concurrent_first_users_share_one_server(folder):
     shutil.rmtree(folder)
     together = threading.Barrier(6)
 
@@ -138,7 +129,7 @@ def test_a_normal_user_can_start_it(tmp_path):
     assert left(home / "embedded") == []
 
 
-def test_it_starts_from_a_folder_that_is_closed_to_others(tmp_path):
+def test_it_starts_from_a_folder_that_only_its_owner_can_read(tmp_path):
     closed, folder = tmp_path / "closed", tmp_path / "closed" / "embedded"
     closed.mkdir(mode=0o700)
     folder.mkdir()
@@ -175,7 +166,7 @@ def test_a_wrong_password_is_refused(folder):
 
 
 @pytest.mark.faults
-def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(folder):
+def test_a_killed_guard_ends_its_server_and_the_next_user_starts_a_new_one(folder):
     with user(folder) as (_, port, _):
         [guard] = [pid for pid in servers(folder) if "guard.py" in " ".join(psutil.Process(pid).cmdline())]
         os.kill(guard, signal.SIGKILL)
@@ -185,7 +176,7 @@ def test_a_killed_guard_takes_the_server_with_it_and_the_next_user_starts_anew(f
 
 
 @pytest.mark.faults
-def test_a_killed_server_is_started_anew_for_the_next_user(folder):
+def test_a_killed_server_is_restarted_for_the_next_user(folder):
     with user(folder):
         server = int((folder / "data" / "postmaster.pid").read_text().split("\n")[0])
         guard_lock = (folder / "guard.lock").open("ab")
@@ -197,7 +188,7 @@ def test_a_killed_server_is_started_anew_for_the_next_user(folder):
 
 
 @pytest.mark.faults
-def test_a_killed_initialisation_is_begun_again(folder):
+def test_a_killed_initialisation_is_repeated(folder):
     shutil.rmtree(folder / "data")
     (folder / "data.new").mkdir()
     (folder / "data.new" / "half").write_text("done")
@@ -208,7 +199,7 @@ def test_a_killed_initialisation_is_begun_again(folder):
 
 
 @pytest.mark.faults
-def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
+def test_a_user_waits_for_the_guard_of_a_killed_starter(folder):
     for _ in range(3):
         shutil.rmtree(folder)
         starter = subprocess.Popen([sys.executable, "-c", HOLD, "alvo", str(folder), "SELECT 1"], stdin=subprocess.PIPE)
@@ -221,7 +212,7 @@ def test_a_user_waits_for_the_guard_of_a_starter_that_was_killed(folder):
         wait_for_end(folder)
 
 
-def test_a_user_waits_while_a_guard_still_initialises(tmp_path, monkeypatch):
+def test_a_user_waits_while_a_guard_initialises(tmp_path, monkeypatch):
     (tmp_path / "password").write_text("secret")
 
     with (tmp_path / "guard.lock").open("ab") as guard_lock, socket.create_server(("127.0.0.1", 0)) as server:
@@ -231,7 +222,7 @@ def test_a_user_waits_while_a_guard_still_initialises(tmp_path, monkeypatch):
         assert embedded.url("alvo", tmp_path).port == port
 
 
-def test_a_backend_that_hangs_does_not_keep_the_server(folder):
+def test_a_hanging_backend_does_not_keep_the_server_running(folder):
     with user(folder, "SELECT pg_backend_pid()") as (_, _, backend):
         os.kill(int(backend), signal.SIGSTOP)
     wait_for_end(folder)
@@ -246,20 +237,21 @@ def test_a_backend_that_hangs_does_not_keep_the_server(folder):
         (1000, None, []),
     ],
 )
-def test_postgresql_never_runs_as_root_nor_longer_than_its_guard_where_it_can(monkeypatch, user_id, setpriv, beginning):
+def test_postgresql_runs_neither_as_root_nor_longer_than_its_guard(monkeypatch, user_id, setpriv, beginning):
+    """Without setpriv, another user than root runs it directly."""
     monkeypatch.setattr(guard.os, "geteuid", lambda: user_id)
     monkeypatch.setattr(guard.shutil, "which", lambda name: setpriv)
     assert guard.run_as_owner()[:3] == beginning
 
 
-def test_root_without_setpriv_is_told_what_to_install(monkeypatch):
+def test_root_without_setpriv_is_an_error_that_names_its_package(monkeypatch):
     monkeypatch.setattr(guard.os, "geteuid", lambda: 0)
     monkeypatch.setattr(guard.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="util-linux"):
         guard.run_as_owner()
 
 
-def test_a_failed_initialisation_tells_its_last_error(tmp_path):
+def test_a_failed_initialisation_reports_its_last_error(tmp_path):
     initdb = tmp_path / "initdb"
     initdb.write_text("#!/bin/sh\necho 'initdb: error: no space left'; echo removing; exit 1\n")
     initdb.chmod(0o755)
@@ -272,7 +264,7 @@ def test_a_failed_initialisation_tells_its_last_error(tmp_path):
 
 
 def test_a_folder_without_its_password_is_a_clear_error(initialised, tmp_path):
-    # Without the fixture folder: this process uses the folder itself, and keeps its lock.
+    # Not the fixture: this process locks the folder until it ends.
     folder = tmp_path / "embedded"
     subprocess.run(["cp", "-a", initialised, folder], check=True)
     (folder / "password").unlink()
@@ -281,7 +273,7 @@ def test_a_folder_without_its_password_is_a_clear_error(initialised, tmp_path):
 
 
 def become(owner):
-    """The prefix that runs a command as another user, who may still read this Python below root's home."""
+    """Return the prefix that runs a command as another user, with permission to read this Python below root's home."""
     capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--securebits=+no_setuid_fixup"]
     return ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups", *capability]
 
@@ -297,11 +289,11 @@ def mounted(folder, options):
 
 
 def failure(folder, prefix=()):
-    """What a process says that cannot use the server: one line, and its exit code."""
+    """Return the one line of a process that cannot use the server; check its exit code."""
     code = "import sys; from pathlib import Path; from fonte_alvo import command, embedded; sys.exit(command.run('x', "
     code += "lambda: print(embedded.url('alvo', Path(sys.argv[1])))))"
     command = [*prefix, sys.executable, "-c", code, folder]
-    # Another user cannot write where coverage is counted.
+    # Another user cannot write the files of coverage.
     environment = {name: value for name, value in os.environ.items() if not (prefix and name.startswith("COVERAGE_"))}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 4, run.stderr
@@ -311,22 +303,19 @@ def failure(folder, prefix=()):
     return run.stderr
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path):
+def test_a_file_or_folder_in_the_way_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert "File exists" in failure(tmp_path / "file")
-
-
-def test_a_folder_in_the_place_of_the_servers_log_is_a_clear_error(tmp_path):
     (tmp_path / "server.log").mkdir()
     assert "Is a directory" in failure(tmp_path)
 
 
-def test_a_folder_of_root_tells_another_user_that_it_is_roots(folder):
+def test_a_folder_of_root_is_reported_to_another_user(folder):
     said = failure(folder, become(pwd.getpwnam("daemon").pw_uid))
     assert "Operation not permitted; it belongs to root: run as that user" in said
 
 
-def test_a_folder_of_another_user_tells_root_whose_it_is(folder):
+def test_a_folder_of_another_user_is_reported_to_root(folder):
     owner = pwd.getpwnam("daemon")
     subprocess.run(["chown", "-R", f"{owner.pw_uid}:{owner.pw_gid}", folder], check=True)
     assert "wrong ownership" in (said := failure(folder))
@@ -335,37 +324,37 @@ def test_a_folder_of_another_user_tells_root_whose_it_is(folder):
         assert answer == "alvo"
 
 
-def test_a_folder_of_a_user_without_a_name_is_told_by_its_number(folder):
+def test_an_owner_without_a_name_is_reported_by_number(folder):
     subprocess.run(["chown", "-R", "12345", folder], check=True)
     assert "it belongs to user 12345: run as that user" in failure(folder)
 
 
-def test_a_file_system_that_ignores_chmod_is_told(tmp_path, monkeypatch):
+def test_a_file_system_that_ignores_chmod_is_reported(tmp_path, monkeypatch):
     tmp_path.chmod(0o777)
     monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
     with pytest.raises(embedded.EmbeddedServerError, match="ignores chmod; choose a file system of Linux or macOS"):
         embedded.url("alvo", tmp_path)
 
 
-def test_a_full_disk_is_told_and_free_space_helps(tmp_path):
+def test_a_full_disk_is_reported_with_a_remedy(tmp_path):
     with mounted(tmp_path / "disk", "size=1m") as disk:
         assert "No space left on device" in (said := failure(disk / "embedded"))
         assert "free some space" in said
 
 
-def test_a_file_system_that_is_read_only_is_told(tmp_path):
+def test_a_read_only_file_system_is_reported(tmp_path):
     with mounted(tmp_path / "disk", "ro") as disk:
         assert "Read-only file system; make it writable" in failure(disk / "embedded")
 
 
-def test_a_server_of_another_container_is_told(folder):
+def test_a_server_in_another_container_is_reported(folder):
     with user(folder) as (_, port, _):
         said = failure(folder, ["unshare", "--net"])
     assert f"its server does not answer at port '{port}' of this machine; end the commands that use it" in said
 
 
 @pytest.mark.parametrize("content", ["", "damaged", "70000", "-1", "\xff", "5" * 5000])
-def test_a_damaged_port_file_is_one_line_while_the_server_runs_and_nothing_later(folder, content, monkeypatch):
+def test_a_damaged_port_file_is_an_error_only_while_the_server_runs(folder, content, monkeypatch):
     with user(folder):
         (folder / "port").write_text(content, encoding="latin-1")
         monkeypatch.setattr(embedded, "ANSWER_LIMIT_S", 0.1)
@@ -379,7 +368,7 @@ def test_a_damaged_port_file_is_one_line_while_the_server_runs_and_nothing_later
 
 
 @pytest.mark.parametrize("number", ["1", "999999"], ids=["a living process", "none"])
-def test_a_stale_pid_file_does_not_stop_it(folder, number):
+def test_a_stale_pid_file_does_not_prevent_a_start(folder, number):
     with user(folder):
         [guard] = [pid for pid in servers(folder) if "guard.py" in " ".join(psutil.Process(pid).cmdline())]
         lines = (folder / "data" / "postmaster.pid").read_text().split("\n")
@@ -391,7 +380,7 @@ def test_a_stale_pid_file_does_not_stop_it(folder, number):
         assert answer == "alvo"
 
 
-def test_an_orphaned_server_that_does_not_stop_is_told(folder, monkeypatch):
+def test_an_orphaned_server_that_does_not_stop_is_reported(folder, monkeypatch):
     monkeypatch.setattr(embedded, "START_LIMIT_S", 0.5)
     with (folder / "server.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -399,7 +388,7 @@ def test_an_orphaned_server_that_does_not_stop_is_told(folder, monkeypatch):
             embedded._start_guard(folder, 0)
 
 
-def test_a_process_finds_a_server_that_was_started_anew(folder):
+def test_a_process_finds_a_restarted_server(folder):
     code = """
 import fcntl, os, signal, sys
 from pathlib import Path
@@ -419,7 +408,7 @@ for _ in range(3):
     assert (run.stdout, run.stderr) == ("alvo\n" * 3, "")
 
 
-# Of the PostgreSQL documentation, "Environment Variables"; PGSERVICE must name a service that is there.
+# PostgreSQL documentation, "Environment Variables"; without PGSERVICE, which must name an existing service.
 LIBPQ = """PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE PGREQUIREAUTH PGCHANNELBINDING PGSERVICEFILE
 PGOPTIONS PGAPPNAME PGSSLMODE PGREQUIRESSL PGSSLNEGOTIATION PGSSLCOMPRESSION PGSSLCERT PGSSLKEY PGSSLCERTMODE
 PGSSLROOTCERT PGSSLCRL PGSSLCRLDIR PGSSLSNI PGREQUIREPEER PGSSLMINPROTOCOLVERSION PGSSLMAXPROTOCOLVERSION PGGSSENCMODE
@@ -428,7 +417,7 @@ PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR P
 
 
 @pytest.mark.parametrize("value", ["nonsense", "require"])
-def test_no_variable_of_the_shell_reaches_it(folder, value):
+def test_no_variable_of_libpq_affects_it(folder, value):
     home = folder.rename(folder.with_name(".embedded")).parent
     code = "from fonte_alvo import engine, settings; engine.create(settings.alvo_database_url(), 'x').connect().close()"
     environment = {**os.environ, "FONTE_ALVO_HOME": str(home), **dict.fromkeys(LIBPQ.split(), value)}
@@ -441,7 +430,7 @@ def test_no_variable_of_the_shell_reaches_it(folder, value):
 
 
 @pytest.mark.faults
-def test_a_container_in_which_process_ids_repeat_starts_it_after_every_kill(tmp_path):
+def test_it_starts_after_every_kill_in_a_container_that_reuses_process_ids(tmp_path):
     (tmp_path / "home").mkdir()
     environment = bare(tmp_path / "home")
     container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
