@@ -1,25 +1,25 @@
-"""Samples to windows: mean, minimum, maximum and standard deviation, right to the last bit. Pure NumPy, no I/O.
+"""Mean, minimum, maximum and standard deviation of windows, right to the last bit. Pure NumPy, no I/O.
 
-Windows of equal size form a matrix x (n, w), a sample a row and a window a column; every step is one operation on the
-whole matrix. The method, for one window:
+Windows of n samples each form a matrix x (n, w) with a window per column; every step is one operation on the whole
+matrix. The method, for one window:
 
 1. Split. `unit` is a power of two chosen so that q, each x rounded to a multiple of unit, has few digits left once the
-   mean is subtracted, and so that q and r = x - q are exact. Adding and subtracting 1.5 * 2**52 units rounds to them.
-   All q are multiples of unit below 2**53 / n units: their sum is exact in any order. The r are at most half a unit:
-   their sum is exact, or its error is far below the last digit of the mean.
+   mean is subtracted, and so that q and r = x - q are exact. Adding and subtracting 1.5 * 2**52 units does the
+   rounding. All q are multiples of unit below 2**53 / n units: their sum is exact in any order. Every r is at most half
+   a unit: the sum of r is exact, or its error is far below the last digit of the mean.
    (Rump, Ogita, Oishi: Accurate floating-point summation, part I, 2008, section 3: error-free extraction.)
-2. Mean. `coarse` is the mean of q, rounded to a multiple of unit; `fine` is what is left of both sums, divided by n.
-   The pair coarse + fine is the mean to about 100 bits, its rounded sum the mean that is returned.
+2. Mean. `coarse` is the mean of q, rounded to a multiple of unit; `fine` is the rest of both sums, divided by n.
+   The pair coarse + fine is the mean to about 100 bits; its rounded sum is the mean that is returned.
 3. Variance. With d = q - coarse, n * d**2 is below 2**53 units**2, so sum(d * d) is exact. The sums of 2 * d * r and
-   r * r, smaller by 2**24, complete the squares of d + r, the deviations from coarse; what coarse lacks of the mean is
-   corrected by fine * sum(d + r), as in the corrected two-pass algorithm. No offset of the data costs a digit, because
-   nothing is squared before the mean is subtracted.
+   r * r, smaller by 2**24, complete the squares of d + r, the deviations from coarse. Subtracting fine * sum(d + r)
+   corrects for coarse not being the mean, as in the corrected two-pass algorithm. No offset of the data costs a digit,
+   because nothing is squared before the mean is subtracted.
    (Chan, Golub, LeVeque: Algorithms for computing the sample variance, 1983; Higham: Accuracy and Stability of
    Numerical Algorithms, 2002, section 1.9.)
 4. Root. One Newton step with an exact residual corrects the square root of the rounded quotient.
 
-Every step's error is bounded; a window whose bound is not good enough (say 1e300, 1, -1e300, or the squares of 1e-170)
-is computed once more as fractions, exactly and slowly.
+Every step has an error bound. A window whose bound is too large (1e300, 1, -1e300, say, or values near 1e-170) is
+computed again with fractions, exactly and slowly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,17 +38,17 @@ STATISTICS = ("mean", "min", "max", "std")
 ALL_STATISTICS = (*STATISTICS, "count")
 # Half the distance from 1.0 to the next double.
 UNIT_ROUNDOFF = 2.0**-53
-# Adding and subtracting so many units rounds to a multiple of the unit.
+# Adding and subtracting this many units rounds to a multiple of the unit.
 ROUNDING_UNITS = 1.5 * 2.0**52
 # Deviations of fewer units than this have too few digits in q.
 NARROW_UNITS = 2.0**8
-# The bits of a double that hold its exponent; alone they are the largest power of two that is not above it.
+# The exponent bits of a double. With all other bits zero, it is the largest power of two not above the magnitude.
 EXPONENT_BITS = np.int64(0x7FF0_0000_0000_0000)
-# The bits of a double but for the last 35 digits: the square of what remains is exact, times up to 2**17 as well.
+# All bits of a double but the last 35. The square of a double with these bits alone is exact, even times 2**17.
 LEADING_BITS = np.int64(-1 << 35)
-# Windows whose unit lies between these have squares that neither overflow nor lose digits.
+# With a unit between these bounds, squares neither overflow nor lose digits.
 SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350
-# A matrix of so many values and its temporaries stay in a core's cache.
+# A matrix of this many values and its temporaries fit into a core's cache.
 CHUNK_VALUES = 2**16
 
 
@@ -61,10 +61,10 @@ def aggregate(
     """Compute statistics per window [t, t + window_s), aligned to the epoch and labelled at its start.
 
     timestamps: `datetime64[us]` (n,), UTC, in any order; columns: name to float64 (n,), whose NaN and infinities are
-    no samples; statistics: some of ALL_STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of
-    the windows with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). NaN stands where
-    there is no value: no sample, or for std (the sample standard deviation, n - 1) fewer than two. An infinite std is
-    one beyond the largest double.
+    no samples; statistics: some of ALL_STATISTICS. Returns window_starts `datetime64[us]` (w,), ascending, of the
+    windows with at least one sample of some column, and `{column}_{statistic}` to float64 (w,). A statistic is NaN
+    without a sample, and std (the sample standard deviation, n - 1) also with one sample. An infinite std is one beyond
+    the largest double.
     """
     moments = np.asarray(timestamps, "datetime64[us]").view(np.int64)
     if (moments[1:] < moments[:-1]).any():
@@ -86,13 +86,13 @@ def aggregate(
 
 
 def _windows(moments: Integers, window_us: int) -> tuple[Integers, Integers]:
-    """Return the starts of the windows that hold rows, and how many each holds; moments (n,) ascend."""
+    """Return the starts of the windows that hold rows, and the number of rows in each; moments (n,) ascend."""
     if len(moments) == 0:
         return moments, moments
     first = moments[0] // window_us * window_us
     size = int(np.searchsorted(moments, first + window_us))
     if len(moments) % size == 0:
-        # In ascending order, the first and the last of every so many rows vouch for those between them.
+        # Rows ascend: if the first and the last row of a run are in a window, so are all between them.
         starts = np.arange(first, first + len(moments) // size * window_us, window_us)
         if (moments[::size] >= starts).all() and (moments[size - 1 :: size] < starts + window_us).all():
             return starts, np.full(len(starts), size)
@@ -102,7 +102,7 @@ def _windows(moments: Integers, window_us: int) -> tuple[Integers, Integers]:
 
 
 def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
-    """Return the finite values and how many of them each window holds."""
+    """Return the finite values, and their number in each window."""
     finite = np.isfinite(values)
     if finite.all():
         return values, sizes
@@ -110,7 +110,7 @@ def _samples(values: Values, sizes: Integers) -> tuple[Values, Integers]:
 
 
 def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
-    """Compute all statistics (5, columns, w) of consecutive runs of values, whose lengths are counts."""
+    """Compute all statistics (5, columns, w) of consecutive runs of values; counts are the runs' lengths."""
     results = np.full((len(ALL_STATISTICS), *counts.shape), np.nan)
     np.copyto(results[-1], counts, where=counts > 0)
     flat = results.reshape(len(results), counts.size)
@@ -122,9 +122,9 @@ def _per_window(columns: Sequence[Values], counts: Integers) -> Values:
 
 
 def _matrices(columns: Sequence[Values], counts: Integers) -> Iterator[tuple[Any, Values]]:
-    """Yield matrices with a run of n values in each column, and where the runs' results belong.
+    """Yield matrices with a run of n values in each column, and the index of their results.
 
-    A matrix (n, columns, w) belongs to a slice of the results (columns, w), a matrix (n, w) to places of the flat ones.
+    For a matrix (n, columns, w) it indexes the results (columns, w), for a matrix (n, w) the flattened results.
     """
     size = int(counts.flat[0]) if counts.size else 0
     if size and (counts == size).all():
@@ -151,7 +151,7 @@ def _gathered(values: Values, starts: Integers, size: int) -> Values:
         return values.take(starts[:, None] + np.arange(size)).T
     matrix = np.empty((size, len(starts)))
     for number, row in enumerate(matrix):
-        # No index is out of bounds; to clip spares NumPy a copy.
+        # No index is out of bounds; mode="clip" saves NumPy a copy.
         values[number:].take(starts, out=row, mode="clip")
     return matrix
 
@@ -172,12 +172,12 @@ def _statistics(x: Values) -> tuple[Values, Values, Values, Values]:
 
 
 def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values, Booleans]:
-    """Compute mean and std of the columns of x (n, w), n > 1, and which of them are not good enough; steps 1 to 4."""
+    """Compute mean and std of the columns of x (n, w), n > 1, and which are doubtful; steps 1 to 4."""
     size = len(x)
     headroom = size.bit_length()
     digits = (53 - headroom) // 2
     width = high - low
-    # Where no digit of the width counts, the lowest value is as far from zero as the highest.
+    # Where the second bound is the larger, the lowest value is about as far from zero as the highest.
     unit = np.maximum(_power_of_two(width) * 2.0 ** (1 - digits), _power_of_two(high) * 2.0 ** (headroom - 52))
     shift = unit * ROUNDING_UNITS
 
@@ -202,7 +202,7 @@ def _mean_and_std(x: Values, low: Values, high: Values) -> tuple[Values, Values,
     rest = mixed + mixed + _sum_of_products(r, r) - fine * left
     std = _root(_sum_of_products(q, q), rest, size - 1)
 
-    # Where an offset leaves the deviations too few digits, it is so large that subtracting it is exact.
+    # An offset that leaves the deviations too few digits is so large that subtracting it is exact.
     narrow = width < unit * NARROW_UNITS
     if narrow.any():
         std[narrow] = _mean_and_std(x[:, narrow] - low[narrow], np.zeros_like(width[narrow]), width[narrow])[1]
@@ -216,16 +216,16 @@ def _sum_of_products(a: Values, b: Values) -> Values:
 
 
 def _power_of_two(values: Values) -> Values:
-    """Return the largest power of two that is not above each magnitude; 0 for 0 and for subnormal values."""
+    """Return the largest power of two not above each magnitude; 0 for 0 and for subnormal values."""
     return (values.view(np.int64) & EXPONENT_BITS).view(np.float64)
 
 
 def _is_rounded_once(x: Values, mean: Values, far: Values) -> Booleans:
-    """Tell for which columns of x (n, w) both sums are exact and the mean is rounded but once.
+    """Tell for which columns of x (n, w) both sums are exact and the mean is rounded only once.
 
-    So it is where the mean and all values but zeros are far from zero: then all share a last digit, which the sums
-    can hold, and what the quotient lacks of it is too small to make or to break a tie. (Values on one side of zero, the
-    nearest of them far from it, are so at a glance.)
+    That holds if the mean and all values except zeros are far from zero: they share a last digit, the sums can hold
+    it, and the quotient's error is too small to make or break a tie. (Where all values are on one side of zero, and the
+    nearest is far from it, this holds without a look at each.)
     """
     magnitude = np.abs(x)
     smallest = np.min(magnitude, axis=0, where=magnitude > 0, initial=np.inf)
@@ -234,7 +234,7 @@ def _is_rounded_once(x: Values, mean: Values, far: Values) -> Booleans:
 
 
 def _root(squares: Values, rest: Values, divisor: int) -> Values:
-    """Return sqrt((squares + rest) / divisor), |rest| well below squares, within little more than half an ulp."""
+    """Return sqrt((squares + rest) / divisor) within little more than half an ulp; |rest| is well below squares."""
     total = squares + rest
     left = rest - (total - squares)
     root = np.sqrt(total * (1 / divisor))
@@ -251,7 +251,7 @@ def _root(squares: Values, rest: Values, divisor: int) -> Values:
 
 
 def _exact(window: list[float]) -> tuple[float, float]:
-    """Return mean and std of a window, computed as fractions and rounded once: slow, and right for any doubles."""
+    """Return mean and std of a window, computed with fractions and rounded once: slow, and right for any doubles."""
     import statistics
 
     try:

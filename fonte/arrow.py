@@ -1,8 +1,8 @@
-"""Samples as an Arrow IPC stream and back: what the connector sends to who accepts it, and what its client prefers.
+"""Samples as an Arrow IPC stream and back. The connector sends it on request, and its client prefers it.
 
 Format: Apache Arrow, "Arrow Columnar Format", section "IPC Streaming Format", and its Schema.fbs and Message.fbs.
-nanoarrow writes the stream. Reading has to withstand any bytes, which nanoarrow's reader does not (they crash it), and
-pyarrow's import takes longer than a day's run: the few tables of a flat stream are read here, every access checked.
+nanoarrow writes the stream. Its reader crashes on malformed bytes, and importing pyarrow takes longer than a day's run,
+so this module reads the few tables of a flat stream itself and checks every access.
 """
 
 import io
@@ -19,17 +19,17 @@ MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 Array = npt.NDArray[Any]
 Timestamps = npt.NDArray[np.datetime64]
 Values = npt.NDArray[np.float64]
-# Timestamps `datetime64[us]` (n,); for each name the values (n,) and where there is none (n,).
+# Timestamps `datetime64[us]` (n,), and for each name its values (n,) and which of them are absent (n,).
 Batch = tuple[Array, dict[str, tuple[Array, Array]]]
 
 
 class BadAnswer(Exception):
-    """The answer of a connector cannot be used; the message says why."""
+    """A connector's answer cannot be used; the message says why."""
 
 
 def encode(batches: Iterator[Batch], names: Sequence[str]) -> Iterator[bytes]:
-    """Encode batches of the named columns, each as it comes; none of them makes an empty table."""
-    import nanoarrow  # here, because the client does without
+    """Encode batches of the named columns one by one; without any, encode an empty table."""
+    import nanoarrow  # here, because the client does not need it
     from nanoarrow import ipc
 
     moment, double = nanoarrow.timestamp("us", timezone="UTC", nullable=False), nanoarrow.float64()
@@ -56,7 +56,7 @@ def encode(batches: Iterator[Batch], names: Sequence[str]) -> Iterator[bytes]:
 def decode(body: bytes, names: Sequence[str]) -> dict[str, Array]:
     """Decode a whole stream of exactly the named columns: timestamps as `datetime64[us]`, others as float64.
 
-    A null is NaN. Raises BadAnswer where the stream is none, is cut off, or holds anything else.
+    A null becomes NaN. Raises BadAnswer if the stream is invalid, is cut off, or holds anything else.
     """
     try:
         messages = _messages(body)
@@ -79,20 +79,20 @@ def decode(body: bytes, names: Sequence[str]) -> dict[str, Array]:
 
 _SCHEMA, _RECORD_BATCH = 1, 3
 _END = 0
-# Bounds for what costs memory or time beside the values: nobody who writes tables of minutes comes near.
+# Bounds on the memory and time spent beside the values. Tables of minutes stay far below them.
 _MOST_MESSAGES = 100_000
 _MOST_METADATA_BYTES = 2**20
 _RESOLUTIONS = ("s", "ms", "us", "ns")
 
 
 class _Table(NamedTuple):
-    """A table of a flatbuffer: where its fields lie stands in its vtable."""
+    """A table of a flatbuffer; its vtable holds the places of its fields."""
 
     buffer: bytes
     position: int
 
     def place(self, field: int) -> int:
-        """Return where a field lies; 0 where it is left out."""
+        """Return the place of a field; 0 if it is absent."""
         vtable = self.position - int(unpack_from("<i", self.buffer, self.position)[0])
         if 4 + 2 * field >= unpack_from("<H", self.buffer, vtable)[0]:
             return 0
@@ -100,29 +100,29 @@ class _Table(NamedTuple):
         return self.position + offset if offset else 0
 
     def number(self, field: int, kind: str) -> int:
-        """Return a field that is a number; 0 where it is left out."""
+        """Return the number in a field; 0 if it is absent."""
         place = self.place(field)
         return int(unpack_from(kind, self.buffer, place)[0]) if place else 0
 
     def target(self, field: int) -> int:
-        """Return what a field points at."""
+        """Return the place that a field points to."""
         place = self.place(field)
         if not place:
             raise ValueError("a part is left out")
         return place + int(unpack_from("<I", self.buffer, place)[0])
 
     def table(self, field: int) -> "_Table":
-        """Return a field that is a table."""
+        """Return the table in a field."""
         return _Table(self.buffer, self.target(field))
 
     def vector(self, field: int) -> tuple[int, int]:
-        """Return the length of a field that is a vector, and where its items begin."""
+        """Return the length of the vector in a field, and the place of its first item."""
         place = self.target(field)
         return int(unpack_from("<I", self.buffer, place)[0]), place + 4
 
 
 class _Message(NamedTuple):
-    """A message: what it is, its metadata, and the part of the stream that is its body."""
+    """A message: its kind, its metadata, and the start and length of its body in the stream."""
 
     kind: int
     header: _Table
@@ -139,7 +139,7 @@ def _messages(body: bytes) -> Iterator[_Message]:
         if size == _END:
             return
         start = position + 8 + size
-        # A copy, out of which nothing can point: else a few bytes each would make messages of the same metadata.
+        # A copy, so that no offset points outside: otherwise many tiny messages could share one metadata.
         metadata = body[position + 8 : start]
         message = _Table(metadata, int(unpack_from("<I", metadata)[0]))
         length = message.number(3, "<q")
@@ -151,7 +151,7 @@ def _messages(body: bytes) -> Iterator[_Message]:
 
 
 def _types(schema: _Table) -> list[tuple[str, str]]:
-    """Return the columns' names and NumPy's names of their types."""
+    """Return the name and the NumPy type of each column."""
     if schema.number(0, "<h"):
         raise ValueError("its numbers are big-endian")
     count, place = schema.vector(1)
@@ -191,7 +191,7 @@ def _columns(body: bytes, message: _Message, types: Sequence[tuple[str, str]]) -
     rows = batch.number(0, "<q")
     if nodes != len(types) or buffers != 2 * len(types) or rows < 0:
         raise ValueError("a batch's columns are not the schema's")
-    # Columns that shared their bytes would decode to more than was sent.
+    # If columns shared their bytes, they would decode to more than was sent.
     if rows * sum(np.dtype(dtype).itemsize for _, dtype in types) > length:
         raise ValueError("a batch is shorter than its columns")
     part = memoryview(body)[start : start + length]
@@ -212,11 +212,11 @@ def _columns(body: bytes, message: _Message, types: Sequence[tuple[str, str]]) -
 
 
 def _taken(name: str, column: Array) -> Array:
-    """Return a copy of a column in the type that it is taken as."""
-    with np.errstate(invalid="ignore"):  # a NaN of 32 bits may be of the kind that signals
+    """Return a copy of a column in microseconds or float64."""
+    with np.errstate(invalid="ignore"):  # a 32-bit NaN may be a signalling one
         taken = column.astype(_taken_as(column.dtype.str))
     if column.dtype.kind == "M" and column.dtype != taken.dtype:
-        # NumPy lets a moment beyond its microseconds wrap around, to another day.
+        # Beyond the range of microseconds, NumPy wraps a moment around to another day.
         days, taken_days = column.astype("M8[D]"), taken.astype("M8[D]")
         if ((days != taken_days) & ~np.isnat(column)).any():
             raise ValueError(f"{name} holds a moment beyond all years")

@@ -23,14 +23,14 @@ from fonte_alvo.command import Failure, clean, shown_url
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 DOWNLOAD_TIMEOUT_S = 300.0
-# How long a run waits for a connector that restarts, from its last answer on.
+# How long a run waits for a connector that restarts, from the first failed request on.
 PATIENCE_S = 60.0
 # How long the last attempt may take beyond that.
 GRACE_S = 15.0
 BACKOFF_S = 0.2
 MAX_BACKOFF_S = 8.0
 MAX_DECODED_BYTES = 512 * 2**20
-# Python's objects take up to thirty times the room of their JSON. A year of minutes is smaller.
+# Decoded JSON takes up to thirty times its bytes in memory. A year of minutes is below this limit.
 MAX_JSON_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
 # Servers that know nothing of Arrow answer JSON.
@@ -40,7 +40,7 @@ HEADERS = {"Accept": ACCEPT, "Accept-Encoding": "identity"}
 
 
 class FonteError(Failure):
-    """Fonte failed, or answered what cannot be used; nothing was written."""
+    """Fonte failed, or its answer cannot be used; nothing was written."""
 
     exit_code = 3
 
@@ -55,7 +55,7 @@ class Client(httpx.Client):
     """An HTTP client of one connector. All its fetches share one time limit for retries."""
 
     patience_s: float
-    # When the first request after the last answer failed.
+    # The time of the first failure since the last answer.
     failing_since: float | None = None
     variables: dict[str, "Variable"] | None = None
 
@@ -84,7 +84,7 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
 
 
 class _Request(NamedTuple):
-    """A request for samples, and the largest answer to it that is taken."""
+    """A request for samples, and the size of the largest answer that is accepted."""
 
     parameters: dict[str, Any]
     most_bytes: int
@@ -103,10 +103,9 @@ def fetch(
 
     Returns timestamps `datetime64[us]` (n,), UTC, ascending, each once, and for each column float64 (n,), NaN where
     there is no value. A naive start or end means UTC. Transient failures (no connection, a timeout, 429, 502, 503, 504)
-    are retried with growing random pauses, as long as the client is patient. http: a client of connect(base_url);
+    are retried with growing random pauses while the client's patience lasts. http: a client of connect(base_url);
     without one, this fetch makes its own. most_bytes: a larger answer in Arrow is refused; MAX_DECODED_BYTES by
-    default. patience_s: that of this fetch, instead of the client's. Raises RequestRefused for a 422 and FonteError for
-    every other failure.
+    default. patience_s overrides the client's. Raises RequestRefused for a 422 and FonteError for every other failure.
     """
     if repeated := [name for name in columns if columns.count(name) > 1]:
         raise RequestRefused(f"the column {repeated[0]} is asked for twice: name each once")
@@ -134,7 +133,7 @@ class Variable(NamedTuple):
 
 
 def variables(http: Client) -> dict[str, Variable]:
-    """Ask the connector once for its variables, by name; empty where it describes none, as another server may."""
+    """Ask the connector once for its variables, by name; empty if it does not describe them."""
     if http.variables is None:
         try:
             told = json.loads(ask(http, "columns")[1])
@@ -147,7 +146,7 @@ def variables(http: Client) -> dict[str, Variable]:
 
 
 def period(http: Client) -> str:
-    """Ask the connector for the period that it holds, in words; empty where it tells none."""
+    """Ask the connector for the period that it holds, in words; empty if it does not say."""
     try:
         told = json.loads(ask(http, "period")[1])
         first, last = (_moment(told[f"{bound}_timestamp"]) for bound in ("first", "last"))
@@ -159,7 +158,7 @@ def period(http: Client) -> str:
 def ask(http: Client, route: str) -> tuple[int, bytes]:
     """Ask the connector for a small answer; return its status and its body, cut at MAX_ERROR_BYTES or a little more.
 
-    Raises httpx.HTTPError, and FonteError where the answer takes too long.
+    Raises httpx.HTTPError, and FonteError if the answer takes too long.
     """
     try:
         with http.stream("GET", route, headers=HEADERS) as response:
@@ -178,7 +177,7 @@ def _through_proxy(url: httpx.URL, error: Exception) -> str:
 
 
 def _is_loopback(url: httpx.URL) -> bool:
-    """Tell whether a proxy could not reach the connector, for it is on this machine."""
+    """Tell whether the connector is on this machine, where a proxy does not reach it."""
     return url.host in ("127.0.0.1", "::1", "localhost")
 
 
@@ -256,7 +255,7 @@ def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:
 
 
 def _detail(body: bytes | bytearray) -> tuple[str, bool]:
-    """Return what an error's body says, the detail of a JSON body or the beginning of any other, and which it is."""
+    """Return the detail of an error's JSON body and True, or the beginning of any other body and False."""
     try:
         return str(json.loads(body)["detail"]), True
     except (ValueError, KeyError, TypeError, RecursionError):

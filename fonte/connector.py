@@ -1,6 +1,6 @@
-"""The connector: the one door to Fonte's database. Run by `uvicorn fonte.connector:app --http h11`.
+"""The connector: the only access to Fonte's database. Run it with `uvicorn fonte.connector:app --http h11`.
 
-Its routes only read, except two, which need the admin token and connect as another role.
+All routes read, except two, which need the admin token and connect as another role.
 """
 
 import secrets
@@ -75,7 +75,7 @@ class RandomizeQuery(PeriodQuery):
 
 
 class Randomized(Changed):
-    """What was written."""
+    """The number of rows written, and their seed."""
 
     random_seed: int = Field(description="The seed that gives the same values again.", examples=[2024])
 
@@ -114,7 +114,7 @@ app = serving.make_app(
 
 @app.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
-    """Lead a browser to the description, also behind a prefix."""
+    """Redirect a browser to the description, also behind a prefix."""
     return RedirectResponse("docs")
 
 
@@ -127,7 +127,7 @@ async def root() -> RedirectResponse:
 async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream:
     """Rows that hold `timestamp` and exactly the requested columns: a bare JSON list of flat records, CSV or Arrow.
 
-    JSON answers NULL, NaN and infinity as null; in CSV and Arrow they are themselves.
+    JSON answers NULL, NaN and infinity as null; CSV and Arrow keep them apart.
     """
     form = query.format or accepted(",".join(request.headers.getlist("Accept")), MEDIA_TYPES)
     asked = (request.state.streams, _sql(query, form), query.bounds(), COPY_OPTIONS[form])
@@ -136,13 +136,13 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
 
 @app.get("/columns", **serving.reading(data=COLUMN_LINK), summary="The variables, with their units")
 def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
-    """What `columns` of GET /data may name."""
+    """The names that `columns` of GET /data accepts."""
     return [Variable(**each._asdict()) for each in schema.VARIABLES]
 
 
 @app.delete("/data", **CHANGING, summary="Delete the rows of a period")
 def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQuery, Query()]) -> Changed:
-    """Delete every row of the period; without bounds, every row. In one transaction; answers their number."""
+    """Delete every row of the period in one transaction; without bounds, every row. Answers their number."""
     with admin.begin() as connection:
         rows = delete_rows(connection, query)
     audit(request, rows=rows, **query.model_dump())
@@ -190,7 +190,7 @@ def _sql(query: DataQuery, form: Format) -> str:
 
 
 def _pieces(columns: Sequence[str], form: Format, copied: Iterator[bytes]) -> Iterator[bytes]:
-    """Make the body's pieces of what COPY answers."""
+    """Make the body's pieces from the answer of COPY."""
     if form == "json":
         return json_list(copied)
     if form == "csv":

@@ -1,4 +1,4 @@
-"""COPY: whole columns become the wire's bytes, and back, without a Python object per row.
+"""COPY: whole columns to bytes of the wire format and back, without a Python object per row.
 
 Binary format: PostgreSQL documentation, COPY, "Binary Format".
 """
@@ -19,12 +19,12 @@ from fonte_alvo.engine import cut
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _EPOCH = np.datetime64("2000-01-01", "us")
 _WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64": ">f8"}
-# psycopg2 reads and writes once per call of ours, or once per row: large pieces make few system calls.
+# psycopg2 calls read() once per piece and write() once per row: large pieces and buffers save system calls.
 _CHUNK_BYTES = 256 * 1024
 
 
 def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Append rows to a table, and return how many it took; columns maps names to arrays of one length.
+    """Append rows to a table and return their number; columns maps names to arrays of one length.
 
     `datetime64[us]` (UTC) goes into timestamptz, int32 into integer, float64 into double precision.
     """
@@ -32,13 +32,13 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
 
 
 def send(connection: Connection, command: str, stream: bytes) -> int:
-    """Run a COPY ... FROM STDIN with this stream, in the format that the command names; return the rows it took."""
+    """Run a COPY ... FROM STDIN with a stream in the command's format; return the number of rows."""
     cursor = connection.connection.cursor()
     try:
         cursor.copy_expert(command, io.BytesIO(stream), size=_CHUNK_BYTES)
     except PostgresError as error:
         if cursor.connection.closed:
-            # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.
+            # Otherwise SQLAlchemy would roll back, fail again, and hide why the connection was lost.
             connection.invalidate(error)
         raise
     return int(cursor.rowcount)
@@ -57,7 +57,7 @@ def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:
 def decode(chunks: Iterator[bytes], types: Mapping[str, str]) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Decode a binary COPY stream without NULL, piece by piece, into columns; types maps their names to dtypes.
 
-    Raises ValueError where a row has other fields.
+    Raises ValueError if a row has other fields.
     """
     row = _row(types)
     rest = b""
@@ -92,9 +92,9 @@ class CopyOut:
     """
 
     def __init__(self, engine: Engine, query: str, parameters: Mapping[str, Any], options: str) -> None:
-        """Start the query, a SELECT with psycopg2's parameters; options as COPY takes them, such as `FORMAT csv`.
+        """Start the query, a SELECT with psycopg2's parameters; options are COPY's, such as `FORMAT csv`.
 
-        Raises OSError or RuntimeError, and leaves nothing behind, where the machine has no descriptor or thread left.
+        Raises OSError or RuntimeError if the machine has no descriptor or thread left; nothing remains open then.
         """
         reader, writer = os.pipe()
         self._pipe = os.fdopen(reader, "rb", buffering=_CHUNK_BYTES)
@@ -116,7 +116,7 @@ class CopyOut:
             yield chunk
 
     def close(self) -> None:
-        """Stop, the server's query too, wherever it is; waits for nothing and needs no thread."""
+        """Stop at any point, the server's query too, without waiting and without another thread."""
         with self._connected:
             self._closed = True
             if self._raw is not None:
@@ -124,7 +124,7 @@ class CopyOut:
         self._close_pipe()
 
     def _close_pipe(self) -> None:
-        """Close the pipe, which ends a thread that writes into it, unless a reader is in it, who closes it then."""
+        """Close the pipe, which ends the writing thread; a reader in the pipe closes it itself."""
         if self._reading.acquire(blocking=False):
             self._pipe.close()
             self._reading.release()
@@ -132,10 +132,10 @@ class CopyOut:
     def _read(self) -> bytes:
         with self._reading:
             chunk = b"" if self._pipe.closed else self._pipe.read(_CHUNK_BYTES)
-        # After the lock: a close until here left the pipe to this reader.
+        # After the lock, because a close() during the read left the pipe to this reader.
         if not chunk or self._closed:
             self._close_pipe()
-        # The last piece of an answer that failed is not sent: what is short ends at the failure.
+        # Raise instead of sending the last piece of a failed answer: no cut answer may look whole.
         if len(chunk) < _CHUNK_BYTES and self._error is not None:
             raise self._error
         return chunk
@@ -148,11 +148,11 @@ class CopyOut:
                 except BaseException as error:
                     self._error = error
         except BrokenPipeError:
-            pass  # closed by the reader: nobody wants the rest
+            pass  # the reader closed the pipe: nobody wants the rest
 
     def _copy_into(self, pipe: BinaryIO, engine: Engine, command: str, parameters: Mapping[str, Any]) -> None:
         with engine.connect() as connection:
-            # Rolled back at the end: a COMMIT that fails would break an answer that is whole.
+            # Never committed: a COMMIT that fails would break an answer that is whole.
             connection.begin()
             cursor = connection.connection.cursor()
             with self._connected:

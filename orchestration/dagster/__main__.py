@@ -1,8 +1,8 @@
 """The connector, the databases and Dagster in one command; Ctrl-C stops them all.
 
-FONTE_API_URL and ALVO_DATABASE_URL name services of your own; what is unset is started here. Dagster keeps its runs
-in the folder .dagster of FONTE_ALVO_HOME. Partitions start where Fonte's data start, unless DAGSTER_START_DATE says
-otherwise.
+FONTE_API_URL and ALVO_DATABASE_URL name your services; this command starts those that are unset. Dagster keeps its
+runs in the folder .dagster of FONTE_ALVO_HOME. Partitions start where Fonte's data start, unless DAGSTER_START_DATE
+names another day.
 """
 
 import os
@@ -29,7 +29,7 @@ from orchestration.dagster.resources import AlvoDatabase, FonteApi
 DAGSTER = Path(sys.executable).with_name("dagster")
 DEFINITIONS = "orchestration.dagster.definitions"
 LOOK_EVERY_S = 0.5
-# Partitions are listed a day each: one stray row of the year 1 would make 700,000.
+# Dagster lists a partition per day: one stray row of the year 1 would make 700,000.
 EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def _serve_code(host: str, port: str) -> int:
-    """Become a code server, for a daemon and a webserver elsewhere; DAGSTER_HOME is theirs."""
+    """Become a code server for a daemon and a webserver elsewhere, which set DAGSTER_HOME."""
     with FonteApi().connect() as http:
         environment = settings.child_environment(DAGSTER_START_DATE=str(_start_date(http)))
     line = [str(DAGSTER), "api", "grpc", "--module-name", DEFINITIONS, "--host", host, "--port", port]
@@ -55,10 +55,10 @@ def _serve_code(host: str, port: str) -> int:
 
 
 def _serve(port: str) -> int:
-    # Also where the shell that started this lets Ctrl-C be ignored.
+    # Ctrl-C has to work even if the shell that started this set it to be ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    # What is away is reported here in one line, and not by runs that fail. The embedded turbine turns meanwhile.
+    # Report a missing service here on one line, instead of in failing runs. An embedded Fonte gets a row per minute.
     with FonteApi().connect(live=True) as http:
         with AlvoDatabase().connect(connections=1):
             alvo = settings.alvo_database_url()
@@ -67,11 +67,11 @@ def _serve(port: str) -> int:
             DAGSTER_START_DATE=str(_start_date(http)),
             ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False),
             DAGSTER_HOME=str(_dagster_home()),
-            # `dg dev`, which it recommends instead, needs a checkout.
+            # Dagster recommends `dg dev` instead, which needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
         )
         line = [str(DAGSTER), "dev", "--module-name", DEFINITIONS, "--port", port]
-        # In another session, so that Ctrl-C reaches it once, and the connector lasts until it has stopped.
+        # In another session, so that Ctrl-C reaches Dagster once, and the connector runs until Dagster has stopped.
         with subprocess.Popen(line, env=environment, start_new_session=True) as dagster:
             try:
                 _announce(dagster, f"http://127.0.0.1:{port}")
@@ -83,7 +83,7 @@ def _serve(port: str) -> int:
 
 
 def _announce(dagster: subprocess.Popen[bytes], url: str) -> None:
-    """Print the URL when a browser finds Dagster there; nothing where it ends before."""
+    """Print the URL when Dagster answers there; print nothing if it ends first."""
     while dagster.poll() is None:
         try:
             httpx.get(f"{url}/server_info", trust_env=False).raise_for_status()
@@ -97,7 +97,7 @@ def _announce(dagster: subprocess.Popen[bytes], url: str) -> None:
 
 def _start_date(http: Client) -> date:
     """Return DAGSTER_START_DATE, or the day on which Fonte's data start. Raises FonteError and SettingsError."""
-    # Here, where a setting that it cannot use is reported on one line.
+    # Imported here, where an invalid setting is reported on one line.
     from orchestration.dagster import partitions
 
     held = None if settings.dagster_start_date() else resources.period(http)

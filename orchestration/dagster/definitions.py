@@ -1,4 +1,4 @@
-"""Fonte to Alvo under Dagster: a partition a day, its schedule, and a job for any range."""
+"""Fonte to Alvo under Dagster: a partition per day, its schedule, and a job for any range."""
 
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timedelta
@@ -16,16 +16,16 @@ from orchestration.dagster.partitions import DAYS, FIRST, HOUR, ZONE
 from orchestration.dagster.resources import AlvoDatabase, FonteApi, connected
 from orchestration.day import COLUMNS, Day, EmptyPeriod, Outcome
 
-# dagster.yaml says how many runs may ask Fonte at once.
+# dagster.yaml limits the runs that ask Fonte at once.
 POOL = "fonte"
-# How long samples may come late.
+# How late samples may arrive.
 LATE_DAYS = 7
-# So that run monitoring's limit in dagster.yaml is far from what a run takes.
+# A run of this many days ends long before run monitoring's limit in dagster.yaml.
 DAYS_PER_RUN = 366
 
 
 class Options(dg.Config):
-    """How the days of a run are carried."""
+    """How a run carries its days."""
 
     variables: list[str] = Field(COLUMNS, description="what is fetched, such as ambient_temperature")
     days_at_once: int = Field(days.AT_ONCE, ge=1, le=100, description="days loaded at once; of Dask, tasks in hand")
@@ -47,7 +47,7 @@ def _between(first: str, last: str) -> list[Day]:
 def _carried(
     asked: Sequence[Day], options: Options, http: client.Client, alvo: Engine
 ) -> Iterator[tuple[Day, Outcome | EmptyPeriod]]:
-    """Yield each day when it is done; an empty one does not stop the others, any other failure is raised."""
+    """Yield each day when it is done. An empty day does not stop the others; any other failure is raised."""
     with days.running(asked, options.variables, STATISTICS, http, alvo, options.days_at_once, options.dask) as results:
         for each, result in results:
             if isinstance(result, Exception) and not isinstance(result, EmptyPeriod):
@@ -78,7 +78,7 @@ def observe_fonte(fonte: dg.ResourceParam[FonteApi]) -> Iterator[dg.ObserveResul
     check_specs=quality.SPECS,
     owners=quality.OWNERS,
     kinds={"python"},
-    # Its materializations are made in it, a partition each.
+    # The function yields one materialization per partition.
     output_required=False,
     pool=POOL,
 )
@@ -100,12 +100,12 @@ def ten_minute_statistics(
             else:
                 yield from quality.events(context.instance, each, done, engine, known)
     for spec in quality.SPECS:
-        # Its evaluations are made above, a partition each.
+        # Its evaluations are yielded above, one per partition.
         yield dg.Output(None, spec.get_python_identifier())
 
 
 class Range(Options):
-    """What the job `etl` is asked for."""
+    """The configuration of the job `etl`."""
 
     start_date: str = Field("yesterday", description="first day: YYYY-MM-DD, today or yesterday")
     end_date: str = Field("yesterday", description="last day, which is carried too: YYYY-MM-DD, today or yesterday")
@@ -134,7 +134,7 @@ YESTERDAY = dg.RunConfig(ops={"run_etl": Range()})  # type: ignore[call-arg]
 
 @dg.job(name="etl", config=YESTERDAY)
 def etl_job() -> None:
-    """Any range of days, from the run configuration alone; no partition changes, as none does by `etl.py`."""
+    """Carry any range of days that the run configuration names; like `etl.py`, it changes no partition."""
     run_etl()
 
 
@@ -154,7 +154,7 @@ daily_job = dg.define_asset_job(
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Ask for a run of the day before, and of each recent day that Alvo records as incomplete."""
+    """Request a run of the day before, and of each recent day that Alvo records as incomplete."""
     tick = context.scheduled_execution_time.astimezone(ZONE).date()
     yesterday = tick - timedelta(days=1)
     if yesterday < FIRST:
@@ -172,7 +172,7 @@ def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequ
 
 
 def _request(day: date, run_key: str) -> dg.RunRequest:
-    """Ask for a run of a day; Dagster starts one for a run key."""
+    """Request a run of a day; Dagster starts one run per key."""
     return dg.RunRequest(run_key, partition_key=str(day), tags={"dagster/partition": str(day)})
 
 
@@ -181,6 +181,6 @@ defs = dg.Definitions(
     jobs=[daily_job, etl_job],
     schedules=[daily_schedule],
     resources={"fonte": resources.fonte, "alvo": resources.alvo},
-    # A day takes less time than the start of a process; a run is a process of its own anyway.
+    # A day takes less time than starting a process, and every run is a process already.
     executor=dg.in_process_executor,
 )

@@ -1,4 +1,4 @@
-"""The days that are Dagster's partitions: DAGSTER_TIMEZONE and DAGSTER_START_DATE; nothing is asked for them."""
+"""Dagster's partitions: the days from DAGSTER_START_DATE on in DAGSTER_TIMEZONE; no service is asked."""
 
 from datetime import date
 from zoneinfo import ZoneInfo
@@ -34,5 +34,5 @@ def start() -> date:
 ZONE = zone()
 FIRST = start()
 DAYS = dg.DailyPartitionsDefinition(start_date=FIRST.isoformat(), timezone=ZONE.key)
-# A UTC day is over in Sao Paulo, too, at 03:00 there; a site's own day is loaded at 03:00 at the site.
+# At 06:00 UTC it is 03:00 in Sao Paulo. A site's local day is loaded at 03:00 local time.
 HOUR = 6 if ZONE.key == "UTC" else 3

@@ -1,4 +1,4 @@
-"""What Dagster shows: the days' figures, pictures and checks, and the tables on both sides."""
+"""Metadata and checks for Dagster: the days' figures and pictures, and the tables on both sides."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ ALVO = dg.AssetSpec(
     owners=OWNERS,
     kinds={"postgres", "table"},
     metadata={"dagster/column_schema": COLUMNS},
-    # From midnight on, for only the load of the day before counts.
+    # The window opens at midnight, because only the load of the day before counts.
     freshness_policy=dg.FreshnessPolicy.cron(f"0 {HOUR + 2} * * *", timedelta(hours=HOUR + 2), ZONE.key),
 )
 COMPLETE, PLAUSIBLE = "day_is_complete", "values_are_plausible"
@@ -70,7 +70,7 @@ Checked = dict[str, tuple[bool, dict[str, int | str]]]
 
 
 def held(period: Period | None) -> Metadata:
-    """Return as metadata what Fonte holds; nothing where that is nothing, or the connector does not say."""
+    """Return Fonte's period and rows as metadata; none if Fonte is empty or the connector does not say."""
     if period is None:
         return {}
     first, last = (dg.MetadataValue.timestamp(moment) for moment in (period.first, period.last))
@@ -80,7 +80,7 @@ def held(period: Period | None) -> Metadata:
 def empty(
     instance: dg.DagsterInstance, day: Day, variables: Sequence[str], reason: EmptyPeriod, alvo: Engine
 ) -> Iterator[Event]:
-    """Yield an empty day: a materialization of nothing, for without one a backfill fails, and its checks.
+    """Yield an empty day's materialization, without which a backfill fails, and its checks.
 
     Raises DatabaseError.
     """
@@ -92,9 +92,9 @@ def empty(
 def events(
     instance: dg.DagsterInstance, day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]
 ) -> Iterator[Event]:
-    """Yield a day's materialization, with its figures and pictures, and its checks, all of what Alvo holds now.
+    """Yield a day's materialization with its figures and pictures, and its checks, all from Alvo's present rows.
 
-    units: of the variables, where they are known. Raises DatabaseError.
+    units: by variable, where known. Raises DatabaseError.
     """
     window_starts, signals, not_finite = _held(alvo, day, list(done.windows))
     axes = {name: f"{name} ({units[name]})" if name in units else name for name in done.windows}
@@ -113,7 +113,7 @@ def events(
 
 
 def _held(alvo: Engine, day: Day, variables: Sequence[str]) -> tuple[Timestamps, dict[str, Values], int]:
-    """Return what Alvo holds of a day, as screen.values does, also where it has no tables yet. Raises DatabaseError."""
+    """Return Alvo's values of a day as screen.values does; none while it has no tables. Raises DatabaseError."""
     names = [f"{variable}_{statistic}" for variable in variables for statistic in STATISTICS]
     with engine.failures("Alvo", "check ALVO_DATABASE_URL and run the day again"):
         if not inspect(alvo).has_table("data"):
@@ -122,7 +122,7 @@ def _held(alvo: Engine, day: Day, variables: Sequence[str]) -> tuple[Timestamps,
 
 
 def incomplete(alvo: AlvoDatabase, first: date, end: date) -> list[date]:
-    """Return the days from first on, before end, that Alvo records with too few samples, or loaded too early.
+    """Return the days in [first, end) that Alvo records with too few samples, or as loaded before they were over.
 
     Raises SettingsError and DatabaseError.
     """
@@ -134,7 +134,7 @@ def incomplete(alvo: AlvoDatabase, first: date, end: date) -> list[date]:
 
 
 def _evaluations(instance: dg.DagsterInstance, day: Day, checked: Checked) -> Iterator[dg.AssetCheckEvaluation]:
-    """Yield the checks of a day that is materialized; Dagster shows those alone that name its materialization."""
+    """Yield the checks of a materialized day; Dagster shows only those that name its materialization."""
     key = str(day.date)
     latest = dg.AssetRecordsFilter(ASSET, asset_partitions=[key])
     (made,) = instance.fetch_materializations(latest, limit=1).records
@@ -155,7 +155,7 @@ def _picture(day: Day, window_starts: Timestamps, signals: Mapping[str, Values],
 def _thumbnails(
     day: Day, window_starts: Timestamps, signals: Mapping[str, Values], axes: Mapping[str, str]
 ) -> Metadata:
-    """Return a small picture of each variable that has a value, with the values that it spans."""
+    """Return for each variable with a value its range and a small picture."""
     first, last = (np.datetime64(bound.replace(tzinfo=None), "us") for bound in (day.start, day.end))
     windows = np.arange(first, last, np.timedelta64(WINDOW_S, "s"))
     drawn = {}
@@ -189,9 +189,9 @@ def _checked(
     signals: Mapping[str, Values],
     not_finite: int,
 ) -> Checked:
-    """Return for each check whether it passed, and what it counted.
+    """Return for each check whether it passed, and its counts.
 
-    windows: how many have samples, implausible: how many samples are so, each per variable.
+    Per variable: windows, the number of windows with samples; implausible, the number of implausible samples.
     """
     rows = {name: int(np.isfinite(values).sum()) for name, values in signals.items()}
     wrong = sum(_out_of_order(*(signals[f"{name}_{s}"] for s in ("min", "mean", "max"))) for name in windows)

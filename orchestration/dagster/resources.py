@@ -1,4 +1,4 @@
-"""Fonte's API and Alvo's database as Dagster's resources: each is connected once in a run, and tested before use."""
+"""Fonte's API and Alvo's database as Dagster's resources: each is connected once per run and tested before use."""
 
 import json
 import re
@@ -22,14 +22,14 @@ from orchestration.days import ClusterError
 REMEDY = "check FONTE_API_URL and that a connector runs there"
 RETRIES = 3
 BACKOFF_S = 15.0
-# A password before the host, any user of HTTP, and parameters that are named as secrets are.
+# A password before the host, any user in an HTTP URL, and parameters with the name of a secret.
 SECRET = re.compile(r"://[^@]*:.*@|^https?://[^/]*@|(password|token|secret|key)=", re.IGNORECASE)
 
 ENVIRONMENT = dg.Selector({"env": str})  # type: ignore[no-untyped-call]
 
 
 class FonteApi(NamedTuple):
-    """Fonte's connector: at this URL, or at FONTE_API_URL; where that is unset too, the run serves it itself."""
+    """Fonte's connector at this URL, or at FONTE_API_URL; with neither, the run serves the connector."""
 
     url: str | None = None
 
@@ -37,24 +37,24 @@ class FonteApi(NamedTuple):
     def connect(self, *, live: bool = False) -> Iterator[Client]:
         """Give a client of a connector that answers. Raises SettingsError and FonteError.
 
-        live: an embedded Fonte is given a row each minute meanwhile.
+        live: an embedded Fonte gets a row per minute meanwhile.
         """
         with local.base_url(self.url, live=live) as base_url, client.connect(base_url) as http:
             status, _ = get(http, "health")
-            # A server that has no such route is a connector all the same.
+            # A connector need not have this route.
             if status >= 500:
                 raise FonteError(f"Fonte at {shown_url(http.base_url)} is not ready: it answers {status}; {REMEDY}")
             yield http
 
 
 class AlvoDatabase(NamedTuple):
-    """Alvo's PostgreSQL: at this URL, or at ALVO_DATABASE_URL; where that is unset too, the embedded one."""
+    """Alvo's PostgreSQL at this URL, or at ALVO_DATABASE_URL; with neither, the embedded one."""
 
     url: str | None = None
 
     @contextmanager
     def connect(self, connections: int) -> Iterator[Engine]:
-        """Give an engine of so many connections, of which one was made. Raises SettingsError and DatabaseError."""
+        """Give an engine of this many connections, after trying one. Raises SettingsError and DatabaseError."""
         with engine.failures("Alvo", "check ALVO_DATABASE_URL and that PostgreSQL runs there"):
             alvo = engine.create(settings.alvo_database_url(self.url), "dagster", pool_size=connections)
             alvo.connect().close()
@@ -65,13 +65,13 @@ class AlvoDatabase(NamedTuple):
 
 
 class Url(dg.ScalarUnion):
-    """A URL, or `env: NAME`; not one with a password, for Dagster keeps and shows every run configuration."""
+    """A URL without a password, or `env: NAME`: Dagster keeps and shows every run configuration."""
 
     def __init__(self) -> None:
         super().__init__(scalar_type=str, non_scalar_schema=ENVIRONMENT, _key="Url")
 
     def post_process(self, value: str | dict[str, str]) -> str:
-        """Return the URL; a launch without one that can be used fails here, before there is a run."""
+        """Return the URL; without a usable one, the launch fails here, before a run exists."""
         if isinstance(value, dict):
             url = dg.EnvVar(value["env"]).get_value()
             if not url:
@@ -108,7 +108,7 @@ def get(http: Client, route: str) -> tuple[int, bytes]:
 
 
 class Period(NamedTuple):
-    """What Fonte holds."""
+    """The first and last timestamp in Fonte, and its number of rows."""
 
     first: datetime
     last: datetime
@@ -116,7 +116,7 @@ class Period(NamedTuple):
 
 
 def period(http: Client) -> Period | None:
-    """Ask the connector what Fonte holds; None where that is nothing, or it does not say. Raises FonteError."""
+    """Ask the connector for Fonte's period; None if Fonte is empty or it does not say. Raises FonteError."""
     _, body = get(http, "period")
     try:
         told = json.loads(body)

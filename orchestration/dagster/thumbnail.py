@@ -1,6 +1,6 @@
 """A variable's day as a picture so small that Dagster shows it in place: Markdown of less than 1,000 characters.
 
-Longer Markdown is behind a click in its UI. A pixel is two; the picture has the colours of alvo.plot.
+Dagster's UI hides longer Markdown behind a click. Pixels are doubled; the colours are those of alvo.plot.
 """
 
 import base64
@@ -19,9 +19,10 @@ NOTHING, BAND, LINE = range(3)
 
 
 def markdown(text: str, windows: Timestamps, window_starts: Timestamps, low: Values, mean: Values, high: Values) -> str:
-    """Return the picture, below its text: a band from minimum to maximum, and the mean in it.
+    """Return the text and below it the picture: a band from minimum to maximum, with the mean in it.
 
-    windows: the starts of all windows of the day; the others: of those that have a value, NaN where there is none.
+    windows: the starts of all windows of the day; window_starts: of those with a value of some variable. low, mean and
+    high belong to window_starts and are NaN where there is no value.
     """
     held = np.isin(windows, window_starts)
     grid = np.full((3, len(windows)), np.nan)
@@ -30,8 +31,8 @@ def markdown(text: str, windows: Timestamps, window_starts: Timestamps, low: Val
 
 
 def _pixels(grid: Values) -> npt.NDArray[np.uint8]:
-    """Draw a window in each column."""
-    # Halved first: the difference of two large doubles may be none.
+    """Draw one window per column."""
+    # Halved first, because the difference of two large doubles may overflow.
     halves = grid / 2
     least, most = np.nanmin(halves), np.nanmax(halves)
     rows = (ROWS - 1) * (1 - (halves - least) / ((most - least) or 1.0))
