@@ -1,4 +1,4 @@
-"""Tables of Fonte that are not ours: any numeric types, any time zone, any settings of their database."""
+"""Fonte's and Alvo's tables as others made them: any numeric types, time zones, columns and database settings."""
 
 import csv
 import io
@@ -62,7 +62,7 @@ def tables(draw):
 
 @pytest.fixture(scope="module", params=DATABASES, ids=DATABASES)
 def foreign(request, administrator, server):
-    """A database as a stranger may have set it up, and a connector over it."""
+    """A database with foreign settings, and a connector over it."""
     encoding, session = DATABASES[request.param]
     name = f"foreign_{encoding.lower()}_{abs(hash(request.param))}"
     with administrator.connect() as connection:
@@ -91,7 +91,7 @@ def create(owner, time, kinds, rows):
 
 
 def doubles(rows):
-    """The rows of the day as Python has them: moment to floats, NaN for NULL."""
+    """The day's rows in Python: moment to floats, NaN for NULL."""
     inside = {MIDNIGHT + timedelta(seconds=offset): rows[offset] for offset in sorted(rows) if 0 <= offset < 86_400}
     return {moment: [float("nan" if row[n] is None else row[n]) for n in NAMES] for moment, row in inside.items()}
 
@@ -179,7 +179,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("damage", BROKEN)
-def test_a_table_that_cannot_be_read_is_an_error_that_says_what_stands_in_the_way(fonte, make_pool, alvo, damage):
+def test_an_unreadable_table_is_an_error_that_names_the_cause(fonte, make_pool, alvo, damage):
     statement, said = BROKEN[damage]
     with make_pool(fonte).begin() as connection:
         connection.execute(text(statement))
@@ -250,14 +250,14 @@ def test_implausible_values_are_counted_and_kept(connector, fonte_pool, alvo, ma
         (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
         outcome = day.run(fonte, pool, asked, ["wind_speed", "power"])
     assert outcome.implausible == {"wind_speed": 60, "power": 1}
-    for told in (day.summary(asked, outcome), day.line(asked, outcome)):
-        assert "wind_speed: 60 implausible values" in told
-        assert "power: 1 implausible value" in told
+    for report in (day.summary(asked, outcome), day.line(asked, outcome)):
+        assert "wind_speed: 60 implausible values" in report
+        assert "power: 1 implausible value" in report
     assert alvo_values(pool)[MIDNIGHT, "wind_speed_min"] == -999
 
 
 def test_settings_that_a_pooler_drops_are_set_in_each_transaction(alvo):
-    """As PgBouncer does it in transaction mode: what a session had set is gone in the next transaction."""
+    """PgBouncer in transaction mode drops a session's settings before the next transaction."""
     pool, asked = engine.create(alvo, "test"), ("TimeZone", "lock_timeout", "statement_timeout")
     for _ in range(2):
         with pool.begin() as connection:
@@ -294,7 +294,7 @@ REFUSING_COLUMNS = {
 
 @pytest.fixture
 def fonte_of(make_database, make_pool, monkeypatch):
-    """Make a Fonte whose table has these columns beside the variables, which seed.py and an admin may fill."""
+    """Make a Fonte whose table has these columns and the variables; seed.py and an admin may fill it."""
 
     def make(columns, variables="wind_speed real, power numeric, ambient_temperature double precision"):
         url = make_database()
@@ -309,7 +309,7 @@ def fonte_of(make_database, make_pool, monkeypatch):
 
 
 @pytest.mark.parametrize("columns", EXTRA_COLUMNS.values(), ids=EXTRA_COLUMNS)
-def test_a_table_with_more_columns_than_ours_is_filled_and_filled_again(fonte_of, capsys, columns):
+def test_a_table_with_extra_columns_is_filled_and_filled_again(fonte_of, capsys, columns):
     url = fonte_of(columns)
     assert [seed.main(["--days", "1"]) for _ in range(2)] == [0, 0]
     first, second = (line for line in capsys.readouterr().out.splitlines() if "inserted" in line)
@@ -322,7 +322,7 @@ def test_a_table_with_more_columns_than_ours_is_filled_and_filled_again(fonte_of
 
 
 @pytest.mark.parametrize(("columns", "said"), REFUSING_COLUMNS.values(), ids=REFUSING_COLUMNS)
-def test_a_column_that_stands_in_the_way_is_named_on_one_line(fonte_of, make_pool, capsys, columns, said):
+def test_a_column_that_prevents_seeding_is_named_on_one_line(fonte_of, make_pool, capsys, columns, said):
     url = fonte_of(columns)
     assert seed.main(["--days", "1"]) == 3
     printed = capsys.readouterr()
@@ -335,7 +335,7 @@ def test_a_column_that_stands_in_the_way_is_named_on_one_line(fonte_of, make_poo
         assert answer.json()["detail"].startswith(f"Fonte takes no rows: {said}")
 
 
-def test_the_briefs_own_spelling_is_named_by_seed_too(fonte_of, capsys):
+def test_seed_names_the_spelling_of_the_brief_too(fonte_of, capsys):
     fonte_of("timestamp timestamptz PRIMARY KEY", "wind_speed real, power real, ambient_temprature real")
     assert seed.main(["--days", "1"]) == 3
     assert "ALTER TABLE data RENAME COLUMN ambient_temprature TO ambient_temperature" in capsys.readouterr().err
@@ -356,9 +356,7 @@ def alvo_with(pool, signal_columns="", data_columns="", key="PRIMARY KEY (signal
         (", unit text", ", note text", "UNIQUE (timestamp, signal_id)"),
     ],
 )
-def test_an_alvo_with_more_columns_than_ours_is_loaded_and_loaded_again(
-    connector, alvo_pool, signal_columns, data_columns, key
-):
+def test_an_alvo_with_extra_columns_is_loaded_and_loaded_again(connector, alvo_pool, signal_columns, data_columns, key):
     alvo_with(alvo_pool, signal_columns, data_columns, key)
     with client.connect(connector) as fonte:
         (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
@@ -376,7 +374,7 @@ def test_an_alvo_with_more_columns_than_ours_is_loaded_and_loaded_again(
         ),
     ],
 )
-def test_a_column_of_alvo_that_stands_in_the_way_is_named_on_one_line(
+def test_a_column_of_alvo_that_prevents_a_load_is_named_on_one_line(
     connector, alvo_pool, monkeypatch, capsys, columns, said
 ):
     alvo_with(alvo_pool, **columns)

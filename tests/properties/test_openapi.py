@@ -1,4 +1,4 @@
-"""The connector and Alvo's API answer as their OpenAPI descriptions say, whatever is asked: schemathesis asks."""
+"""Both APIs answer every request of schemathesis as their OpenAPI descriptions say."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -26,7 +26,7 @@ alvo_api = schemathesis.openapi.from_dict(alvo_app.openapi(), config=CONFIG)
 
 @pytest.fixture(scope="module")
 def served(make_database):
-    """A connector over a day of this module's own: the routes that change data are open to the requests."""
+    """A connector over one day that only this module uses; requests may change its data."""
     database = seeded(make_database(), 1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FONTE_ADMIN_DATABASE_URL", database.render_as_string(hide_password=False))
@@ -37,7 +37,7 @@ def served(make_database):
 
 @pytest.fixture(scope="module")
 def served_alvo(make_database, served):
-    """Alvo's API over two days of this module's own, open to changes too, and over the connector."""
+    """Alvo's API over two days that only this module uses, and over the connector; requests may change its data."""
     database = make_database()
     pool = engine.create(database, "test")
     fill(pool)
@@ -50,8 +50,8 @@ def served_alvo(make_database, served):
             yield base_url
 
 
-def checks_that_cannot_be(case):
-    """JSON Schema knows neither the signals, nor days that no calendar has, nor periods that are too short or long."""
+def inapplicable_checks(case):
+    """Return the checks that fail where JSON Schema cannot say it: signals, days of no calendar, lengths of periods."""
     if "signals" in case.query:
         return [positive_data_acceptance]
     bounds = [case.query[name] for name in ("start_timestamp", "end_timestamp") if name in case.query]
@@ -59,15 +59,15 @@ def checks_that_cannot_be(case):
         moments = [datetime.fromisoformat(bound) for bound in bounds]
         moments = [moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in moments]
     except (TypeError, ValueError, OverflowError):
-        return [positive_data_acceptance] if all(map(has_the_form_of_a_timestamp, bounds)) else []
+        return [positive_data_acceptance] if all(map(is_shaped_like_a_timestamp, bounds)) else []
     fits = moments == sorted(set(moments))
     if case.path == "/data/randomize" and moments:
         fits = fits and len(moments) == 2 and moments[1] - moments[0] <= timedelta(days=MOST_DAYS)
     return [] if fits else [positive_data_acceptance]
 
 
-def has_the_form_of_a_timestamp(bound):
-    """Whether another year and day make a timestamp of it."""
+def is_shaped_like_a_timestamp(bound):
+    """Tell whether a bound is a timestamp once its year and day are replaced."""
     try:
         return bool(datetime.fromisoformat(f"2000{bound[4:8]}01{bound[10:]}"))
     except (TypeError, ValueError):
@@ -76,27 +76,27 @@ def has_the_form_of_a_timestamp(bound):
 
 @api.parametrize()
 def test_every_answer_is_as_described(case, served):
-    case.call_and_validate(base_url=served, excluded_checks=checks_that_cannot_be(case))
+    case.call_and_validate(base_url=served, excluded_checks=inapplicable_checks(case))
 
 
 @alvo_api.parametrize()
 def test_every_answer_of_alvo_is_as_described(case, served_alvo):
-    case.call_and_validate(base_url=served_alvo, excluded_checks=checks_that_cannot_be(case))
+    case.call_and_validate(base_url=served_alvo, excluded_checks=inapplicable_checks(case))
 
 
-def test_every_answer_on_a_way_through_the_links_is_as_described(served):
-    class Ways(api.as_state_machine()):
+def test_every_answer_along_the_links_is_as_described(served):
+    class Machine(api.as_state_machine()):
         def get_call_kwargs(self, case):  # noqa: ARG002
             return {"base_url": served}
 
         def validate_response(self, response, case, **options):  # noqa: ARG002
-            case.validate_response(response, excluded_checks=checks_that_cannot_be(case))
+            case.validate_response(response, excluded_checks=inapplicable_checks(case))
 
-    Ways.run(settings=settings(max_examples=EXAMPLES // 10, stateful_step_count=6, deadline=None))
+    Machine.run(settings=settings(max_examples=EXAMPLES // 10, stateful_step_count=6, deadline=None))
 
 
 @pytest.mark.parametrize("query", ["x=1", "X%0A%00%C3%A9=1&format=json", "=1"])
-def test_no_route_takes_a_parameter_that_it_does_not_describe(served, query):
+def test_every_route_refuses_a_parameter_that_it_does_not_describe(served, query):
     for path, operations in app.openapi()["paths"].items():
         for method, operation in operations.items():
             answer = httpx.request(method, f"{served}{path}?{query}", headers={"Authorization": f"Bearer {TOKEN}"})
@@ -107,7 +107,7 @@ def test_no_route_takes_a_parameter_that_it_does_not_describe(served, query):
             assert answer.json()["detail"].isprintable()
 
 
-def test_no_route_takes_a_value_twice_that_is_no_list(served):
+def test_every_route_refuses_a_repeated_parameter_unless_it_is_a_list(served):
     twice = 0
     for path, methods in app.openapi()["paths"].items():
         for method, operation in methods.items():

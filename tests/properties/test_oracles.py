@@ -1,4 +1,4 @@
-"""The aggregation against everybody else who can be trusted, each where it is accurate, and the vectors."""
+"""The aggregation agrees with NumPy, pandas and PostgreSQL where they are accurate, and with the vectors."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from alvo.aggregation import aggregate
 START = np.datetime64("2024-05-20T00:00:00", "us")
 STATISTICS = ("mean", "min", "max", "std")
 VECTORS = [json.loads(line) for line in make.FILE.read_text().splitlines()]
-# Values of one magnitude without a large offset: there the others lose a few of their 16 digits, not most of them.
+# With values of one magnitude and no large offset, the others lose only a few of their 16 digits.
 RELATIVE, ABSOLUTE = 1e-9, 1e-9
 
 
 @st.composite
 def tame_samples(draw):
-    """Ascending seconds with gaps, and finite values of sensors."""
+    """Ascending seconds with gaps, and finite values like those of a sensor."""
     seconds = sorted(draw(st.sets(st.integers(0, 7199), min_size=1, max_size=80)))
     values = draw(
         hnp.arrays(np.float64, len(seconds), elements=st.floats(-100, 100).map(lambda value: round(value, 3)))
@@ -47,7 +47,7 @@ def assert_agree(ours, theirs):
 
 
 @given(samples=tame_samples())
-def test_numpy_per_window_agrees(samples):
+def test_numpy_agrees_window_by_window(samples):
     timestamps, values = samples
     starts, ours = computed(timestamps, values)
     windows = [
@@ -96,7 +96,7 @@ def test_postgresql_agrees(administrator, samples):
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["family"])
-def test_the_vectors_come_out_as_they_stand(vector):
+def test_aggregation_reproduces_the_vectors(vector):
     window = [float.fromhex(value) for value in vector["window"]]
     timestamps = START + np.arange(len(window)) * np.timedelta64(1, "s")
     _, ours = computed(timestamps, np.array(window))
@@ -107,5 +107,5 @@ def test_the_vectors_come_out_as_they_stand(vector):
         assert reference.error_ulp(ours["std"][0].item(), reference.std(window)) <= 1
 
 
-def test_the_vectors_are_those_that_their_script_makes():
+def test_the_script_reproduces_the_file_of_vectors():
     assert make.FILE.read_text() == make.lines()

@@ -1,6 +1,6 @@
-"""Whatever happens to Fonte, to the connector and to Alvo, in any order: Alvo holds what a model in plain Python holds.
+"""After any sequence of events in Fonte, the connector and Alvo, Alvo holds the same as a model in plain Python.
 
-Real PostgreSQL on both sides, the real connector over HTTP, the command in this process.
+Both databases are real PostgreSQL, the connector is called over HTTP, and the command runs in this process.
 """
 
 import io
@@ -47,13 +47,13 @@ WINDOW = timedelta(minutes=10)
 FAILED, LOST, EMPTY = 3, 4, 5
 
 choices = st.sampled_from([None, "--resume", "--incomplete"])
-# How many days a request holds, and how many are loaded at once.
+# The days per request, and the days loaded at once.
 numbers_of_days = st.tuples(st.integers(1, 3), st.integers(1, 3))
 values = st.floats(-1000, 1000) | st.sampled_from(
     [None, math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 5e-324, 1e16]
 )
 rows = st.fixed_dictionaries(dict.fromkeys(COLUMNS, values))
-# Few windows, so that rows meet: around midnight in both zones, and at noon.
+# Few windows, so that rows share them: around midnight in both zones, and at noon.
 moments = st.builds(
     lambda day, at, minute: datetime.combine(day, time(*at), UTC) + timedelta(minutes=minute),
     st.sampled_from(DAYS),
@@ -63,7 +63,7 @@ moments = st.builds(
 
 
 class Job(NamedTuple):
-    """What the command is asked: the days from first to last, as a zone has them."""
+    """The arguments of the command: the days from first to last in a time zone."""
 
     first: date
     last: date
@@ -95,7 +95,7 @@ def jobs(*, one_day=False):
 
 @cache
 def statistics_of(window: tuple[float, ...]) -> dict[str, float]:
-    """The statistics of a window: exact, but for std, which may be one digit off in its last place."""
+    """The statistics of a window: exact, except std, which may be one ulp off."""
     timestamps = np.datetime64(0, "us") + np.arange(len(window)) * np.timedelta64(60_000_000, "us")
     _, computed = aggregate(timestamps, {"v": np.array(window)}, statistics=ALL_STATISTICS)
     std = computed["v_std"][0].item()
@@ -108,14 +108,14 @@ def statistics_of(window: tuple[float, ...]) -> dict[str, float]:
 
 
 def inside(held, period, columns=COLUMNS):
-    """What of these values lies in a period and belongs to these columns."""
+    """The values of these columns in a period."""
     start, end = period
     names = {f"{column}_{statistic}" for column in columns for statistic in ALL_STATISTICS}
     return {key: value for key, value in held.items() if start <= key[0] < end and key[1] in names}
 
 
 class World(NamedTuple):
-    """What every example shares, and begins by emptying."""
+    """The connector and the databases, which all examples share; each example empties them first."""
 
     connector: str
     fonte: Engine
@@ -127,7 +127,7 @@ class World(NamedTuple):
         return alvo_values(self.reader) or {}
 
     def records(self):
-        """What the table load holds: (start, end, variable) to statistics, samples and expected samples."""
+        """The rows of the table load: (start, end, variable) to statistics, samples and expected samples."""
         with self.reader.connect() as connection:
             if connection.scalar(text("SELECT to_regclass('load')")) is None:
                 return {}
@@ -166,14 +166,14 @@ class Machine(RuleBasedStateMachine):
         self.rows_arrive_or_are_corrected(first)
 
     @invariant()
-    def alvo_is_as_the_model_has_it(self):
+    def alvo_equals_the_model(self):
         assert self.world.held() == self.alvo
         assert self.world.records() == self.records
 
     # The model of a run.
 
     def carried(self, held, period, columns, statistics):
-        """What Alvo holds after a period was run, and the report; None where Fonte has no finite sample."""
+        """Alvo's values after a run of a period, and the report; None if Fonte has no finite sample."""
         windows = defaultdict(list)
         for moment in sorted(self.fonte):
             for column in columns if period[0] <= moment < period[1] else []:
@@ -194,7 +194,7 @@ class Machine(RuleBasedStateMachine):
         return {key: value for key, value in held.items() if key not in before} | wanted, report
 
     def recorded(self, records, period, columns, statistics):
-        """What is recorded after a period was run."""
+        """The records after a run of a period."""
         start, end = period
         moments = sorted(moment for moment in self.fonte if start <= moment < end)
         steps = Counter(later - earlier for earlier, later in pairwise(moments))
@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
         return kept | {(start, end, column): (frozenset(statistics), samples[column], expected) for column in columns}
 
     def days_to_run(self, job, choice):
-        """The days of a job that --resume or --incomplete leave."""
+        """The days of a job that still run with --resume or --incomplete."""
 
         def loaded(period, column):
             names, samples, _ = self.records.get((*period, column), (frozenset(), 0, 0))
@@ -238,7 +238,7 @@ class Machine(RuleBasedStateMachine):
         return (held, records), code, Report(*map(sum, zip(*reports, strict=True)))
 
     def run_in_the_model(self, job, choice=None):
-        """Run a job in the model; gives the exit code and the sum of the reports."""
+        """Run a job in the model; return the exit code and the sum of the reports."""
         state, code, report = self.after((self.alvo, self.records), job, self.days_to_run(job, choice))
         self.alvo, self.records = state
         return code, report
@@ -248,16 +248,16 @@ class Machine(RuleBasedStateMachine):
         return ["--days-per-request", per_request, "--days-at-once", at_once, *filter(None, [choice])]
 
     def run(self, job, *options):
-        """Run the command; gives its exit code and the changes that it tells."""
+        """Run the command; return its exit code and the changes that it reports."""
         with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
             code = etl.main([*job.arguments(), *options])
         said = errors.getvalue().splitlines()
         assert bool(said) == (code != 0)
         assert all(line.startswith("etl.py: ") for line in said)
-        told = re.findall(r"([\d,]+) values? written, ([\d,]+) unchanged, ([\d,]+) removed", output.getvalue())
-        return code, Report(*(int(number.replace(",", "")) for number in told[-1])) if told else Report(0, 0, 0)
+        reports = re.findall(r"([\d,]+) values? written, ([\d,]+) unchanged, ([\d,]+) removed", output.getvalue())
+        return code, Report(*(int(number.replace(",", "")) for number in reports[-1])) if reports else Report(0, 0, 0)
 
-    # What happens to Fonte.
+    # Events in Fonte.
 
     @rule(new=st.dictionaries(moments, rows, min_size=1, max_size=8))
     def rows_arrive_or_are_corrected(self, new):
@@ -288,7 +288,7 @@ class Machine(RuleBasedStateMachine):
             connection.execute(text("DELETE FROM data WHERE timestamp = ANY(:gone)"), {"gone": list(gone)})
         self.fonte = {moment: row for moment, row in self.fonte.items() if moment not in gone}
 
-    # What is run.
+    # Runs, and events in Alvo and on the way.
 
     @rule(job=jobs(), numbers=numbers_of_days, choice=choices)
     def days_are_run(self, job, numbers, choice):
@@ -303,7 +303,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job=jobs(), numbers=numbers_of_days, choice=choices, operation=st.integers(0, 30))
     def a_run_loses_its_connection(self, job, numbers, choice, operation):
-        """Every day is the old one or the new one, whole and with its record, whenever the connection is lost."""
+        """Whenever the connection is lost, every day and its record are wholly old or wholly new."""
         before, periods = (self.alvo, self.records), self.days_to_run(job, choice)
         done = [
             [each for each in periods if each in some]
@@ -329,7 +329,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job=jobs(), numbers=numbers_of_days, bad_day=st.sampled_from(DAYS))
     def a_run_meets_a_day_that_cannot_be_fetched(self, job, numbers, bad_day):
-        """The days before it are loaded, whatever a request holds beside it, and none after it."""
+        """All days before it are loaded, even those of the same request, and none after it."""
         noon, periods = datetime.combine(bad_day, time(12), UTC), list(job.periods())
         before = list(takewhile(lambda period: not period[0] <= noon < period[1], periods))
 
@@ -348,7 +348,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(bounds=st.lists(moments, min_size=2, max_size=2, unique=True).map(sorted))
     def a_period_of_alvo_is_deleted(self, bounds):
-        """As the route DELETE /data does it."""
+        """Delete as the route DELETE /data does."""
         start, end = bounds
         with self.world.writer.begin() as connection:
             if connection.scalar(text("SELECT to_regclass('data')")) is None:
@@ -361,7 +361,7 @@ class Machine(RuleBasedStateMachine):
 
     @contextmanager
     def _losing_the_connection_at(self, operation, look):
-        """Terminate the server's side of a connection at its operation of this number, after a look at what is held."""
+        """Call look and terminate the connection's server process at the operation of this number."""
         lost: list[int] = []
         counted = iter(range(10_000))
         create, copy_in = engine.create, load.copy.copy_in
@@ -394,10 +394,10 @@ class Machine(RuleBasedStateMachine):
         job=jobs(one_day=True),
         cut=st.floats(0, 1, exclude_max=True),
         times=st.sampled_from([1, 4, 5]),
-        told=st.booleans(),
+        announced=st.booleans(),
     )
-    def an_answer_is_cut(self, job, cut, times, told):
-        """A cut that HTTP tells of is retried; any other one is refused."""
+    def an_answer_is_cut(self, job, cut, times, announced):
+        """A cut that HTTP reports is retried; any other cut answer is refused."""
         (period,) = job.periods()
         bounds = {"start_timestamp": period[0].isoformat(), "end_timestamp": period[1].isoformat()}
         body = httpx.get(
@@ -406,7 +406,7 @@ class Machine(RuleBasedStateMachine):
             headers={"Accept": arrow.MEDIA_TYPE},
         ).content
         part = body[: int(cut * len(body))]
-        broken = http(body=part, content_type=arrow.MEDIA_TYPE, length=len(body) if told else len(part))
+        broken = http(body=part, content_type=arrow.MEDIA_TYPE, length=len(body) if announced else len(part))
         result = self.carried(self.alvo, period, job.columns, job.statistics)
         with (
             answering(*[broken] * times, http(body=body, content_type=arrow.MEDIA_TYPE)) as server,
@@ -414,7 +414,7 @@ class Machine(RuleBasedStateMachine):
         ):
             patch.setattr(client, "PATIENCE_S", 60.0)
             patch.setattr(client, "sleep", lambda pause_s: None)
-            if told and result:
+            if announced and result:
                 self.alvo, report = result
                 self.records = self.recorded(self.records, period, job.columns, job.statistics)
                 assert self._carry(job, server.url).report == report
@@ -429,7 +429,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job=jobs(one_day=True), others=st.data())
     def two_days_are_run_at_once(self, job, others):
-        """They may be the same day, or share hours: they leave what one after the other would, in some order."""
+        """The days may be equal or overlap: the result is that of one after the other, in some order."""
         pair = [job, others.draw(st.just(job) | jobs(one_day=True))]
         outcomes, seen = self._at_once(pair)
         futures = []
@@ -446,9 +446,9 @@ class Machine(RuleBasedStateMachine):
         self.alvo, self.records = held
 
     def _at_once(self, pair):
-        """Run two jobs, and read all the while; gives their reports, None for an empty day, and what was read."""
+        """Run two jobs and read meanwhile; return their reports, None for an empty day, and all that was read."""
         results = [self.carried({}, next(job.periods()), job.columns, job.statistics) for job in pair]
-        # Whoever never comes, because it failed, must not be waited for.
+        # The run of an empty day never reaches the barrier.
         barrier = threading.Barrier(max(1, 2 - results.count(None)), timeout=60)
 
         def replace_together(*arguments):
@@ -470,6 +470,6 @@ class Machine(RuleBasedStateMachine):
             return [future.result() for future in running], seen
 
 
-def test_alvo_is_as_the_model_has_it_after_any_sequence_of_events(world):
+def test_alvo_equals_the_model_after_any_sequence_of_events(world):
     examples = max(1, settings.default.max_examples // 10)
     run_machine(lambda: Machine(world), settings=settings(max_examples=examples))

@@ -1,4 +1,4 @@
-"""Answers as connectors give them, and what the client promises of whatever it takes."""
+"""Answers as connectors send them, and the client's promise about every answer that it accepts."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def arrow_stream(columns, rows_a_batch=100, **options):
 
 
 def arrow_streams():
-    """Small streams of every type that is taken, and some that are not."""
+    """Small streams of every type that the client accepts, and some that it refuses."""
     power = [None, float("nan"), 2.5]
     for number in (pyarrow.float64(), pyarrow.float32(), pyarrow.int64(), pyarrow.uint32()):
         for resolution in ("s", "ms", "us", "ns"):
@@ -35,7 +35,7 @@ def arrow_streams():
 
 
 def lying(lie):
-    """A stream of 77 rows, some of whose lengths are replaced."""
+    """A stream of 77 rows in which some lengths are false."""
     body = arrow_stream({"timestamp": MINUTES[:77], "power": np.ones(77)})
     for true, false in lie.items():
         assert struct.pack("<q", true) in body
@@ -44,7 +44,7 @@ def lying(lie):
 
 
 def json_bodies():
-    """Lists of records in the spellings that JSON has for them."""
+    """Lists of records in the encodings and spellings that JSON allows."""
     records = [{"timestamp": f"2024-05-20T00:0{minute}:00Z", "power": minute / 4} for minute in range(3)]
     for rows in (records, records[:1] * 2, [records[0] | {"power": None}], [records[0] | {"power": float("nan")}], []):
         yield json.dumps(rows).encode()
@@ -53,7 +53,7 @@ def json_bodies():
 
 
 def assert_promised(timestamps, columns, names):
-    """What fetch says that it returns."""
+    """Assert what the docstring of fetch promises."""
     assert list(columns) == list(names)
     assert timestamps.dtype == np.dtype("M8[us]")
     assert all(values.dtype == np.float64 and values.shape == timestamps.shape for values in columns.values())

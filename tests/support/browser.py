@@ -17,7 +17,7 @@ from fonte import seeding, synthetic
 from fonte_alvo import engine
 from support.project import wait_until
 
-# Chromium as Debian packages it, without its own talk to the network.
+# Debian's Chromium, without its background requests to the network.
 BROWSER = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -55,7 +55,7 @@ def fill_year(url):
 
 
 class Server:
-    """Alvo's API, which can be killed and started again on its port."""
+    """Alvo's API, which can be stopped and started again on its port."""
 
     def __init__(self, alvo, fonte_url):
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -73,7 +73,7 @@ class Server:
             self.server = uvicorn.Server(uvicorn.Config(api.app, port=self.port, log_config=None, lifespan="on"))
             self.thread = threading.Thread(target=self.server.run)
             self.thread.start()
-            # It reads its settings while it starts; one that cannot start is a failure.
+            # The API reads its settings while it starts, so the environment lasts until then.
             wait_until(lambda: self.server.started or not self.thread.is_alive())
             assert self.server.started
 
@@ -111,7 +111,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, year_api):
-    """Open the page; what it asked, and what went wrong in it, stand in its `asked` and `wrong`."""
+    """Open the page; its `asked` lists the requested URLs, its `wrong` the errors."""
     contexts = []
 
     def open_page(fragment="", url=year_api.url, ready="(kW)", init="", **options):

@@ -1,4 +1,4 @@
-"""compose.yaml and the example of its settings, read once."""
+"""The services of compose.yaml, and the example of its settings."""
 
 import yaml
 from dotenv import dotenv_values

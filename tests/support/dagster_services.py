@@ -1,4 +1,4 @@
-"""Dagster as the one command starts it in a fresh checkout, asked over GraphQL."""
+"""Dagster in a fresh checkout, started by `python -m orchestration.dagster` and queried over GraphQL."""
 
 import os
 import shutil
@@ -15,14 +15,14 @@ import pytest
 from support.project import ROOT, SETTINGS
 
 TODAY = datetime.now(UTC).date()
-# Ten whole days, and the ten last ones, of which Fonte holds nothing of two.
+# Ten whole days, and the last ten days; Fonte has no data on two of the latter.
 DAYS = [str(TODAY - timedelta(days=number)) for number in range(20, 10, -1)]
 LAST = [str(TODAY - timedelta(days=number)) for number in range(10, 0, -1)]
 EMPTY = {LAST[3], LAST[6]}
 
 
 def environment():
-    """The environment without a setting."""
+    """The environment without any setting of the project."""
     return {name: value for name, value in os.environ.items() if name not in {*SETTINGS, "DAGSTER_HOME"}}
 
 
@@ -50,7 +50,7 @@ def dagster(clone, log):
 
 @contextmanager
 def started(clone, log):
-    """Start Dagster by the one command; give its URL and its process."""
+    """Start Dagster; yield its URL and its process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "orchestration.dagster", "--port", str(port)]
@@ -74,7 +74,7 @@ def answers(url):
 
 
 def client(url):
-    """Make a function that asks Dagster in GraphQL."""
+    """Make a function that queries Dagster over GraphQL."""
 
     def ask(query, **variables):
         answer = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
@@ -90,14 +90,14 @@ def ask(dagster):
 
 
 def definitions(ask):
-    """What names the definitions in GraphQL."""
+    """The names of the definitions' repository and location in GraphQL."""
     query = "{repositoriesOrError {... on RepositoryConnection {nodes {name location {name}}}}}"
     (repository,) = ask(query)["repositoriesOrError"]["nodes"]
     return {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
 
 
 def backfill(ask, days=DAYS):
-    """Fill days; gives the finished backfill."""
+    """Backfill days; return the finished backfill."""
     launch = """mutation ($p: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $p) {
         ... on LaunchBackfillSuccess {backfillId}
     }}"""

@@ -1,4 +1,4 @@
-"""A connector that fails where the asked period holds certain days."""
+"""A connector that fails if the requested period holds certain days."""
 
 from datetime import datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -11,7 +11,7 @@ from support.faulty import http
 
 
 class Connector:
-    """Answers with a sample each hour of the asked period, but with a fault where the period holds a faulty day."""
+    """Answers a sample per interval of the requested period, or a fault if the period holds a faulty day."""
 
     def __init__(self, fault=None, faulty=lambda first, last: False, interval=timedelta(hours=1)):
         self.asked = []
@@ -30,5 +30,5 @@ class Connector:
 
 
 def holds(day):
-    """Tell for the first and the last day of a period whether it holds this one."""
+    """Make a function that tells from its first and last day whether a period holds this day."""
     return lambda first, last: first <= day <= last

@@ -1,4 +1,4 @@
-"""Families of windows on which public tools go wrong, each a Hypothesis strategy of one window's values."""
+"""Families of windows for which public tools are wrong, each a Hypothesis strategy of one window's values."""
 
 import math
 
@@ -57,7 +57,7 @@ def neighbours_one_ulp_apart():
 
 @st.composite
 def near_ties(draw):
-    """The mean lies halfway between two doubles, but for one value that is tiny, or zero, or no smaller than the rest.
+    """Without one value, tiny or zero or as large as the rest, the mean lies halfway between two doubles.
 
     k - 1 integers of 53 bits add up to k * (mean + 1/2) for an integer mean and an even k.
     """

@@ -1,13 +1,13 @@
-"""Proxies that understand PostgreSQL and HTTP well enough to number every operation, and to fail one of them.
+"""Proxies that parse PostgreSQL's and HTTP's messages, number every operation, and make chosen ones fail.
 
 An operation is a connection, a message of the frontend together with the backend's whole answer, an HTTP request
-together with the head of its answer, or a piece of its body. A kind of fault is what happens, and when:
+together with the head of its answer, or a piece of its body. A kind of fault is two words, an effect and a time:
 
     reset   the connection is reset        before   the operation is forwarded
-    torn    half arrives, then it ends     after    its answer came to the proxy: it is done, and nobody knows
+    torn    half arrives, then it ends     after    the answer reached the proxy: done, but the client does not know
     hang    nothing arrives any more
 
-Any other word is one of the script's actions, such as the backend's end: the proxy calls it and goes on.
+Any other effect is one of the script's actions, such as ending the backend: the proxy calls it and continues.
 """
 
 import io
@@ -22,10 +22,10 @@ NETWORK = ("reset before", "reset after", "torn before", "torn after")
 HANG = ("hang before", "hang after")
 BLOCK_BYTES = 8192
 SSL_REQUEST, STARTUP, CANCEL_REQUEST = 80877103, 196608, 80877102
-# The backend's answers that end with something else than ReadyForQuery: COPY's data, and the steps of a password.
+# Backend answers that do not end with ReadyForQuery: the start of COPY, and the steps of authentication.
 COPY_IN, AUTHENTICATION, READY, BACKEND_KEY = b"G", b"R", b"Z", b"K"
 AUTHENTICATION_STEPS = (3, 5, 10, 11)
-# What libpq sends and nobody answers.
+# Messages of libpq that have no answer.
 COPY_DATA, TERMINATE = b"d", b"X"
 
 
@@ -38,7 +38,7 @@ class Ended(Exception):
 
 
 class Script:
-    """Numbers the operations of the proxies that share it, from 1, and tells which of them fail, and how."""
+    """Numbers the operations of the proxies that share it, from 1, and says which of them fail, and how."""
 
     def __init__(self):
         self.actions = {}
@@ -47,13 +47,13 @@ class Script:
         self.begin({})
 
     def begin(self, faults, lasting=False):
-        """Start to count anew. faults: number of the operation to kind; lasting: the last one strikes all later too."""
+        """Restart the count. faults: number of the operation to kind; lasting: the last one strikes all later too."""
         with self._lock:
             self._faults, self._lasting = dict(faults), lasting
             self.operations, self.struck = [], []
 
     def heal(self):
-        """Let nothing more fail, and end what hangs."""
+        """Make no more operations fail, and end hanging connections."""
         with self._lock:
             self._faults = {}
             for connection in self._hung:
@@ -61,7 +61,7 @@ class Script:
                     connection.shutdown(socket.SHUT_RDWR)
 
     def strike(self, label, backend):
-        """Count an operation; gives its fault in words, or nothing. Where no backend is, its faults are resets."""
+        """Count an operation; return its fault in words, or "". Without a backend, an action becomes a reset."""
         with self._lock:
             self.operations.append(label)
             number = len(self.operations)
@@ -85,7 +85,7 @@ class Script:
 
 
 class Link:
-    """One client's connection and the proxy's own to the server, in lock step."""
+    """A client's connection to the proxy and the proxy's to the server, in lock step."""
 
     def __init__(self, name, script, client, server):
         self.name, self.script, self.client, self.server = name, script, client, server
@@ -130,7 +130,7 @@ class Link:
         return data
 
     def answered(self, pieces):
-        """Join an answer; where the server ends in its midst, what came so far."""
+        """Join an answer; if the server ends midway, return the part that arrived."""
         answer = bytearray()
         try:
             for piece in pieces:
@@ -162,7 +162,7 @@ class PostgresLink(Link):
             if code == STARTUP:
                 self.operation("StartupMessage", message, self._answer)
                 return
-            # The proxy could not read what is encrypted.
+            # The proxy cannot read encrypted messages.
             self.operation("SSLRequest" if code == SSL_REQUEST else "GSSENCRequest", answer=lambda: b"N")
 
     def _body(self, file):
@@ -196,7 +196,7 @@ class PostgresLink(Link):
 
 
 class HttpLink(Link):
-    """Knows GET requests, and answers whose body is chunked or has its length told."""
+    """Handles GET requests, and answers with a chunked body or a Content-Length."""
 
     def carry(self):
         self.operation("connect")
@@ -269,7 +269,7 @@ class Proxy:
             link.close()
 
     def settle(self):
-        """Wait until all connections have ended, and what their clients sent last is done."""
+        """Wait until all connections have ended and their last messages are processed."""
         for thread in self._threads:
             thread.join()
 

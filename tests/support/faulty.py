@@ -1,4 +1,4 @@
-"""A server of real sockets that answers what a broken one would."""
+"""A server on real sockets that answers as a broken one would."""
 
 import json
 import re
@@ -13,7 +13,7 @@ HANG = object()
 
 
 def http(status=200, body=b"[]", content_type="application/json", length=None, headers=()):
-    """An HTTP/1.1 answer; a length larger than the body makes it a truncated one."""
+    """An HTTP/1.1 answer; a length larger than the body makes it truncated."""
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} x", f"Content-Type: {content_type}", f"Content-Length: {length or len(body)}"]
@@ -21,10 +21,10 @@ def http(status=200, body=b"[]", content_type="application/json", length=None, h
 
 
 class Faulty:
-    """Answers connection after connection with the given answers, the last one again and again.
+    """Answers each connection with the next given answer, and all further ones with the last.
 
-    An answer is bytes, or a function that yields pieces, perhaps without end. Other routes than /data have no answer:
-    they are not found, unless every route is asked for.
+    An answer is bytes, or a function that yields pieces, perhaps without end. The routes /columns and /period answer
+    404, unless every_route is set.
     """
 
     def __init__(self, listener, answers, every_route):
@@ -60,14 +60,14 @@ class Faulty:
             elif self.pause_s:
                 self._drip(connection, answer)
             else:
-                # Who refuses an answer does not read it to its end.
+                # A client that refuses an answer does not read all of it.
                 with suppress(OSError):
                     for piece in [answer] if isinstance(answer, bytes) else answer():
                         connection.sendall(piece)
             connection.close()
 
     def _drip(self, connection, answer):
-        """Send the answer byte by byte, with a pause after each, until nobody listens."""
+        """Send the answer byte by byte, with a pause after each, until the client disconnects."""
         with suppress(OSError):
             for number in range(len(answer)):
                 connection.sendall(answer[number : number + 1])
@@ -94,7 +94,7 @@ def answering(*answers, every_route=False) -> Iterator[Faulty]:
 
 @contextmanager
 def stalling(target, at: bytes) -> Iterator[int]:
-    """A proxy before target, (host, port), that goes silent for good once it sees these bytes; gives its port."""
+    """Serve a proxy before target, (host, port); from these bytes on it forwards nothing. Yield its port."""
     ends = []
 
     def forward(source, sink, watched):

@@ -1,4 +1,4 @@
-"""Real PostgreSQL for every test: a server of one's own, a container, or the embedded one."""
+"""Real PostgreSQL for every test: the server of TEST_POSTGRES_URL, a container, or the embedded server."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from fonte_alvo import embedded, engine
 from support.faulty import answering
 from support.project import RANGE, SCRIPTS, SETTINGS, bare, connector_over, seeded, values_of_days_alone
 
-# How many faults of each kind test_faults.py injected.
+# The number of faults of each kind that test_faults.py injected.
 INJECTED = pytest.StashKey[Counter[str]]()
 for profile, examples, steps in (("default", 50, 15), ("soak", 2000, 30)):
     properties.register_profile(
@@ -77,7 +77,7 @@ def _kind(config):
 def server(pytestconfig, tmp_path_factory) -> Iterator[URL]:
     """The URL of a superuser on a real server."""
     kind = _kind(pytestconfig)
-    # A benchmark compares what is safe: each COMMIT waits for the disk.
+    # Benchmarks compare safe servers: each COMMIT waits for the disk.
     prepared = (lambda url: url) if pytestconfig.getoption("benchmark_only", False) else _without_fsync
     if kind == "url":
         yield engine.parse(os.environ["TEST_POSTGRES_URL"])
@@ -91,7 +91,7 @@ def server(pytestconfig, tmp_path_factory) -> Iterator[URL]:
 
 
 def _without_fsync(url: URL) -> URL:
-    """Spare a server that only the tests use the wait for the disk, which no killed process can lose."""
+    """Make a server of the tests not wait for the disk: killed processes lose nothing by that."""
     pool = create_engine(url, isolation_level="AUTOCOMMIT")
     with pool.connect() as connection:
         for name in ("fsync", "full_page_writes"):
@@ -110,7 +110,7 @@ def administrator(server):
 
 @pytest.fixture(scope="session")
 def make_database(administrator, server, pytestconfig):
-    """Create a database, a copy of another one where a template is named; gives its URL."""
+    """Make a function that creates a database, a copy of a template if it names one, and returns its URL."""
     made = []
 
     def make(template: str | None = None) -> URL:
@@ -121,7 +121,7 @@ def make_database(administrator, server, pytestconfig):
         return server.set(database=name)
 
     yield make
-    # A server of the tests' own goes as a whole: to drop hundreds of databases one by one takes it ten seconds.
+    # The tests' server is deleted as a whole: dropping hundreds of databases one by one takes ten seconds.
     with administrator.connect() as connection:
         for name in made if _kind(pytestconfig) == "url" else []:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -129,7 +129,7 @@ def make_database(administrator, server, pytestconfig):
 
 @pytest.fixture
 def make_pool():
-    """Make engines that are disposed of after the test."""
+    """Make a function that creates engines; they are disposed of after the test."""
     pools = []
 
     def make(url: URL):
@@ -155,7 +155,7 @@ def sixty_days_fonte(make_database) -> URL:
 
 @pytest.fixture
 def fonte(make_database, seeded_template) -> URL:
-    """A Fonte of the test's own, holding the ten default days."""
+    """A Fonte that only this test uses, with the ten default days."""
     return make_database(seeded_template)
 
 
@@ -166,7 +166,7 @@ def fonte_pool(fonte, make_pool):
 
 @pytest.fixture
 def large_fonte(fonte, fonte_pool) -> URL:
-    """A Fonte that holds more than all the buffers between it and a reader."""
+    """A Fonte with more data than fit into all buffers between it and a reader."""
     many = "SELECT moment, 1, 1, 1 FROM generate_series('2000-01-01Z', '2001-03-01Z'::timestamptz, '1 minute') moment"
     with fonte_pool.begin() as connection:
         connection.execute(text(f"INSERT INTO data {many}"))
@@ -176,7 +176,7 @@ def large_fonte(fonte, fonte_pool) -> URL:
 
 @pytest.fixture
 def alvo(make_database, monkeypatch) -> URL:
-    """An empty Alvo, which ALVO_DATABASE_URL names."""
+    """An empty Alvo, named by ALVO_DATABASE_URL."""
     url = make_database()
     monkeypatch.setenv("ALVO_DATABASE_URL", url.render_as_string(hide_password=False))
     return url
@@ -184,7 +184,7 @@ def alvo(make_database, monkeypatch) -> URL:
 
 @pytest.fixture
 def undisturbed(make_database, shared_connector):
-    """What Alvo holds after the ten days of RANGE, each run alone."""
+    """Alvo's values after the ten days of RANGE, each run alone."""
     return values_of_days_alone(make_database(), shared_connector, RANGE)
 
 
@@ -209,14 +209,14 @@ def connector(fonte) -> Iterator[str]:
 
 @pytest.fixture
 def fonte_api(shared_connector, monkeypatch) -> str:
-    """The shared connector, which FONTE_API_URL names."""
+    """The shared connector, named by FONTE_API_URL."""
     monkeypatch.setenv("FONTE_API_URL", shared_connector)
     return shared_connector
 
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Serve a connector, which FONTE_API_URL names."""
+    """Make a function that serves a connector and names it in FONTE_API_URL."""
     with ExitStack() as stack:
 
         def start(connector):
@@ -229,7 +229,7 @@ def serve(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path):
-    """No setting of the machine reaches a test, and no retry waits."""
+    """Hide the machine's settings from the test, and let no retry wait."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path / "home"))
@@ -248,7 +248,7 @@ def pauses_s(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with the two scripts alone, whose embedded server is nobody else's."""
+    """A folder with only the two scripts, and an embedded server that only this test uses."""
     copy = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     return copy
@@ -256,7 +256,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def run_command(folder) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command in that folder, in a process of its own."""
+    """Make a function that runs a command in that folder, in a new process."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -273,7 +273,7 @@ def run_command(folder) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """A port of this machine on which nobody listens, held so that nobody can."""
+    """A loopback port on which nobody listens, held so that nobody can."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing of what the client makes of any body: `tox -e fuzz`.
+"""Coverage-guided fuzzing of the client's decoders: `tox -e fuzz`.
 
-The first byte says which decoder gets the rest. What breaks it is left in the folder .fuzz.
+The first byte chooses the decoder of the rest. The folder .fuzz keeps every input that breaks one.
 """
 
 import sys
@@ -19,7 +19,7 @@ HTTP = client.connect("http://127.0.0.1")
 
 
 def try_one(data):
-    """Fetch an answer that never travelled: it gives arrays as promised, or the one error."""
+    """Fetch an answer without a network: it gives arrays as promised, or a FonteError."""
     client._get = lambda *_: (MEDIA_TYPES[data[:1] == b"J"], data[1:])
     try:
         timestamps, columns = client.fetch("http://127.0.0.1", START, END, ["power"], HTTP)

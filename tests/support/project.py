@@ -1,4 +1,4 @@
-"""The project under test, and what several tests need of it."""
+"""The project under test, and helpers for it."""
 
 import atexit
 import os
@@ -47,7 +47,7 @@ SETTINGS = (
 
 
 def scripts() -> Path:
-    """Make a folder that holds the two scripts alone: from here Python finds the packages where they are installed."""
+    """Make a folder with only the two scripts, so that Python imports the installed packages from there."""
     folder = Path(tempfile.mkdtemp(prefix="fonte-alvo-")) / "scripts"
     folder.mkdir()
     atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
@@ -61,7 +61,7 @@ sys.path.append(str(SCRIPTS))
 
 
 def seeded(url, days: int):
-    """Fill a Fonte with so many days from the default start on."""
+    """Fill a Fonte with this many days from the default start on."""
     pool = engine.create(url, "test")
     with pool.begin() as connection:
         schema.create_absent(connection)
@@ -72,7 +72,7 @@ def seeded(url, days: int):
 
 
 def alvo_values(url_or_pool):
-    """What a connection of its own reads in Alvo: {(timestamp, name): value}; None where there are no tables."""
+    """Alvo's values, read over another connection: {(timestamp, name): value}; None without tables."""
     pool = create_engine(url_or_pool) if not hasattr(url_or_pool, "connect") else url_or_pool
     with pool.connect() as connection:
         if connection.scalar(text("SELECT to_regclass('data')")) is None:
@@ -84,7 +84,7 @@ def alvo_values(url_or_pool):
 
 
 def bare(home):
-    """The environment of a command without a setting, whose embedded server lies in this folder."""
+    """The environment of a command without settings, with its embedded server in this folder."""
     return {name: value for name, value in os.environ.items() if name not in SETTINGS} | {"FONTE_ALVO_HOME": str(home)}
 
 
@@ -94,7 +94,7 @@ def external(connector, alvo):
 
 
 def values_of_days_alone(alvo, connector, asked):
-    """What Alvo holds after each day of a range was run alone, in an Alvo of its own."""
+    """The values in this Alvo after a run of each day of a range alone."""
     import etl
 
     first, last = map(date.fromisoformat, asked[:2])
@@ -108,19 +108,19 @@ def values_of_days_alone(alvo, connector, asked):
 
 @contextmanager
 def connector_over(database):
-    """Serve the connector over a database; gives its base URL."""
+    """Serve the connector over a database; yield its base URL."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FONTE_DATABASE_URL", database.render_as_string(hide_password=False))
         environment.delenv("FONTE_API_URL", raising=False)
         with local.base_url() as base_url:
-            # The connector reads its settings while it starts: it has when it answers.
+            # The connector reads its settings while it starts: the environment lasts until it answers.
             httpx.get(f"{base_url}/columns").raise_for_status()
             yield base_url
 
 
 @contextmanager
 def alvo_api(database):
-    """Serve the API over an Alvo; gives its base URL."""
+    """Serve the API over an Alvo; yield its base URL."""
     import alvo.api
 
     with pytest.MonkeyPatch.context() as environment, socket.create_server(("127.0.0.1", 0)) as listener:
@@ -130,7 +130,7 @@ def alvo_api(database):
         thread.start()
         try:
             base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            # It reads its settings while it starts: it has when it answers.
+            # The API reads its settings while it starts: the environment lasts until it answers.
             httpx.get(f"{base_url}/openapi.json").raise_for_status()
             yield base_url
         finally:
@@ -201,22 +201,22 @@ def free_port():
 
 
 def running(connection, database):
-    """How many sessions of a database run a statement or are in a transaction."""
-    # Autovacuum, which many new rows start, is no session of ours.
+    """The number of sessions of a database that run a statement or are in a transaction."""
+    # Many new rows start autovacuum, which is not counted.
     clients = "datname = :name AND backend_type = 'client backend'"
     busy = text(f"SELECT count(*) FROM pg_stat_activity WHERE {clients} AND state <> 'idle'")
     return connection.scalar(busy, {"name": database})
 
 
 def wait_until(condition):
-    """Ask again and again; a condition that never holds is a failure, and no test that hangs."""
+    """Poll a condition; if it never holds, fail instead of hanging."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
 
 
 def stalled_reader(base_url):
-    """Ask for everything, and read nothing of it."""
+    """Request all data, and read nothing."""
     url = httpx.URL(base_url)
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -226,7 +226,7 @@ def stalled_reader(base_url):
 
 
 def servers(folder: Path):
-    """The processes of this folder's server and guard that still run."""
+    """The ids of this folder's server and guard processes that still run."""
     return [
         process.pid
         for process in psutil.process_iter(["cmdline", "status"])

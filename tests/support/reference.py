@@ -1,4 +1,4 @@
-"""The exact reference: statistics of a window in plain fractions, as slow and as simple as can be."""
+"""The exact reference: statistics of a window in plain fractions, slow and simple."""
 
 import math
 from fractions import Fraction
@@ -27,7 +27,7 @@ def as_double(exact: Fraction) -> float:
 
 
 def error_ulp(computed: float, exact: Fraction) -> float:
-    """Return how far a computed double is from the exact value, in units of the last place of the exact value."""
+    """Return the error of a computed double in units of the exact value's last place."""
     nearest = as_double(exact)
     if not (math.isfinite(nearest) and math.isfinite(computed)):
         return 0.0 if computed == nearest else math.inf

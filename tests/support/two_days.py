@@ -1,4 +1,4 @@
-"""An Alvo of two days of two signals."""
+"""An Alvo with two days of two signals."""
 
 from datetime import UTC, datetime, timedelta
 

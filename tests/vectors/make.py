@@ -1,4 +1,4 @@
-"""Makes windows.jsonl: windows of every family with their exact results. Run: python -m tests.vectors.make"""
+"""Write windows.jsonl: windows of every family with their exact results. Run: python -m tests.vectors.make"""
 
 import json
 import random
@@ -33,7 +33,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def lines() -> str:
-    """Return the file's text."""
+    """Return the text of the file."""
     made = []
     for family, draw in FAMILIES.items():
         generator = random.Random(family)
