@@ -1,4 +1,4 @@
-"""The connector under attack: each hostile request has its answer, no traceback, and harms nobody else."""
+"""The connector under attack: it answers each hostile request without a traceback, and serves everybody else."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from fonte_alvo.streaming import accepted
 
 @pytest.fixture
 def api(shared_connector, caplog):
-    """A client of the connector; what was asked left no traceback in the log, and the next plain request is served."""
+    """A client of the connector. After the test, plain requests are served and the log holds no traceback."""
     with httpx.Client(base_url=shared_connector, verify=False) as client:
         yield client
         assert len(client.get(DAY).json()) == 1440
@@ -57,7 +57,7 @@ def test_no_parameter_injects(api, name):
         assert answer.json()["detail"].isprintable()
 
 
-def test_no_name_of_a_parameter_injects(api):
+def test_no_parameter_name_injects(api):
     for value in INJECTIONS:
         answer = api.get("/data", params={value: "1"})
         assert answer.status_code == 422
@@ -105,14 +105,14 @@ def test_no_name_of_a_parameter_injects(api):
     ],
 )
 @pytest.mark.parametrize("name", ["start_timestamp", "end_timestamp"])
-def test_a_moment_is_one_of_the_calendar_or_refused(api, status, moment, name):
+def test_a_moment_is_in_the_calendar_or_refused(api, status, moment, name):
     answer = api.get("/data", params={name: moment, "columns": "power"})
     assert answer.status_code == status
     assert status == 200 or len(answer.json()["detail"]) < 500
 
 
 def asked(base_url, *parts):
-    """What a server answers to these bytes, until it closes: status codes in their order, and all of it."""
+    """Send these bytes and read until the server closes; return the status codes in order, and the whole answer."""
     url = httpx.URL(base_url)
     answer = b""
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
@@ -131,7 +131,7 @@ def request(target=b"/health", *headers, method=b"GET", body=b""):
     return b"\r\n".join(lines)
 
 
-# What older versions of uvicorn refuse.
+# Older versions of uvicorn refuse these.
 REFUSED_BY_SOME = {"both a length and chunks"}
 HOSTILE = {
     "a header line without a colon": ([400], request(b"/health", b"nonsense")),
@@ -217,7 +217,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_request_has_its_answer(api, shared_connector, name):
+def test_every_hostile_request_is_answered(api, shared_connector, name):
     statuses, sent = HOSTILE[name]
     answered, answer = asked(shared_connector, sent)
     assert answered == statuses or (name in REFUSED_BY_SOME and answered == [400])
@@ -226,7 +226,7 @@ def test_a_hostile_request_has_its_answer(api, shared_connector, name):
     assert b"Traceback" not in answer
 
 
-def test_no_route_answers_a_method_that_it_does_not_describe(api):
+def test_every_route_refuses_a_method_that_it_does_not_describe(api):
     for path, described in app.openapi()["paths"].items():
         answered = {*described, "options", *(["head"] if "get" in described else [])}
         for method in {"get", "head", "post", "put", "patch", "delete", "trace"} - answered:
@@ -242,12 +242,12 @@ def test_no_route_answers_a_method_that_it_does_not_describe(api):
 def test_a_request_of_many_megabytes_is_refused_before_it_ends(api, shared_connector, begin):
     memory = psutil.Process().memory_info().rss
     statuses, _ = asked(shared_connector, begin, *[b"X: y\r\n" * 10_000 if b"\n" in begin else b"y" * 60_000] * 1000)
-    # Who goes on sending may hear of the closed connection instead of the answer.
+    # A client that still sends may see the closed connection instead of the answer.
     assert statuses in ([400], [])
     assert psutil.Process().memory_info().rss - memory < 16 * 2**20
 
 
-def test_requests_that_are_never_finished_keep_nobody_waiting(api, shared_connector):
+def test_unfinished_requests_do_not_delay_others(api, shared_connector):
     url = httpx.URL(shared_connector)
     with ExitStack() as held:
         for number in range(200):
@@ -269,7 +269,7 @@ def test_requests_that_are_never_finished_keep_nobody_waiting(api, shared_connec
         "application/json;q=" + "1" * 50_000,
     ],
 )
-def test_an_accept_header_of_any_kind_is_answered(api, shared_connector, accept):
+def test_any_long_accept_header_is_answered(api, shared_connector, accept):
     statuses, answer = asked(shared_connector, request(DAY.encode(), b"Accept: " + accept.encode()))
     assert statuses == [200]
     assert (b"content-type: text/csv" in answer) == accept.startswith("text/csv")
@@ -280,12 +280,12 @@ def test_any_accept_header_chooses_a_format(accept):
     assert accepted(accept, MEDIA_TYPES) in MEDIA_TYPES
 
 
-def test_many_parameters_are_read_once():
-    """Time with the square of their number would be hours."""
+def test_many_parameters_are_read_in_linear_time():
+    """With quadratic time it would take hours."""
     query = "&".join(f"p{number}=" for number in range(300_000))
     asyncio.run(refuse_repeated_scalars(Request({"type": "http", "query_string": query.encode()})))
 
 
-def test_a_long_accept_header_is_read_once():
-    """What took time with the square of its length would take days."""
+def test_a_long_accept_header_is_read_in_linear_time():
+    """With quadratic time it would take days."""
     assert accepted("a/b;q=0.1," * 300_000 + "text/csv", MEDIA_TYPES) == "csv"

@@ -1,4 +1,4 @@
-"""A variable that httpx, OpenSSL, libpq or Python reads is nonsense: a documented exit code, one line at most."""
+"""Nonsense in a variable of httpx, OpenSSL, libpq or Python gives a documented exit code and one line at most."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from fonte_alvo import embedded
 
 pytestmark = pytest.mark.faults
 
-# httpx: "Environment Variables"; the standard library reads the proxies in small letters too.
+# httpx: "Environment Variables"; the standard library also reads the lower-case names of proxies.
 HTTPX = "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy REQUEST_METHOD NETRC"
 # OpenSSL: openssl-env(7).
 OPENSSL = """SSL_CERT_FILE SSL_CERT_DIR SSLKEYLOGFILE OPENSSL_CONF OPENSSL_CONF_INCLUDE OPENSSL_CONFIG OPENSSL_ENGINES
@@ -23,8 +23,8 @@ PGSERVICEFILE PGOPTIONS PGAPPNAME PGSSLMODE PGREQUIRESSL PGSSLNEGOTIATION PGSSLC
 PGSSLCERTMODE PGSSLROOTCERT PGSSLCRL PGSSLCRLDIR PGSSLSNI PGREQUIREPEER PGSSLMINPROTOCOLVERSION PGSSLMAXPROTOCOLVERSION
 PGGSSENCMODE PGKRBSRVNAME PGGSSLIB PGGSSDELEGATION PGCONNECT_TIMEOUT PGCLIENTENCODING PGTARGETSESSIONATTRS
 PGLOADBALANCEHOSTS PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR PGLOCALEDIR PGDATA"""
-# Python: "Command line and environment", without those with which it does not start (PYTHONHOME, PYTHONIOENCODING and
-# the like) or finds no package (PYTHONEXECUTABLE), and those whose purpose is to print more (PYTHONVERBOSE,
+# Python: "Command line and environment", except those that keep Python from starting (PYTHONHOME, PYTHONIOENCODING and
+# the like) or from finding packages (PYTHONEXECUTABLE), and those that make it print more (PYTHONVERBOSE,
 # PYTHONINSPECT, PYTHONDEVMODE and the like).
 PYTHON = """PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONBREAKPOINT PYTHONUNBUFFERED PYTHONCASEOK
 PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONNOUSERSITE PYTHONUSERBASE PYTHONWARNINGS
@@ -37,7 +37,7 @@ COMMANDS = {
     "etl.py": ([SCRIPTS / "etl.py", "2024-05-20"], (0, 3, 4)),
     "seed.py": ([SCRIPTS / "seed.py", "--once"], (0, 3)),
     "alvo.schema": (["-m", "alvo.schema"], (0, 4)),
-    # It reaches both databases before it finds that there is no such port.
+    # The command reaches both databases before it rejects the port.
     "python -m alvo": (["-m", "alvo", "--port", "99999"], (2, 3)),
     "https": (["-c", HTTPS], (0, 3)),
 }
@@ -45,7 +45,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder whose embedded server runs, and holds the default days."""
+    """A folder with a running embedded server that holds the default days."""
     home = tmp_path_factory.mktemp("home")
     embedded.url("alvo", home / ".embedded")
     subprocess.run([sys.executable, SCRIPTS / "etl.py", "2024-05-20"], env=bare(home), check=True, capture_output=True)
@@ -61,8 +61,8 @@ def test_nonsense_in_a_variable_is_one_line_at_most(home, tmp_path, name, value)
         environment = {**bare(home), variable: value}
         run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
         lines = run.stderr.decode(errors="replace").splitlines()
-        # The interpreter itself tells of a wrong PYTHONWARNINGS.
-        told = [line for line in lines if variable == "PYTHONWARNINGS" and line.startswith("Invalid -W option")]
-        if run.returncode not in codes or len(lines) - len(told) > (run.returncode != 0):
+        # The interpreter itself reports a wrong PYTHONWARNINGS.
+        by_python = [line for line in lines if variable == "PYTHONWARNINGS" and line.startswith("Invalid -W option")]
+        if run.returncode not in codes or len(lines) - len(by_python) > (run.returncode != 0):
             wrong[variable] = (run.returncode, lines[-3:])
     assert wrong == {}

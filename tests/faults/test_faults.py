@@ -1,7 +1,7 @@
-"""Every operation of a day fails, in every way: Alvo holds the old day or the new one, whole, and no exit code lies.
+"""Every operation of a day fails in every way: Alvo holds the whole old or new day, and the exit code is right.
 
-The faults are enumerated, not imagined: the first operation fails, then the second, until a run ends before the fault
-strikes. `--faults all` takes every kind, faults that last, and all pairs; a plain run takes each operation once.
+The tests enumerate the faults: the first operation fails, then the second, until a run ends before the fault strikes.
+`--faults all` takes every kind, lasting faults and all pairs; by default each operation fails once.
 """
 
 import os
@@ -32,11 +32,11 @@ from fonte_alvo import embedded, engine
 
 DAY = "2024-05-20"
 OLD_DAY, NO_TABLES = "old day", "no tables"
-# The connections of etl.py itself, and those of the connector, which has one in its pool or has to connect.
+# The side with the fault: etl.py, the connector with a pooled connection, or the connector while it connects.
 COMMAND, POOLED, CONNECTING = "etl.py", "connector, pooled", "connector, connecting"
 TERMINATE = ("terminate before", "terminate after")
 KILL_RUN = ("kill-run before", "kill-run after")
-# What takes a whole server down, which is then one of the test's own. Only root can give it a disk that is full.
+# These take the whole server down, so each test has its server. Only root can give it a full disk.
 DISK = ("fill-disk before",) if os.geteuid() == 0 else ()
 CRASH = ("kill-backend before", "kill-backend after", "limit-files before", *DISK)
 DISK_MIB = 160
@@ -62,7 +62,7 @@ engine_create = engine.create
 
 
 class Plan(NamedTuple):
-    """What is enumerated: faults of these kinds, in turn, at every operation of a side, from a state of Alvo."""
+    """Faults of these kinds, in turn, at every operation of a side; start is the state of Alvo before the run."""
 
     side: str
     start: str
@@ -83,8 +83,8 @@ ALL = [
     *(Plan(*start, (kind,)) for start in STARTS[:2] for kind in (*KILL_RUN, *CRASH)),
     *(Plan(*start, NETWORK, pairs=True) for start in STARTS),
 ]
-# SQLAlchemy 2.0 rolls back a connection that was lost while it asked its first questions, and tells of that failure.
-CAUSE_IS_TOLD = not sqlalchemy.__version__.startswith("2.0.")
+# SQLAlchemy 2.0 rolls back a connection that was lost in its first queries, and reports that failure instead.
+CAUSE_IS_SHOWN = not sqlalchemy.__version__.startswith("2.0.")
 
 
 def pytest_generate_tests(metafunc):
@@ -94,7 +94,7 @@ def pytest_generate_tests(metafunc):
 
 
 class World:
-    """Fonte, its connector and Alvo, with a proxy before each, and the day as it was and as it has to become."""
+    """Fonte, its connector and Alvo, each behind a proxy, and fingerprints of the old day and of the new one."""
 
     def __init__(self, stack, fonte, alvo):
         self.command, self.connector = Script(), Script()
@@ -120,7 +120,7 @@ class World:
         self._make_old_day()
 
     def _make_old_day(self):
-        """An older day that lacks values and a signal, holds others and stale ones; and what no run may touch."""
+        """Make an old day with missing, different and stale values, and values that no run may touch."""
         assert self.run() == 0
         with self.alvo_pool.begin() as connection:
             for statement in OLD_VALUES:
@@ -145,7 +145,7 @@ class World:
             connection.execute(text("SELECT setval(pg_get_serial_sequence('signal', 'id'), 200)"))
 
     def prepare_connector(self, side):
-        """Let the connector have connections in its pool, or find that those are gone."""
+        """Fill the connector's pool, and break its connections if the connector has to connect."""
         for _ in range(RUNS):
             httpx.get(f"{self.base_url}/health").raise_for_status()
         patiently(self.fonte_pool, "application_name = 'fonte connector' AND state <> 'idle'")
@@ -153,7 +153,7 @@ class World:
             self.fonte_proxy.cut()
 
     def run(self):
-        """Run the day in this process; gives its exit code. Its engines are disposed of, as at a process's end."""
+        """Run the day in this process and return its exit code; dispose of its engines, as a process's end does."""
         made = []
 
         def create(*arguments, **options):
@@ -171,12 +171,12 @@ class World:
                     pool.dispose()
 
     def run_apart(self):
-        """Run the day in a process of its own, which may be killed."""
+        """Run the day in another process, which may be killed."""
         with subprocess.Popen([sys.executable, "etl.py", DAY], cwd=SCRIPTS, env=self.environment) as self.process:
             return self.process.wait()
 
     def held(self):
-        """A fingerprint of all that Alvo holds; None where there are no tables."""
+        """A fingerprint of all values in Alvo; None without tables."""
         with self.alvo_pool.begin() as connection:
             return None if self.lacks_tables(connection) else connection.scalar(text(HELD))
 
@@ -190,7 +190,7 @@ def terminate(pool, backend):
 
 
 def patiently(pool, condition):
-    """How many connections to this database meet a condition, once they have had time not to."""
+    """The number of connections to this database that still meet a condition after a while."""
     query = text(f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {condition}")
     until = time.monotonic() + PATIENCE_S
     with pool.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -200,7 +200,7 @@ def patiently(pool, condition):
 
 
 class CrashingWorld(World):
-    """A world whose Alvo is a server of its own on a small disk of its own, all of which may fail."""
+    """A world whose Alvo has its server and its small disk, both of which may fail."""
 
     def __init__(self, stack, fonte, folder):
         super().__init__(stack, fonte, embedded.url("alvo", folder / "embedded"))
@@ -217,7 +217,7 @@ class CrashingWorld(World):
         os.kill(backend, signal.SIGKILL)
 
     def limit_files(self, backend):
-        """Let the backend write nothing any more: neither a table nor the log of a COMMIT."""
+        """Make every further write of the backend fail: tables, and the log of a COMMIT."""
         self.backend = backend
         _, hard = resource.prlimit(backend, resource.RLIMIT_FSIZE)
         resource.prlimit(backend, resource.RLIMIT_FSIZE, (0, hard))
@@ -232,10 +232,10 @@ class CrashingWorld(World):
                 pass
 
     def recover(self):
-        """Make the disk free again, and wait until a server whose backend crashed serves anew."""
+        """Free the disk, and wait until a server whose backend crashed serves again."""
         self.ballast.unlink(missing_ok=True)
         until = time.monotonic() + PATIENCE_S
-        # Once the backend is gone for its parent too, a new connection waits for the recovery.
+        # When the parent has noticed the crash, a new connection waits for the recovery.
         while self.backend and psutil.pid_exists(self.backend):
             assert time.monotonic() < until
         self.alvo_pool.dispose()
@@ -254,7 +254,7 @@ def world(make_database, seeded_template):
 
 @contextmanager
 def small_disk(folder):
-    """A file system that is soon full, where it is root who asks."""
+    """A small file system if the tests run as root, else the folder itself."""
     if not DISK:
         yield folder
         return
@@ -273,7 +273,7 @@ def crashing_world(make_database, seeded_template, tmp_path_factory):
 
 
 def suffer(world, capfd, plan, faults):
-    """Run the day with these faults, again where it fails; gives what struck, and what was wrong."""
+    """Run the day with these faults, several times for pairs; return the faults that struck, and all complaints."""
     script = world.command if plan.side == COMMAND else world.connector
     world.prepare(plan.start)
     if plan.side != COMMAND:
@@ -305,7 +305,7 @@ def suffer(world, capfd, plan, faults):
 
 
 def judged(code, said, before, held, new, struck):
-    """What is wrong with a run's exit code, with what it said, and with what Alvo holds after it."""
+    """The complaints about a run's exit code, its error output and Alvo's values after it."""
     what, when, _, server, *operation = struck[-1].split() if struck else ["nothing", "", "", ""]
     failure = -signal.SIGKILL if what == "kill-run" else 4 if server == "Alvo" else 3
     lines = int(code in (3, 4))
@@ -314,21 +314,21 @@ def judged(code, said, before, held, new, struck):
     wrong = {
         f"exit code {code}": code not in ({0, failure} if struck else {0}),
         "Alvo holds neither the old day nor the new one": held not in (before, new),
-        "the new day is not there": (code == 0 or committed) and held != new,
+        "the new day is missing": (code == 0 or committed) and held != new,
         f"exit code {code} with the new day": certain and code != 0 and held == new != before and not committed,
-        f"it said {said!r}": said.count("\n") != lines or not said.startswith("etl.py: " * lines),
-        f"it hides the cause: {said}": "already closed" in said and CAUSE_IS_TOLD,
+        f"it printed {said!r}": said.count("\n") != lines or not said.startswith("etl.py: " * lines),
+        f"it hides the cause: {said}": "already closed" in said and CAUSE_IS_SHOWN,
     }
     return [complaint for complaint, applies in wrong.items() if applies]
 
 
 def kind_at(plan, *numbers):
-    """The kind whose turn it is, at an operation, or after an earlier one."""
+    """The kind of fault at an operation, or at a pair of operations: the kinds take turns."""
     return plan.kinds[sum(numbers) % len(plan.kinds)]
 
 
 def enumerated(plan, suffered):
-    """Suffer case after case, until none strikes any more."""
+    """Run case after case until no fault strikes any more."""
     for first in count(1):
         faults = {first: kind_at(plan, first)}
         if plan.pairs:
@@ -346,7 +346,7 @@ def test_no_fault_leaves_half_a_day_or_a_wrong_exit_code(request, capfd, monkeyp
     if plan.kinds[0] in HANG:
         monkeypatch.setattr(client, "READ_TIMEOUT_S", HANG_S)
         monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)
-        # The client's own deadline has to do without the server's word.
+        # The client's deadline has to work without the server's.
         monkeypatch.setattr(engine, "GRACE_S", HANG_S - engine.TIME_LIMIT_S)
 
     def suffered(faults):
@@ -361,7 +361,7 @@ def test_no_fault_leaves_half_a_day_or_a_wrong_exit_code(request, capfd, monkeyp
 
 
 @pytest.mark.parametrize("label", ["COPY incoming (timestamp, signal_id, val", "CopyData", "CopyDone"])
-def test_a_backend_that_ends_within_a_copy_is_told_on_one_line(world, capfd, label):
+def test_a_backend_that_ends_within_a_copy_is_reported_on_one_line(world, capfd, label):
     world.prepare(OLD_DAY)
     world.command.begin({})
     assert world.run() == 0

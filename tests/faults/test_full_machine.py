@@ -1,4 +1,4 @@
-"""A machine that has no thread, process or descriptor left: answers of 503, which pass, and nothing left behind."""
+"""Without a free thread, process or descriptor the APIs answer 503 for a while, and then hold no more than before."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from fonte_alvo import serving
 
 pytestmark = pytest.mark.faults
 
-# No other process has this user: the kernel counts the processes of a user, and never root's.
+# A user without other processes: the kernel limits the processes of a user, and never root's.
 USER = 54_321
 CLIENTS = 700
 LIMITS = {"500 processes": ["--nproc=500", "--nofile=4096"], "256 descriptors": ["--nofile=256"]}
@@ -28,7 +28,7 @@ SERVERS = {"fonte.connector:app": "FONTE", "alvo.api:app": "ALVO"}
 
 @pytest.fixture
 def loaded_alvo(make_database, make_pool):
-    """An Alvo that holds more than all the buffers between it and a reader."""
+    """An Alvo with more data than fit into all buffers between it and a reader."""
     url = make_database()
     pool = make_pool(url)
     moments = "generate_series('2000-01-01Z', '2001-06-01Z'::timestamptz, '10 minutes') AS moment"
@@ -43,7 +43,7 @@ def loaded_alvo(make_database, make_pool):
 
 @contextmanager
 def limited(app, limit, database, log):
-    """Serve an app within limits, as a user that has no other process; gives its base URL and its process."""
+    """Serve an app within limits, as a user without other processes; yield its base URL and its process."""
     capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--securebits=+no_setuid_fixup"]
     become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *capability]
     command = [sys.executable, "-m", "uvicorn", app, "--port", "0"]
@@ -62,7 +62,7 @@ def limited(app, limit, database, log):
 
 
 def come_and_leave(base_url):
-    """Clients that all ask for everything, read the beginning of an answer at most, and leave."""
+    """Connect many clients that request all data, read the beginning at most, and disconnect."""
     url = httpx.URL(base_url)
     clients = []
     for _ in range(CLIENTS):
@@ -81,14 +81,14 @@ def come_and_leave(base_url):
 
 
 def settle(condition, said):
-    """Wait until a condition holds, half a minute at most on a quiet machine."""
+    """Wait until a condition holds; on a quiet machine that takes half a minute at most."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < 90, said()[-2000:]
 
 
 def is_back(process, files, threads):
-    """Whether a process holds what it did, but for the connections in its pool."""
+    """Tell whether a process holds as much as before, apart from the connections in its pool."""
     return process.num_fds() <= files + serving.POOL_SIZE and process.num_threads() <= threads + 5
 
 
@@ -101,7 +101,7 @@ def served(url):
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("app", SERVERS)
-def test_clients_that_leave_a_full_machine_leave_nothing_behind(
+def test_clients_that_disconnect_from_a_full_machine_leave_nothing_open(
     app, limit, large_fonte, loaded_alvo, administrator, tmp_path, pytestconfig
 ):
     database = {"FONTE": large_fonte, "ALVO": loaded_alvo}[SERVERS[app]]
@@ -115,8 +115,7 @@ def test_clients_that_leave_a_full_machine_leave_nothing_behind(
             settle(lambda: served(day), log.read_text)
             with administrator.connect() as connection:
                 settle(lambda: running(connection, database.database) == 0, log.read_text)
-            # Pools and the few threads of the other routes keep what they have.
-            # Threads that are idle end while others are asked for.
+            # Pools keep their connections, and the other routes a few threads. Requests let idle threads end.
             settle(
                 lambda: served(day) and is_back(process, files, threads),
                 lambda: f"{process.num_fds()} {process.num_threads()}",

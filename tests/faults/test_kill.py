@@ -1,4 +1,4 @@
-"""kill -9 at any moment: Alvo holds the old day or the new one, whole, and one plain run mends all."""
+"""After kill -9 at any moment, Alvo holds the whole old or new day, and one plain run repairs everything."""
 
 import os
 import random
@@ -31,7 +31,7 @@ COMMAND = [sys.executable, "etl.py", "2024-05-20"]
 
 
 def run_and_kill(folder, environment, after_s):
-    """Start etl.py and kill it after some seconds, unless it has ended by itself."""
+    """Start etl.py and kill it after some seconds, unless it has ended."""
     with subprocess.Popen(
         COMMAND, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as run:
@@ -43,7 +43,7 @@ def run_and_kill(folder, environment, after_s):
 
 
 def powers(pool):
-    """The distinct values of power_mean in Alvo, and how many rows there are of all signals."""
+    """The distinct values of power_mean in Alvo, and the number of rows of all signals."""
     held = alvo_values(pool)
     return {value for (_, name), value in held.items() if name == "power_mean"}, len(held)
 
@@ -63,7 +63,7 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one(connector, fonte_pool, a
         assert code in (0, -signal.SIGKILL), error
         found, rows = powers(alvo_pool)
         assert rows == 1152
-        # A killed run's COMMIT that was already on its way may arrive after the last look.
+        # A killed run's COMMIT may have been sent and arrive after the last look.
         assert found in (previous, {number - 1}, {number}), found
         outcomes.add((code, found == {number}))
         previous = found
@@ -74,14 +74,14 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one(connector, fonte_pool, a
     assert (-signal.SIGKILL, False) in outcomes
 
 
-def test_a_killed_first_run_needs_no_hand_and_leaves_no_server(folder, pytestconfig, run_command):
+def test_a_killed_first_run_needs_no_repair_and_leaves_no_server(folder, pytestconfig, run_command):
     environment = bare(folder)
     moments = random.Random(2024)
     for _ in range(pytestconfig.getoption("kills")):
         code, error = run_and_kill(folder, environment, moments.uniform(0.2, 1.6))
         assert code in (0, -signal.SIGKILL), error
         if (folder / ".embedded").exists():
-            # A guard that was only just born does not hold its lock yet: psutil waits for it too.
+            # A guard that has only just started does not hold its lock yet: psutil waits for it too.
             while running := servers(folder / ".embedded"):
                 psutil.wait_procs([psutil.Process(pid) for pid in running if psutil.pid_exists(pid)], timeout=1)
     run = run_command(*COMMAND[1:])
@@ -89,7 +89,7 @@ def test_a_killed_first_run_needs_no_hand_and_leaves_no_server(folder, pytestcon
     assert "of 1,440 samples (100.0%), 144 windows" in run.stdout
 
 
-def test_a_long_range_that_is_killed_and_whose_postgresql_is_killed_is_mended_by_resume(folder, run_command):
+def test_resume_completes_a_long_range_that_was_killed_and_whose_postgresql_was_killed(folder, run_command):
     environment = bare(folder)
     sixty_days = ["etl.py", *SIXTY_DAYS, "--resume"]
     assert run_command("seed.py", "--days", "60").returncode == 0
@@ -108,7 +108,7 @@ def test_a_long_range_that_is_killed_and_whose_postgresql_is_killed_is_mended_by
                 psutil.Process(pid).kill()
         _, error = run.communicate()
     assert run.returncode in (3, 4), error
-    # psycopg2 may print lines of its own where a server dies within a COPY.
+    # psycopg2 itself may print lines if a server dies within a COPY.
     assert error.splitlines()[-1].startswith("etl.py: ")
     assert "during reset" not in error
     resumed = run_command(*sixty_days)
@@ -141,7 +141,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(
+def test_resume_completes_a_long_range_whose_connector_was_killed(
     sixty_days_fonte, alvo, alvo_pool, make_database, free_port
 ):
     port = free_port
@@ -167,7 +167,7 @@ def test_a_long_range_whose_connector_is_killed_is_mended_by_resume(
     assert alvo_values(alvo_pool) == undisturbed
 
 
-def test_a_year_whose_connector_is_stopped_three_times_for_8_s_ends_as_if_it_were_not(make_database, alvo, free_port):
+def test_a_year_is_loaded_while_its_connector_stops_three_times_for_8_s(make_database, alvo, free_port):
     fonte = seeded(make_database(), 366)
     moments = random.Random(8)
     stops = sorted(moments.sample(range(5, 360), 3))

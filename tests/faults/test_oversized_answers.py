@@ -1,4 +1,4 @@
-"""Answers without end, and small ones that would decode to much: memory stays bounded, in a process of its own."""
+"""Answers without end, and small answers that decode to much, take bounded memory, measured in fresh processes."""
 
 import struct
 import subprocess
@@ -34,7 +34,7 @@ print(int(peak.split()[1]) // 1024)
 
 
 def refusal(answer, most_json_bytes=64 * MIB):
-    """What a fresh process says of an answer, and its peak memory in MiB."""
+    """The error of a fresh process about an answer, and its peak memory in MiB."""
     with answering(answer) as server:
         command = [sys.executable, "-c", FETCH, server.url, str(most_json_bytes)]
         run = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
@@ -43,7 +43,7 @@ def refusal(answer, most_json_bytes=64 * MIB):
 
 
 def endless(head, piece, end=b""):
-    """An answer that repeats a piece ten thousand times, a few gigabytes at most, or until nobody listens."""
+    """An answer that repeats a piece ten thousand times, or until the client disconnects."""
 
     def pieces():
         yield head
@@ -59,7 +59,7 @@ def chunked(content_type, chunk, *headers):
 
 
 def deflated(piece, times):
-    """A gzip stream of a piece, again and again; each is flushed, so that one compressed piece can be repeated."""
+    """A gzip stream of a repeated piece; each is flushed, so that one compressed piece can be repeated."""
     compressor = zlib.compressobj(wbits=-15)
     compressor.compress(piece)
     compressor.flush(zlib.Z_FULL_FLUSH)
@@ -68,7 +68,7 @@ def deflated(piece, times):
 
 
 def messages_of_no_rows():
-    """A million messages of twelve bytes each, all of which point at one and the same metadata behind them."""
+    """A million messages of twelve bytes each that all point to the same metadata behind them."""
     whole = arrow_stream({"timestamp": MINUTES[:3], "power": np.ones(3)})
     begin = 8 + struct.unpack_from("<i", whole, 4)[0]
     size, table = struct.unpack_from("<iI", whole, begin + 4)
@@ -106,14 +106,14 @@ def messages_of_no_rows():
         *("messages of nothing", "a billion rows"),
     ],
 )
-def test_what_swells_is_refused_in_little_memory(answer, said, most_mib):
+def test_oversized_answers_are_refused_within_the_memory_limit(answer, said, most_mib):
     refused, peak_mib = refusal(answer)
     assert said in refused
     assert peak_mib < most_mib
 
 
 @pytest.mark.parametrize("item", [b"[]", b"{}", b"1e5"])
-def test_the_objects_of_json_take_at_most_thirty_times_its_bytes(item):
+def test_decoded_json_takes_at_most_thirty_times_its_bytes(item):
     most = 4 * MIB
     body = b"[" + b",".join([item] * (most // (len(item) + 1) - 1)) + b"]"
     refused, peak_mib = refusal(http(body=body), most)

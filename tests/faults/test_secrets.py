@@ -1,4 +1,4 @@
-"""Passwords and tokens are told to nobody: no error, traceback, log, description or repr holds one."""
+"""No error, traceback, log, description or repr shows a password or a token."""
 
 import os
 import re
@@ -21,14 +21,14 @@ TOKEN = "t0ken-of-the-tests"
 WRONG = "wr0ng-of-the-tests"
 
 
-def told(*texts):
-    """The secrets that some text holds; a piece of one would be too much already."""
+def shown_secrets(*texts):
+    """The secrets of which some text holds the beginning."""
     return [secret for secret in (SECRET[:6], TOKEN[:5], WRONG[:5]) for text in texts if secret in text]
 
 
 @pytest.fixture
 def everything(refused_port):
-    """An environment that is full of secrets, none of whose services answers."""
+    """An environment full of secrets; none of its services answers."""
     database = f"postgresql://user:{SECRET}@127.0.0.1:{refused_port}/d"
     return {
         "FONTE_API_URL": f"http://user:{SECRET}@127.0.0.1:{refused_port}",
@@ -58,33 +58,33 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("arguments", "changed", "code"), FAILURES.values(), ids=FAILURES)
-def test_no_command_tells_a_secret_whatever_fails(run_command, everything, arguments, changed, code):
+def test_no_failing_command_shows_a_secret(run_command, everything, arguments, changed, code):
     run = run_command(*arguments, **everything | changed)
     assert run.returncode == code, run.stderr
-    assert told(run.stdout, run.stderr) == []
+    assert shown_secrets(run.stdout, run.stderr) == []
 
 
 @pytest.mark.parametrize("answer", [http(500), http(401), http(422, {"detail": "no"}), http(200, b"{}")])
-def test_no_answer_of_fonte_makes_the_etl_tell_its_password(run_command, everything, answer):
+def test_no_answer_of_fonte_makes_the_etl_show_its_password(run_command, everything, answer):
     with answering(answer) as server:
         url = server.url.replace("http://", f"http://user:{SECRET}@")
         run = run_command("-c", FAST, "2024-05-20", "--debug", **everything | {"FONTE_API_URL": url})
     assert run.returncode in (2, 3)
     assert "Traceback" in run.stderr
-    assert told(run.stdout, run.stderr) == []
+    assert shown_secrets(run.stdout, run.stderr) == []
 
 
-def test_a_password_that_the_database_refuses_is_not_told(run_command, everything, server):
+def test_a_password_that_the_database_refuses_is_not_shown(run_command, everything, server):
     url = server.set(password=SECRET).render_as_string(hide_password=False)
     run = run_command("etl.py", "2024-05-20", "--resume", "--debug", **everything | {"ALVO_DATABASE_URL": url})
     assert run.returncode == 4
     assert "password authentication failed" in run.stderr
-    assert told(run.stdout, run.stderr) == []
+    assert shown_secrets(run.stdout, run.stderr) == []
 
 
 @contextmanager
 def uvicorn(app, level, environment, log):
-    """Serve an app as its users do, in a process of its own; gives its base URL. What it says goes to the file log."""
+    """Serve an app in another process, as users do, with its output in the file log; yield its base URL."""
     command = [sys.executable, "-m", "uvicorn", app, "--port", "0", "--log-level", level]
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=SCRIPTS, env=os.environ | environment, stdout=output, stderr=output)
@@ -99,7 +99,7 @@ def uvicorn(app, level, environment, log):
 
 @pytest.mark.parametrize("level", ["debug", "trace"])
 @pytest.mark.parametrize(("app", "side"), [("fonte.connector:app", "FONTE"), ("alvo.api:app", "ALVO")])
-def test_no_log_at_any_level_tells_a_token_or_a_password(administrator, everything, fonte, tmp_path, level, app, side):
+def test_no_log_at_any_level_shows_a_token_or_a_password(administrator, everything, fonte, tmp_path, level, app, side):
     role = f"admin_of_{fonte.database}"
     with administrator.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{SECRET}'"))
@@ -128,20 +128,20 @@ def test_no_log_at_any_level_tells_a_token_or_a_password(administrator, everythi
     assert 'audit action="DELETE /data" client="127.0.0.1" rows=0' in said
     assert said.count('status=401 refused="the admin token is wrong"') == 4
     assert "password authentication failed" in said
-    assert told(said, *(answer.text + str(answer.headers) for answer in answers)) == []
+    assert shown_secrets(said, *(answer.text + str(answer.headers) for answer in answers)) == []
 
 
 @pytest.mark.parametrize(("app", "side"), [("fonte.connector:app", "FONTE"), ("alvo.api:app", "ALVO")])
 @pytest.mark.parametrize("name", ["DATABASE_URL", "ADMIN_DATABASE_URL", "ADMIN_TOKEN"])
-def test_a_setting_that_stops_an_api_is_named_and_not_told(run_command, everything, app, side, name):
+def test_a_setting_that_stops_an_api_is_named_without_its_value(run_command, everything, app, side, name):
     broken = {f"{side}_{name}": BROKEN if "URL" in name else f"{TOKEN} "}
     run = run_command("-m", "uvicorn", app, "--port", "0", "--log-level", "trace", **everything | broken)
     assert run.returncode == 3
     assert f"SettingsError: {side}_{name} is n" in run.stderr
-    assert told(run.stdout, run.stderr) == []
+    assert shown_secrets(run.stdout, run.stderr) == []
 
 
-def test_no_repr_of_what_holds_a_secret_tells_it(monkeypatch, everything):
+def test_no_repr_shows_a_secret(monkeypatch, everything):
     for name, value in everything.items():
         monkeypatch.setenv(name, value)
     held = [settings.fonte_database_url(), settings.alvo_database_url(), settings.fonte_admin(), settings.alvo_admin()]
@@ -150,10 +150,10 @@ def test_no_repr_of_what_holds_a_secret_tells_it(monkeypatch, everything):
         pool.connect()
     errors = [failure.value, failure.value.__cause__]
     shown = [f"{thing!r} {thing!s}" for thing in [*held, pool, pool.url, pool.pool, *errors]]
-    assert told(*shown, *traceback.format_exception(failure.value)) == []
+    assert shown_secrets(*shown, *traceback.format_exception(failure.value)) == []
 
 
-def test_the_state_of_an_app_tells_no_secret(monkeypatch, everything):
+def test_the_state_of_an_app_shows_no_secret(monkeypatch, everything):
     import asyncio
 
     for name, value in everything.items():
@@ -165,10 +165,10 @@ def test_the_state_of_an_app_tells_no_secret(monkeypatch, everything):
 
     shown = asyncio.run(state())
     assert "admin_token" in shown
-    assert told(shown) == []
+    assert shown_secrets(shown) == []
 
 
-def test_the_password_of_the_embedded_server_is_told_to_nobody(run_command, folder):
+def test_the_password_of_the_embedded_server_is_in_no_output_and_no_log(run_command, folder):
     run = run_command("etl.py", "2024-05-20", "--debug")
     assert run.returncode == 0
     folder = folder / ".embedded"

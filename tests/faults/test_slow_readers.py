@@ -1,4 +1,4 @@
-"""Who reads slowly, or goes away, costs a bounded share of the connector and keeps nobody else waiting."""
+"""A reader that is slow or disconnects costs the connector little, and lets nobody else wait."""
 
 import os
 import resource
@@ -28,22 +28,24 @@ def large_connector(large_fonte):
 
 
 def stalled_readers(base_url, count, held):
-    """Readers that got the beginning of everything, and read no further."""
+    """Open readers that got the beginning of all data and read no further."""
     for reader in [held.enter_context(stalled_reader(base_url)) for _ in range(count)]:
         assert reader.recv(12) == b"HTTP/1.1 200"
 
 
-def test_slow_readers_keep_nobody_waiting_and_hold_little_memory(large_connector):
+def test_slow_readers_delay_nobody_and_take_little_memory(large_connector):
     assert len(httpx.get(large_connector + DAY).json()) == 1440
     memory = psutil.Process().memory_info().rss
     with ExitStack() as held:
         stalled_readers(large_connector, POOL_SIZE - 1, held)
         assert len(httpx.get(large_connector + DAY).json()) == 1440
-        # Each asked for more than 50 MiB.
+        # Each has requested more than 50 MiB.
         assert psutil.Process().memory_info().rss - memory < 4 * 2**20 * POOL_SIZE
 
 
-def test_more_slow_readers_than_connections_are_told_to_come_again(administrator, large_fonte, monkeypatch, request):
+def test_without_a_free_connection_a_reader_gets_a_503_with_retry_after(
+    administrator, large_fonte, monkeypatch, request
+):
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 8)
     large_connector = request.getfixturevalue("large_connector")
     with ExitStack() as held, ThreadPoolExecutor(2 * POOL_SIZE) as pool, httpx.Client(timeout=60) as client:
@@ -60,28 +62,28 @@ def test_more_slow_readers_than_connections_are_told_to_come_again(administrator
     assert len(httpx.get(large_connector + DAY).json()) == 1440
 
 
-def left_behind():
-    """What this process, in which the connector runs, holds: open files, pipes and sockets, and threads that copy."""
+def descriptors_and_copies():
+    """The number of open descriptors of this process, in which the connector runs, and of its copying threads."""
     copying = [thread for thread in threading.enumerate() if "_copy" in thread.name]
     return len(list(Path("/proc/self/fd").iterdir())), len(copying)
 
 
-def test_aborted_downloads_leave_nothing_behind(administrator, large_fonte, large_connector):
+def test_aborted_downloads_leave_nothing_open(administrator, large_fonte, large_connector):
     url = httpx.URL(large_connector)
     assert len(httpx.get(large_connector + DAY).json()) == 1440
     # The thread ends a moment after its answer.
-    wait_until(lambda: left_behind()[1] == 0)
-    files, _ = left_behind()
+    wait_until(lambda: descriptors_and_copies()[1] == 0)
+    files, _ = descriptors_and_copies()
     for number, form in zip(range(200), cycle(MEDIA_TYPES), strict=False):
         with socket.create_connection((url.host, url.port)) as reader:
             reader.sendall(f"GET /data?format={form} HTTP/1.1\r\nHost: fonte\r\n\r\n".encode())
-            # Some go before the answer begins, some in the midst of it.
+            # Some disconnect before the answer begins, some within it.
             reader.recv(1 + 1000 * (number % 5)) if number % 4 else None
     with administrator.connect() as connection:
         wait_until(lambda: running(connection, large_fonte.database) == 0)
     assert len(httpx.get(large_connector + DAY).json()) == 1440
     # Connections to the database may stay in their pools.
-    wait_until(lambda: left_behind()[0] < files + POOL_SIZE and left_behind()[1] == 0)
+    wait_until(lambda: descriptors_and_copies()[0] < files + POOL_SIZE and descriptors_and_copies()[1] == 0)
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def test_a_close_just_after_a_piece_is_read_ends_the_query_and_its_thread(admini
     rows = CopyOut(make_pool(large_fonte), "SELECT * FROM data", {}, "FORMAT csv")
 
     class ClosedAtTheEnd:
-        """A lock whose holder learns at the last moment that nobody wants more."""
+        """A lock that closes the rows just before its release."""
 
         def __init__(self, lock):
             self.acquire, self.release = lock.acquire, lock.release
@@ -130,7 +132,7 @@ def test_a_close_just_after_a_piece_is_read_ends_the_query_and_its_thread(admini
     assert next(iter(rows))
     with administrator.connect() as connection:
         wait_until(lambda: running(connection, large_fonte.database) == 0)
-    wait_until(lambda: left_behind()[1] == 0)
+    wait_until(lambda: descriptors_and_copies()[1] == 0)
 
 
 def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator, fonte, make_pool):

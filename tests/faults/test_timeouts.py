@@ -1,4 +1,4 @@
-"""Nobody is waited for without end: neither a lock, nor a frozen server, nor a slow one, nor a slow reader."""
+"""Every wait ends: for a lock, a frozen server, a slow server and a slow reader."""
 
 import logging
 import re
@@ -24,18 +24,18 @@ DAY_BOUNDS = datetime(2024, 5, 20, tzinfo=UTC), datetime(2024, 5, 21, tzinfo=UTC
 
 
 @pytest.mark.parametrize("name", ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"])
-def test_the_server_itself_ends_what_takes_too_long(alvo_pool, name):
+def test_the_server_has_a_limit_for_every_wait(alvo_pool, name):
     with alvo_pool.connect() as connection:
         assert connection.scalar(text(f"SELECT setting::integer FROM pg_settings WHERE name = '{name}'")) > 0
 
 
-def test_a_url_may_set_timeouts_of_its_own(alvo, make_pool):
+def test_a_url_may_set_its_timeouts(alvo, make_pool):
     url = alvo.update_query_dict({"options": "-c statement_timeout=7s"})
     with make_pool(url).connect() as connection:
         assert connection.scalar(text("SHOW statement_timeout")) == "7s"
 
 
-def test_a_locked_target_is_exit_code_4_and_stays_as_it_was(fonte_api, alvo_pool, monkeypatch, capsys):
+def test_a_locked_target_is_exit_code_4_and_stays_unchanged(fonte_api, alvo_pool, monkeypatch, capsys):
     assert etl.main(["2024-05-20"]) == 0
     before = alvo_values(alvo_pool)
     monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.1)
@@ -66,7 +66,7 @@ def test_a_target_that_falls_silent_is_exit_code_4(fonte_api, alvo, alvo_pool, m
     assert not alvo_values(alvo_pool)
 
 
-def test_a_connection_that_is_given_back_in_time_is_not_cut(alvo, monkeypatch):
+def test_a_connection_that_returns_in_time_is_not_cut(alvo, monkeypatch):
     monkeypatch.setattr(engine, "TIME_LIMIT_S", 0.1)
     monkeypatch.setattr(engine, "GRACE_S", 0.1)
     pool = engine.create(alvo, "test")
@@ -74,7 +74,7 @@ def test_a_connection_that_is_given_back_in_time_is_not_cut(alvo, monkeypatch):
     with pool.connect() as connection:
         first = connection.scalar(text("SELECT pg_backend_pid()"))
         limits = set(threading.enumerate()) - others
-    # That of the connecting may not have ended yet.
+    # The limit of the connection's first queries may still run.
     assert limits
     for limit in limits:
         limit.join()
@@ -83,7 +83,7 @@ def test_a_connection_that_is_given_back_in_time_is_not_cut(alvo, monkeypatch):
     pool.dispose()
 
 
-def test_an_answer_that_drips_is_not_waited_for(monkeypatch):
+def test_an_answer_that_arrives_byte_by_byte_is_given_up(monkeypatch):
     monkeypatch.setattr(client, "DOWNLOAD_TIMEOUT_S", 0.2)
     drops = http(body=b"[" + b" " * 10_000, length=10**9)
     with answering(drops) as server:
@@ -92,7 +92,7 @@ def test_an_answer_that_drips_is_not_waited_for(monkeypatch):
             fetch(server.url, *DAY_BOUNDS, ["power"])
 
 
-def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch, caplog):
+def test_a_stalled_reader_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch, caplog):
     with connector_over(large_fonte) as base_url, administrator.connect() as connection:
         monkeypatch.setattr(streaming, "STREAM_TIMEOUT_S", 0.5)
         with stalled_reader(base_url) as reader:
@@ -105,7 +105,7 @@ def test_a_reader_that_stalls_is_cut_and_its_query_ends(administrator, large_fon
     assert "127.0.0.1 took longer than 0.5 s to read an answer: broken off" in caplog.text
 
 
-def test_a_connection_that_is_closed_already_is_not_cut(alvo_pool):
+def test_cutting_a_closed_connection_does_nothing(alvo_pool):
     with alvo_pool.connect() as connection:
         raw = connection.connection.driver_connection
         raw.close()
@@ -118,7 +118,7 @@ def test_a_log_line_is_one_line_of_key_and_value():
     assert re.fullmatch(r"time=\S+\+00:00 level=ERROR logger=uvicorn\.error message=\"two .*\\nhere\"", line)
 
 
-def test_a_connector_that_is_told_to_end_finishes_its_answers_and_cuts_who_stalls(administrator, large_fonte):
+def test_sigterm_lets_the_connector_finish_its_answers_and_cut_stalled_readers(administrator, large_fonte):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "fonte.connector:app", "--port", str(port)]
