@@ -1,4 +1,4 @@
-"""`python -m orchestration.dagster` in a fresh checkout: all of Dagster, over GraphQL and as a browser shows it."""
+"""`python -m orchestration.dagster` in a fresh checkout, over GraphQL and in a browser."""
 
 import re
 import signal
@@ -36,7 +36,7 @@ def page(dagster):
 
 @pytest.fixture(scope="module")
 def backfilled(ask):
-    """The finished backfill of the ten last days."""
+    """The finished backfill of the last ten days."""
     return backfill(ask, LAST)
 
 
@@ -59,7 +59,7 @@ def test_a_load_of_old_days_does_not_make_alvo_fresh(ask):
     assert fresh(ask) == "UNKNOWN"
 
 
-def test_ten_days_two_of_them_empty_are_a_success_in_one_run(backfilled, ask):
+def test_one_run_carries_ten_days_of_which_two_are_empty(backfilled, ask):
     assert backfilled["status"] == "COMPLETED_SUCCESS"
     assert [run["status"] for run in backfilled["runs"]] == ["SUCCESS"]
     query = """query ($k: AssetKeyInput!, $days: [String!]) {assetNodeOrError(assetKey: $k) {... on AssetNode {
@@ -76,7 +76,7 @@ def test_ten_days_two_of_them_empty_are_a_success_in_one_run(backfilled, ask):
 
 def test_the_load_of_yesterday_makes_alvo_fresh(ask, backfilled):
     while fresh(ask) == "UNKNOWN":
-        # The daemon looks twice a minute.
+        # The daemon checks the freshness twice a minute.
         pass
     assert fresh(ask) == "HEALTHY"
 
@@ -92,7 +92,7 @@ def test_the_schedule_is_on_for_six_in_the_morning(ask, selector):
 
 
 def launched(ask, selector, job, tags, run_config):
-    """Launch a run; gives its id."""
+    """Launch a run; return its id."""
     query = """mutation ($p: ExecutionParams!) {launchRun(executionParams: $p) {
         __typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message}
     }}"""
@@ -104,7 +104,7 @@ def launched(ask, selector, job, tags, run_config):
 
 
 def finished(ask, run_ids):
-    """The runs, when all have ended."""
+    """Wait until all runs have ended, and return them."""
     query = """query ($f: RunsFilter!) {runsOrError(filter: $f) {... on Runs {results {
         runId status startTime endTime
     }}}}"""
@@ -114,13 +114,13 @@ def finished(ask, run_ids):
             return runs
 
 
-def test_the_launchpad_takes_the_run_configuration_as_it_is_written(ask, selector):
+def test_the_launchpad_accepts_the_run_configuration_of_etl_yaml(ask, selector):
     written = (ROOT / "orchestration/dagster/etl.yaml").read_text()
     run_id = launched(ask, selector, "etl", {}, written.replace("2024-05-20", DAYS[0]).replace("2024-05-22", DAYS[2]))
     assert [run["status"] for run in finished(ask, [run_id])] == ["SUCCESS"]
 
 
-def test_a_secret_in_a_run_configuration_is_kept_nowhere(ask, selector, clone, log):
+def test_a_secret_in_a_run_configuration_is_stored_nowhere(ask, selector, clone, log):
     url = {"config": {"url": "postgresql://user:not-to-be-kept@host/alvo"}}
     launch = """mutation ($p: ExecutionParams!) {launchRun(executionParams: $p) {
         __typename ... on PythonError {message}
@@ -133,7 +133,7 @@ def test_a_secret_in_a_run_configuration_is_kept_nowhere(ask, selector, clone, l
     assert [path for path in kept if b"not-to-be-kept" in path.read_bytes()] == []
 
 
-def test_of_many_runs_at_once_two_ask_fonte(ask, selector, backfilled):
+def test_at_most_two_runs_ask_fonte_at_once(ask, selector, backfilled):
     run_ids = [
         launched(ask, selector, "materialize_ten_minute_statistics", {"dagster/partition": day}, {}) for day in DAYS[:4]
     ]
@@ -170,10 +170,10 @@ def test_the_browser_shows_the_checks_of_good_days_beside_those_of_an_empty_one(
     for name in CHECKS:
         page.get_by_text(name, exact=True).first.wait_for()
     page.get_by_text(f"Checks ({len(CHECKS)})").wait_for()
-    # Dagster shows the worst day of a check.
+    # Dagster shows each check's worst day.
     assert page.get_by_text("Succeeded").count() == len(CHECKS) - 1
     page.goto(f"{ASSET}?view=checks&checkDetail={COMPLETE}")
-    # The first one is the asset's.
+    # The first tab is the asset's.
     page.get_by_role("tab", name="Partitions").nth(1).click()
     page.get_by_text(re.compile(r"Passed \((8|1\d)\)")).first.wait_for()
     page.get_by_text("Failed (2)").first.wait_for()
@@ -186,7 +186,7 @@ def test_the_launchpad_of_the_job_opens_filled_and_without_an_error(page, ask, s
     assert page.get_by_text("yesterday").count() == 2
 
 
-def test_the_browser_shows_where_the_data_come_from_and_go(page, backfilled):
+def test_the_browser_shows_the_lineage_of_the_data(page, backfilled):
     page.goto("/asset-groups")
     for name in ("fonte_data", "ten_minute_statistics", "alvo_data"):
         page.get_by_text(name, exact=True).first.wait_for()
@@ -195,22 +195,22 @@ def test_the_browser_shows_where_the_data_come_from_and_go(page, backfilled):
 def test_the_browser_shows_the_schedule_on(page):
     page.goto("/automation")
     page.get_by_text("Scheduled At 06:00 AM UTC").wait_for()
-    # The first box selects the row, the last one is the switch.
+    # The first box selects the row; the last one switches the schedule.
     assert page.locator('input[type="checkbox"]').last.is_checked()
 
 
-def test_nothing_nags_and_everything_is_kept_in_ignored_folders(clone, log, backfilled):
-    told = log.read_text().lower()
-    assert "telemetry" not in told
-    assert [line for line in told.splitlines() if "warning" in line and "is empty" not in line] == []
-    assert "temporary" not in told
+def test_the_log_has_no_warning_and_every_new_folder_is_ignored(clone, log, backfilled):
+    logged = log.read_text().lower()
+    assert "telemetry" not in logged
+    assert [line for line in logged.splitlines() if "warning" in line and "is empty" not in line] == []
+    assert "temporary" not in logged
     made = {path.name + "/" for path in clone.iterdir()} - {path.name + "/" for path in ROOT.glob("[!.]*")}
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert all(any(fnmatch(name, pattern) for pattern in ignored) for name in made)
     assert {".dagster/", ".embedded/"} <= made
 
 
-def test_ctrl_c_stops_them_all(dagster, clone, log):
+def test_ctrl_c_stops_every_process(dagster, clone, log):
     url, process = dagster
     of_the_clone = [other for other in psutil.process_iter() if str(clone) in " ".join(arguments(other))]
     everything = {*of_the_clone, *family(process)}
@@ -226,7 +226,7 @@ def test_ctrl_c_stops_them_all(dagster, clone, log):
 
 @pytest.fixture(scope="module")
 def woken(clone, tmp_path_factory):
-    """Dagster on a machine that was off at the time of the schedule: its URL, its process and that time."""
+    """Dagster on a machine that was off at the scheduled time: its URL, its process and that time."""
     tick = datetime.now(UTC).replace(hour=6, minute=0, second=0, microsecond=0)
     tick -= timedelta(days=tick > datetime.now(UTC))
     with dg.DagsterInstance.from_config(str(clone / ".dagster")) as instance:
@@ -249,8 +249,8 @@ def test_a_tick_of_the_schedule_loads_the_day_before(woken):
     assert [run["status"] for run in finished(ask, [run["runId"] for run in runs])] == ["SUCCESS"]
 
 
-def test_a_run_whose_container_dies_fails_by_its_limit(woken):
-    """Its server dies with it, as it does in a container."""
+def test_a_run_whose_container_dies_fails_at_its_time_limit(woken):
+    """Its code server dies with it, as in a container."""
     ask = client(woken[0])
     long = {"ops": {"run_etl": {"config": {"start_date": "2000-01-01"}}}}
     run_id = launched(ask, definitions(ask), "etl", {"dagster/max_runtime": "1"}, long)
@@ -258,16 +258,16 @@ def test_a_run_whose_container_dies_fails_by_its_limit(woken):
         events {... on MessageEvent {message}}
     }}}"""
 
-    def told():
+    def messages():
         return "\n".join(event["message"] for event in ask(logs, id=run_id)["logsForRun"]["events"])
 
-    while not (worker := re.search(r"Executing steps in process \(pid: (\d+)\)", told())):
+    while not (worker := re.search(r"Executing steps in process \(pid: (\d+)\)", messages())):
         pass
     worker = psutil.Process(int(worker[1]))
     for each in (worker.parent(), worker):
         each.kill()
     assert [run["status"] for run in finished(ask, [run_id])] == ["FAILURE"]
-    assert "Canceling due to exceeding maximum runtime of 1 seconds." in told()
+    assert "Canceling due to exceeding maximum runtime of 1 seconds." in messages()
 
 
 def family(process):

@@ -1,4 +1,4 @@
-"""The page as a browser shows it: headless Chromium over Alvo's API, a real Alvo and a real connector."""
+"""The page in headless Chromium, over Alvo's API, a real Alvo and a real connector."""
 
 import contextlib
 import csv
@@ -54,7 +54,7 @@ def pixels(page, variable, first, last):
 
 
 def shares(page, variable, color):
-    """The part of a panel's plot that has a colour."""
+    """The share of a panel's plot that has a colour."""
     return page.evaluate(
         """([variable, color]) => {
             const canvas = document.querySelector(`[data-variable="${variable}"] canvas`);
@@ -97,7 +97,7 @@ def test_the_first_view_is_the_newest_day_with_units_numbers_and_its_age(open_pa
         ("2024-05-18 01:00Z", 37, "Newest value: 2024-05-20 00:50 UTC"),
     ],
 )
-def test_an_old_value_is_a_warning_where_the_feed_was_once_alive(
+def test_an_old_value_is_a_warning_if_the_feed_was_once_alive(
     open_page, hour_api, alvo_pool, period_end, hours_later, said
 ):
     server = hour_api("power_mean")
@@ -113,17 +113,17 @@ def test_an_old_value_is_a_warning_where_the_feed_was_once_alive(
     assert page.locator("#age.stale").count() == ("37 hours ago" in said)
 
 
-def test_a_gap_is_a_gap(open_page):
+def test_a_gap_stays_blank(open_page):
     page = open_page(GAP)
     for variable in ("wind_speed", "power", "ambient_temperature"):
         assert LINE in pixels(page, variable, 0, 7.9 / 24)
         assert LINE in pixels(page, variable, 12.1 / 24, 1)
-        # The grid is all there is between.
+        # Only the grid is drawn between.
         assert pixels(page, variable, 8.1 / 24, 11.9 / 24) <= {GRID}
     assert "120 of 144 windows (83.3 %)" in page.locator(POWER).inner_text()
 
 
-def test_dragging_zooms_and_back_goes_back(open_page):
+def test_dragging_zooms_in_and_the_back_button_undoes_it(open_page):
     page = open_page(DAY)
     views = len([url for url in page.asked if "/view?" in url])
     drag(page, "power", 0.25, 0.5)
@@ -216,7 +216,7 @@ def test_zooming_out_ends_at_a_century(open_page):
     assert page.wrong == []
 
 
-def test_shift_and_arrows_tell_the_values_of_one_window(open_page):
+def test_shift_and_arrows_show_the_values_of_one_window(open_page):
     page = open_page(DAY)
     page.locator("[data-variable=power] .chart").focus()
     readout = page.locator("[data-variable=power] .readout[aria-live=polite]")
@@ -263,7 +263,7 @@ def test_everything_can_be_reached_by_tab(open_page):
     assert sum('class="chart"' in each for each in reached) >= 1
 
 
-def test_local_time_is_the_browsers_and_a_day_stays_that_day(open_page):
+def test_local_time_is_that_of_the_browser_and_keeps_the_day(open_page):
     page = open_page(DAY)
     page.get_by_role("button", name="Local").click()
     drawn(page, "2024-05-21 America/Sao_Paulo")
@@ -273,7 +273,7 @@ def test_local_time_is_the_browsers_and_a_day_stays_that_day(open_page):
     assert "start=2024-05-21T00:00Z&end=2024-05-22T00:00Z&zone=utc" in page.url
 
 
-def test_a_local_day_has_as_many_hours_as_it_has(open_page):
+def test_the_local_day_of_a_clock_change_has_23_hours(open_page):
     page = open_page("start=2024-03-30T23:00Z&end=2024-03-31T22:00Z&zone=local", timezone_id="Europe/Berlin")
     drawn(page, "2024-03-31 Europe/Berlin")
     assert "138 of 138 windows" in page.locator(POWER).inner_text()
@@ -296,7 +296,7 @@ def test_a_link_reproduces_the_view(open_page):
     assert other.get_by_label("1-minute samples").is_checked()
 
 
-def test_what_is_shown_can_be_downloaded(open_page):
+def test_the_shown_period_can_be_downloaded(open_page):
     page = open_page(DAY)
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV of this period").click()
@@ -309,7 +309,7 @@ def test_what_is_shown_can_be_downloaded(open_page):
     assert {row["timestamp"][:10] for row in rows} == {"2024-05-21"}
 
 
-def test_the_samples_of_fonte_are_laid_over_a_day_and_no_more(open_page):
+def test_the_samples_of_fonte_are_drawn_for_a_day_or_less(open_page):
     page = open_page(DAY)
     assert SAMPLE not in pixels(page, "power", 0, 1)
     page.get_by_label("1-minute samples").check()
@@ -320,7 +320,7 @@ def test_the_samples_of_fonte_are_laid_over_a_day_and_no_more(open_page):
 
 @pytest.fixture
 def hour_api(alvo_pool, alvo, shared_connector):
-    """Serve an Alvo of one hour of signals: 2024-05-20, which Fonte holds too."""
+    """Make a function that serves an Alvo with one hour of signals, on a day that Fonte holds too."""
     servers = contextlib.ExitStack()
 
     def hour_api(*signals, start=datetime(2024, 5, 20, tzinfo=UTC)):
@@ -337,7 +337,7 @@ def hour_api(alvo_pool, alvo, shared_connector):
 HOUR = "start=2024-05-20T00:00Z&end=2024-05-20T01:00Z"
 
 
-def test_a_variable_that_fonte_lacks_leaves_the_samples_of_the_others(open_page, hour_api):
+def test_a_variable_that_fonte_lacks_does_not_hide_the_samples_of_others(open_page, hour_api):
     server = hour_api("power_mean", "pitch_mean")
     page = open_page(f"{HOUR}&samples=1", url=server.url)
     page.get_by_text("Fonte has no 1-minute samples of pitch.").wait_for()
@@ -356,7 +356,7 @@ def test_a_variable_may_have_any_name(open_page, hour_api):
     assert page.wrong == []
 
 
-def test_what_cannot_be_drawn_is_told(open_page, hour_api):
+def test_a_statistic_that_cannot_be_drawn_is_reported(open_page, hour_api):
     server = hour_api("power_count", "power_std")
     page = open_page(f"{HOUR}&std=1", url=server.url)
     page.get_by_text("mean ± std is not drawn: Alvo holds both of no variable.").wait_for()
@@ -366,7 +366,7 @@ def test_what_cannot_be_drawn_is_told(open_page, hour_api):
     page.get_by_text("mean ± std is not drawn").wait_for(state="hidden")
 
 
-def test_std_is_drawn_when_it_is_wanted(open_page):
+def test_std_is_drawn_when_it_is_chosen(open_page):
     page = open_page(DAY)
     assert STD not in pixels(page, "power", 0, 1)
     page.get_by_label("mean ± std").check()
@@ -391,7 +391,7 @@ def test_an_empty_variable_takes_one_line(open_page, hour_api, alvo_pool):
     assert page.wrong == []
 
 
-def test_the_length_of_a_step_is_told(open_page):
+def test_the_page_shows_the_length_of_a_step(open_page):
     page = open_page(DAY)
     assert page.locator("#reduction").inner_text() == "in steps of 10 min"
     assert page.locator("#curve .summary").inner_text().startswith("Means of 144 windows")
@@ -414,7 +414,7 @@ def test_a_long_step_has_mean_and_std_as_its_band_and_the_extremes_as_lines(open
     assert {"mean ± std", "minimum and maximum"} < set(legend.inner_text().split("\n"))
     assert {LINE, BAND, EDGE} <= pixels(page, "power", 0, 1)
     assert page.get_by_label("mean ± std").is_disabled()
-    # From minimum to maximum it was nearly the whole plot.
+    # From minimum to maximum, the band would fill nearly the whole plot.
     assert day < shares(page, "wind_speed", BAND) < 0.4
     assert shares(page, "power", BAND) < 0.75
     page.get_by_role("button", name="Week").click()
@@ -458,14 +458,14 @@ def test_the_link_copies_itself(open_page):
     assert page.evaluate("navigator.clipboard.readText()") == page.url
 
 
-def test_a_browser_without_a_clipboard_is_told_where_the_link_is(open_page):
+def test_without_a_clipboard_the_page_says_where_the_link_is(open_page):
     page = open_page(DAY, init="Object.defineProperty(Navigator.prototype, 'clipboard', {value: undefined})")
     page.get_by_text("Copy link").click()
     page.get_by_text("Copy the address of this page").wait_for()
     assert page.wrong == []
 
 
-def test_the_power_curve_tells_the_point_under_the_pointer_and_steps_by_key(open_page):
+def test_the_power_curve_shows_the_point_under_the_pointer_and_steps_by_key(open_page):
     page = open_page(DAY)
     readout = page.locator("#curve .readout")
     page.locator("#curve .chart").focus()
@@ -514,7 +514,7 @@ def test_the_table_holds_the_std_of_all_samples_of_the_period(open_page, year, m
 
 @pytest.mark.parametrize("width", [360, 390])
 @pytest.mark.parametrize("fragment", [DAY, f"{YEAR}&std=1&samples=1"])
-def test_the_first_chart_is_on_a_phones_first_screen_and_the_help_speaks_of_touch(open_page, fragment, width):
+def test_the_first_chart_is_on_a_phones_first_screen_and_the_help_explains_touch(open_page, fragment, width):
     page = open_page(fragment, viewport={"width": width, "height": 844}, is_mobile=True, has_touch=True)
     box = page.locator("#panels .chart").first.bounding_box()
     assert box["y"] + box["height"] < 700  # the browser's bars take the rest
@@ -549,7 +549,7 @@ def test_an_empty_day_takes_one_line_and_offers_the_nearest_days(open_page):
     assert page.wrong == []
 
 
-def test_a_period_that_is_refused_is_told(open_page):
+def test_a_refused_period_is_reported(open_page):
     page = open_page(DAY)
     page.evaluate("location.hash = 'start=%2B012024-01-01T00:00Z&end=%2B012024-01-02T00:00Z'")
     page.get_by_text("The server refuses this: start_timestamp").wait_for()
@@ -558,7 +558,7 @@ def test_a_period_that_is_refused_is_told(open_page):
     assert page.get_by_text("The server refuses this").count() == 0
 
 
-def test_an_api_that_is_killed_and_comes_back_is_seen_to_do_both(open_page, year, shared_connector):
+def test_the_page_reports_a_stopped_api_and_notices_its_return(open_page, year, shared_connector):
     with serving(year, shared_connector) as server:
         page = open_page(DAY, url=server.url)
         server.stop()
@@ -570,7 +570,7 @@ def test_an_api_that_is_killed_and_comes_back_is_seen_to_do_both(open_page, year
         assert "144 of 144" in page.locator(POWER).inner_text()
 
 
-def test_a_page_that_was_left_open_notices_that_the_api_is_away(open_page, year, shared_connector):
+def test_an_idle_page_notices_that_the_api_is_away(open_page, year, shared_connector):
     with serving(year, shared_connector) as server:
         page = open_page(DAY, url=server.url)
         page.clock.install()
@@ -584,7 +584,7 @@ def test_a_page_that_was_left_open_notices_that_the_api_is_away(open_page, year,
         page.get_by_role("alert").wait_for(state="hidden")
 
 
-def test_what_is_loaded_meanwhile_appears_by_itself(open_page, make_database, shared_connector):
+def test_new_values_appear_by_themselves(open_page, make_database, shared_connector):
     url = fill_year(make_database())
     with serving(url, shared_connector) as server:
         page = open_page("start=2025-01-01T00:00Z&end=2025-01-02T00:00Z", url=server.url, ready=NOTHING_HERE)
@@ -600,7 +600,7 @@ def test_what_is_loaded_meanwhile_appears_by_itself(open_page, make_database, sh
         page.locator(POWER, has_text="144 of 144 windows").wait_for()
 
 
-def test_a_day_that_is_loaded_again_appears_by_itself(open_page, hour_api, alvo_pool):
+def test_changed_values_appear_by_themselves(open_page, hour_api, alvo_pool):
     server = hour_api("power_mean")
     page = open_page(HOUR, url=server.url)
     page.clock.install()
@@ -625,8 +625,8 @@ def test_a_click_while_the_page_polls_raises_no_alarm(open_page):
     page.evaluate(
         """() => {
             window.alarms = 0;
-            const told = new MutationObserver(() => { window.alarms += 1; });
-            told.observe(document.getElementById("away"), {attributes: true});
+            const observer = new MutationObserver(() => { window.alarms += 1; });
+            observer.observe(document.getElementById("away"), {attributes: true});
         }"""
     )
     page.route("**/period?", lambda route: None, times=1)
@@ -635,10 +635,10 @@ def test_a_click_while_the_page_polls_raises_no_alarm(open_page):
     page.get_by_role("button", name="Next period").click()
     drawn(page, "2024-05-22 UTC")
     page.get_by_text("of 144 windows").first.wait_for()
-    assert page.evaluate("window.alarms") <= 1  # hidden, which it was
+    assert page.evaluate("window.alarms") <= 1  # hidden is set once more
 
 
-def test_a_fonte_that_is_away_is_told_in_its_place_and_the_rest_goes_on(open_page, year, refused_port):
+def test_an_absent_fonte_is_reported_in_its_place_and_the_rest_works(open_page, year, refused_port):
     with serving(year, f"http://127.0.0.1:{refused_port}") as server:
         page = open_page(f"{DAY}&samples=1", url=server.url, ready="The units are unknown")
         page.get_by_text("No 1-minute samples: Fonte does not answer as it should").wait_for()
@@ -647,7 +647,7 @@ def test_a_fonte_that_is_away_is_told_in_its_place_and_the_rest_goes_on(open_pag
         assert page.locator("#away").is_hidden()
 
 
-def test_an_alvo_whose_database_is_away_is_told_and_tried_again(open_page, year, refused_port, shared_connector):
+def test_an_absent_database_of_alvo_is_reported_and_tried_again(open_page, year, refused_port, shared_connector):
     away = year.set(host="127.0.0.1", port=refused_port)
     with serving(away, shared_connector) as server:
         page = open_page(DAY, url=server.url, ready="Alvo's database does not answer")
@@ -655,13 +655,13 @@ def test_an_alvo_whose_database_is_away_is_told_and_tried_again(open_page, year,
         page.wait_for_event("response", lambda response: response.url.endswith("/period?"))
 
 
-def test_without_a_fonte_it_says_what_to_set(open_page, year):
+def test_without_a_fonte_the_page_names_the_setting(open_page, year):
     with serving(year, None) as server:
         page = open_page(f"{DAY}&samples=1", url=server.url, ready="The units are unknown")
         page.get_by_text("No 1-minute samples: FONTE_API_URL is unset").wait_for()
 
 
-def test_an_alvo_that_holds_nothing_says_how_to_load_a_day(open_page, alvo, alvo_pool, shared_connector):
+def test_with_an_empty_alvo_the_page_says_how_to_load_a_day(open_page, alvo, alvo_pool, shared_connector):
     with alvo_pool.begin() as connection:
         schema.create_absent(connection)
     with serving(alvo, shared_connector) as server:
@@ -672,7 +672,7 @@ def test_an_alvo_that_holds_nothing_says_how_to_load_a_day(open_page, alvo, alvo
         assert page.wrong == []
 
 
-def test_an_alvo_that_was_emptied_goes_on_to_answer(open_page, hour_api, alvo_pool):
+def test_an_emptied_alvo_still_answers(open_page, hour_api, alvo_pool):
     server = hour_api("power_mean")
     with alvo_pool.begin() as connection:
         connection.execute(text("DELETE FROM data"))
@@ -687,8 +687,8 @@ def test_an_alvo_that_was_emptied_goes_on_to_answer(open_page, hour_api, alvo_po
 @pytest.mark.parametrize(
     ("fragment", "ready"), [(f"{DAY}&std=1&samples=1", "(kW)"), (YEAR, "(kW)"), (EMPTY, NOTHING_HERE)]
 )
-def test_nothing_bars_anybody(open_page, scheme, width, fragment, ready):
-    # Loaded here, because the benchmark, which uses the rest, does not need it.
+def test_the_page_is_accessible_and_fits_its_window(open_page, scheme, width, fragment, ready):
+    # Imported here, because no other test needs it.
     from axe_playwright_python.sync_playwright import Axe
 
     page = open_page(fragment, ready=ready, color_scheme=scheme, viewport={"width": width, "height": 800})
@@ -705,7 +705,7 @@ def test_no_request_leaves_the_host(open_page, year_api):
     assert {url.partition("/")[2].split("/")[1] for url in page.asked} == {f"127.0.0.1:{year_api.port}"}
 
 
-def test_a_year_moves_little_in_its_first_view(chromium, year_api):
+def test_the_first_view_of_a_year_transfers_little(chromium, year_api):
     page = chromium.new_page()
     wire = page.context.new_cdp_session(page)
     wire.send("Network.enable")

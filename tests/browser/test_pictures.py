@@ -1,4 +1,4 @@
-"""The pictures of the documentation show what the page and --plot draw today."""
+"""The present page and the present --plot drew the pictures of the documentation."""
 
 import runpy
 
@@ -8,7 +8,7 @@ from support.project import ROOT
 
 
 @pytest.mark.parametrize("name", ["page.png", "plot.png"])
-def test_a_picture_is_of_todays_code(name):
+def test_each_picture_is_of_the_present_code(name):
     sources = runpy.run_path(str(ROOT / "docs/pictures.py"))["sources"]
     with Image.open(ROOT / "docs" / name) as picture:
         assert picture.info["Sources"] == sources(), "make the pictures again: tox -e pictures"
