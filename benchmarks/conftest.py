@@ -1,4 +1,4 @@
-"""Servers for the benchmarks; prints the accuracy of the candidates below the table of their speed."""
+"""Skips the benchmarks by default, and prints the candidates' accuracy below their speed."""
 
 import sys
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Pytest's import mode leaves the folder of a test out.
+# Pytest's import mode does not add a test's folder to the path.
 sys.path.append(str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items, config):
-    """Skip before the servers and years of data are made, which pytest-benchmark alone would wait for."""
+    """Skip early: pytest-benchmark alone would first make the servers and years of data."""
     if not config.getoption("benchmark_only"):
         for item in items:
             if item.path.parent == Path(__file__).parent:
@@ -22,8 +22,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("benchmark_only"):
         return
     for measured in config._benchmarksession.benchmarks:
-        for what, value in measured.extra_info.items():
-            terminalreporter.write_line(f"{measured.group}, {measured.name}: {what} {value}")
+        for figure, value in measured.extra_info.items():
+            terminalreporter.write_line(f"{measured.group}, {measured.name}: {figure} {value}")
     _accuracy(terminalreporter)
 
 
@@ -56,7 +56,7 @@ def _windows(draw, count=400):
 
 
 def _computed(candidate, windows):
-    """Mean and std of every window, by one call of a candidate; None where it fails."""
+    """Mean and std of every window from one call of a candidate; the error's text if it fails."""
     starts = np.datetime64("2024-01-01", "us") + np.arange(len(windows)) * np.timedelta64(600_000_000, "us")
     timestamps = np.concatenate(
         [start + np.arange(len(window)) * np.timedelta64(1, "s") for start, window in zip(starts, windows, strict=True)]

@@ -1,4 +1,4 @@
-"""Draws docs/accuracy.png, docs/kernel.png and docs/cost.png: `tox -e figures`, some ten minutes on a quiet machine."""
+"""Draw docs/accuracy.png, docs/kernel.png and docs/cost.png: `tox -e figures`, some ten minutes on a quiet machine."""
 
 import os
 import subprocess
@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPARED = [name for name in CANDIDATES if not name.startswith("floor")]
 ROWS = {"a day": 1440, "a year": 525_600, "ten years": 5_256_000}
 YEARS = (1, 2, 5, 10)
-# Runs a command and prints its peak memory: in a small process, for a child counts its parent's memory too.
+# Runs a command and prints its peak memory, in a small process: a child's peak includes its parent's memory.
 PEAK_KIB = """
 import os, subprocess, sys
 _, status, usage = os.wait4(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid, 0)
 assert status == 0
 print(usage.ru_maxrss)
 """
-# Wrong by more is drawn here.
+# Larger errors are drawn at this value.
 WORST_ULP = 1e17
 
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def accuracy() -> None:
-    """Draw the largest error of each candidate in each family, the std's where it is larger."""
+    """Draw each candidate's largest error of mean and std in each family."""
     families = {name: list(_windows(draw)) for name, draw in make.FAMILIES.items() if name != "one sample"}
     figure, axes = pyplot.subplots(figsize=(10, 0.4 * len(families) + 1.5), layout="constrained")
     for place, name in enumerate(COMPARED):
@@ -66,7 +66,7 @@ def _largest_error_ulp(candidate, windows) -> float:
 
 
 def kernel() -> None:
-    """Draw the times of the candidates as multiples of ours, median of seven."""
+    """Draw the candidates' times, medians of seven, as multiples of ours."""
     random = np.random.default_rng(2024)
     figure, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
     for place, (size, rows) in enumerate(ROWS.items()):

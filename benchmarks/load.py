@@ -1,7 +1,7 @@
-"""Ask a connector for days and its health, as fast as it answers, beside one reader that takes a byte a second.
+"""Request days and the health of a connector as fast as it answers, beside one reader of a byte a second.
 
-Run by `python benchmarks/load.py URL`; without a URL it starts `uvicorn fonte.connector:app` over FONTE_DATABASE_URL
-for as long as it runs. Exit code 1 if any answer was not what it has to be.
+Run `python benchmarks/load.py URL`; without a URL it starts `uvicorn fonte.connector:app` over FONTE_DATABASE_URL, and
+stops it at the end. Exit code 1 if any answer was wrong.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 @contextmanager
 def connector():
-    """A connector in a process of its own; gives its base URL."""
+    """Start a connector in another process; yield its base URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "fonte.connector:app", "--port", str(port), "--log-level", "warning"]
@@ -43,7 +43,7 @@ async def answering(client):
 
 
 def questions(period):
-    """The requests in turn: each day in Arrow and in JSON, and the health in between."""
+    """Yield the requests in turn: each day in Arrow and in JSON, and the health in between."""
     first, last = (np.datetime64(period[name].removesuffix("Z"), "D") for name in ("first_timestamp", "last_timestamp"))
     while True:
         for day in np.arange(first, last):
@@ -67,7 +67,7 @@ class Load:
             began = time.perf_counter()
             try:
                 answer = await client.get(path, params=parameters, headers=headers)
-                # A question that is asked again has the same answer, whole.
+                # A repeated request has the same whole answer.
                 if len(answer.content) != self.sizes.setdefault((kind, *parameters.values()), len(answer.content)):
                     self.errors.append(f"{kind}: {len(answer.content)} bytes")
                 if answer.status_code != 200:
@@ -87,7 +87,7 @@ class Load:
 
 
 async def read_slowly(base_url):
-    """Ask for everything, and take a byte a second."""
+    """Request all data, and read a byte a second."""
     url = httpx.URL(base_url)
     reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
     writer.write(b"GET /data?format=json HTTP/1.1\r\nHost: fonte\r\n\r\n")
@@ -103,7 +103,7 @@ async def load(base_url, seconds, workers):
         until = time.monotonic() + seconds
         await asyncio.gather(*(result.ask(client, asked, until) for _ in range(workers)))
         if slow.done():
-            result.errors.append("the slow reader was sent away")
+            result.errors.append("the slow reader was disconnected")
         slow.cancel()
     result.report(seconds)
     return 1 if result.errors else 0

@@ -1,4 +1,4 @@
-"""The connector that most would write: rows as dictionaries, one list, FastAPI's own JSON."""
+"""The usual connector: rows as dictionaries in one list, which FastAPI makes JSON."""
 
 import os
 from datetime import datetime

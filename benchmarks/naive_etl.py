@@ -1,4 +1,4 @@
-"""The ETL that most would write: httpx, pandas, DELETE and to_sql, day after day."""
+"""The usual ETL: httpx, pandas, DELETE and to_sql, day after day."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The aggregation beside the others, on the same samples in the same run."""
+"""The aggregation beside other libraries, on the same samples in the same run."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("polars", reason="the benchmarks need pip install '.[test,bench]'")
 from candidates import CANDIDATES
 
-# Rows, and the seconds between them.
+# The number of rows, and the seconds between them.
 SIZES = {"a day": (1440, 60), "a day at 1 Hz": (86_400, 1), "a year": (525_600, 60), "ten years": (5_256_000, 60)}
 
 

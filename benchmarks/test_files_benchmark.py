@@ -1,4 +1,4 @@
-"""seed.py --csv beside PostgreSQL's COPY of the same file into the same table, and the memory that it takes."""
+"""Time and memory of seed.py --csv beside PostgreSQL's COPY of the same file into the same table."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ ROWS = int(os.environ.get("ROWS", 10_000_000))
 
 @pytest.fixture(scope="module")
 def file(make_database, tmp_path_factory):
-    """A file of so many minutes."""
+    """A file with a row per minute, ROWS in all."""
     path = tmp_path_factory.mktemp("files") / "minutes.csv"
     query = f"""
         SELECT to_char('2000-01-01'::timestamp + n * interval '1 minute', 'YYYY-MM-DD HH24:MI') AS timestamp,
@@ -31,7 +31,7 @@ def file(make_database, tmp_path_factory):
 
 @pytest.mark.parametrize("candidate", ["seed.py --csv", "floor: COPY"])
 def test_ten_million_rows(benchmark, make_database, file, candidate):
-    """From the start of the command to the commit."""
+    """Time from the start of the command to the commit."""
     benchmark.group = f"{ROWS:,} rows of a file"
     benchmark.name = candidate
     url = make_database()
@@ -54,6 +54,6 @@ def test_ten_million_rows(benchmark, make_database, file, candidate):
 
     benchmark.pedantic(seed if candidate.startswith("seed") else copy, rounds=1)
     if peaks:
-        benchmark.extra_info["MiB of memory at most"] = max(peaks)
+        benchmark.extra_info["peak memory in MiB"] = max(peaks)
     with engine.create(url, "benchmark").connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM data")) == ROWS

@@ -1,4 +1,4 @@
-"""The first view of a year in Chromium: how long the page keeps the browser busy, and what it moves."""
+"""The first view of a day and of a year in Chromium: the browser's busy time, and the bytes transferred."""
 
 import pytest
 
@@ -30,4 +30,4 @@ def test_first_view(benchmark, chromium, year_api, period, name):
 
     benchmark.pedantic(view, rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info["median seconds of the main thread"] = round(sorted(busy_s)[len(busy_s) // 2], 3)
-    benchmark.extra_info["bytes moved, at most"] = max(received_bytes)
+    benchmark.extra_info["bytes transferred, at most"] = max(received_bytes)

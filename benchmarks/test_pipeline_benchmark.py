@@ -1,4 +1,4 @@
-"""Fetch, load and the whole command beside what others would write, each over a real server in the same run."""
+"""Fetch, load and the whole command beside other implementations, over real servers in the same run."""
 
 import os
 import subprocess
@@ -54,12 +54,12 @@ def filled(url, fill):
 
 
 def minutes(start, days):
-    """How Fonte is filled with days of a minute."""
+    """Make a function that fills Fonte with days of 1-minute samples."""
     return lambda connection: seeding.fill_synthetic(connection, start, start + timedelta(days=days), "turbine", 1)
 
 
 def seconds(start, days):
-    """How Fonte is filled with days at 1 Hz."""
+    """Make a function that fills Fonte with days at 1 Hz."""
     moments = f"generate_series('{start}'::timestamptz, '{start + timedelta(days=days, seconds=-1)}', '1 second')"
     query = f"SELECT moment, 8 + random(), 900 + random(), 15 FROM {moments} AS moment"
     return lambda connection: connection.execute(text(f"INSERT INTO data {query}"))
@@ -134,13 +134,13 @@ def test_fetch(benchmark, connectors, fonte, size, candidate):
 
 
 def serving(base_url):
-    """The process that listens there."""
+    """The process that serves this URL."""
     port = str(httpx.URL(base_url).port)
     return next(process for process in psutil.process_iter(["cmdline"]) if port in (process.info["cmdline"] or []))
 
 
 def cpu_s(processes):
-    """The processor time of processes, and of those of their children that have ended."""
+    """The processor time of processes and of their children that have ended."""
     return sum(sum(process.cpu_times()[:4]) for process in processes)
 
 
@@ -209,7 +209,7 @@ def year(connectors):
 
 
 def rows_of(alvo, year):
-    """The rows that everybody loads: timestamps, the signals' ids, values."""
+    """The rows that every candidate loads: timestamps, the signals' ids, values."""
     window_starts, signals = year
     with alvo.begin() as connection:
         connection.execute(text("TRUNCATE data, signal RESTART IDENTITY"))
@@ -321,7 +321,7 @@ INSERT_SELECT = """
 
 @pytest.mark.parametrize("candidate", ["fonte-alvo", "floor: INSERT..SELECT inside one server"])
 def test_warm_day(benchmark, connectors, fonte, alvo, year, candidate):
-    """From the request to the commit, of days that Alvo does not hold yet; connections are there."""
+    """Time from request to commit of days that Alvo does not hold yet, over open connections."""
     benchmark.group = "a warm day: API to commit"
     benchmark.name = candidate
     rows_of(alvo, year)
@@ -414,7 +414,7 @@ def prepared(candidate, connectors, alvo, *dates):
     }
 
 
-# Through a small process: what a large one starts is born with its peak.
+# Through a small process: a child's peak memory includes its parent's.
 MEASURED = (
     "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
     "usage = resource.getrusage(resource.RUSAGE_CHILDREN);"
@@ -423,7 +423,7 @@ MEASURED = (
 
 
 def run_measured(benchmark, command, environment):
-    """Run a command once; notes its peak memory and what it cost all processes."""
+    """Run a command once; record its peak memory and the processor time of all processes."""
     others = {"PostgreSQL": postgres(), "the connector": [serving(environment["FONTE_API_URL"])]}
     before = {name: cpu_s(processes) for name, processes in others.items()}
     measured = [sys.executable, "-c", MEASURED, *command]
