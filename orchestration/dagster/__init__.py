@@ -1,4 +1,4 @@
-"""Dagster around orchestration.day and days: `orchestration.dagster.definitions.defs` is what `dagster dev` loads."""
+"""Dagster around orchestration.day and days: `dagster dev` loads `orchestration.dagster.definitions.defs`."""
 
 import warnings
 

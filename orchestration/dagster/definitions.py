@@ -64,7 +64,7 @@ def _log(context: dg.OpExecutionContext, each: Day, done: Outcome | EmptyPeriod)
 
 @dg.multi_observable_source_asset(specs=[quality.FONTE])  # type: ignore[untyped-decorator]
 def observe_fonte(fonte: dg.ResourceParam[FonteApi]) -> Iterator[dg.ObserveResult]:
-    """Ask the connector what Fonte holds."""
+    """Ask the connector for Fonte's period."""
     with fonte.connect() as http:
         yield dg.ObserveResult(asset_key=quality.FONTE.key, metadata=quality.held(resources.period(http)))
 

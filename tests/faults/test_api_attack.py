@@ -200,7 +200,7 @@ HOSTILE = {
             b"/health", b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\nGET /period HTTP/1.1\r\n"
         ),
     ),
-    "an encoding that nobody knows": ([400], request(b"/health", b"Transfer-Encoding: gzip, chunked")),
+    "an unknown encoding": ([400], request(b"/health", b"Transfer-Encoding: gzip, chunked")),
     "an encoding in disguise": ([400], request(b"/health", b"Transfer-Encoding: \x0bchunked")),
     "an encoding twice": ([400], request(b"/health", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked")),
     "a WebSocket": (

@@ -306,11 +306,11 @@ def suffer(world, capfd, plan, faults):
 
 def judged(code, said, before, held, new, struck):
     """The complaints about a run's exit code, its error output and Alvo's values after it."""
-    what, when, _, server, *operation = struck[-1].split() if struck else ["nothing", "", "", ""]
-    failure = -signal.SIGKILL if what == "kill-run" else 4 if server == "Alvo" else 3
+    effect, when, _, server, *operation = struck[-1].split() if struck else ["nothing", "", "", ""]
+    failure = -signal.SIGKILL if effect == "kill-run" else 4 if server == "Alvo" else 3
     lines = int(code in (3, 4))
-    committed = operation == ["COMMIT"] and (when == "after" or what == "kill-run")
-    certain = f"{what} {when}" not in CRASH and what != "kill-run"
+    committed = operation == ["COMMIT"] and (when == "after" or effect == "kill-run")
+    certain = f"{effect} {when}" not in CRASH and effect != "kill-run"
     wrong = {
         f"exit code {code}": code not in ({0, failure} if struck else {0}),
         "Alvo holds neither the old day nor the new one": held not in (before, new),
@@ -351,7 +351,7 @@ def test_no_fault_leaves_half_a_day_or_a_wrong_exit_code(request, capfd, monkeyp
 
     def suffered(faults):
         struck, wrong = suffer(world, capfd, plan, faults)
-        all_wrong.extend((struck, what) for what in wrong)
+        all_wrong.extend((struck, complaint) for complaint in wrong)
         tally["cases"] += 1
         tally.update(" ".join(fault.split()[:2]) for fault in struck)
         return len(struck)

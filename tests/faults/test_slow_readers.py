@@ -1,4 +1,4 @@
-"""A reader that is slow or disconnects costs the connector little, and lets nobody else wait."""
+"""A reader that is slow or disconnects costs the connector little, and does not delay others."""
 
 import os
 import resource

@@ -53,7 +53,7 @@ def json_bodies():
 
 
 def assert_promised(timestamps, columns, names):
-    """Assert what the docstring of fetch promises."""
+    """Assert the promises in the docstring of fetch."""
     assert list(columns) == list(names)
     assert timestamps.dtype == np.dtype("M8[us]")
     assert all(values.dtype == np.float64 and values.shape == timestamps.shape for values in columns.values())

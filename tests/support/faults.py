@@ -112,16 +112,16 @@ class Link:
 
     def _fail(self, fault, receiver, message):
         self.script.struck.append(fault)
-        what = fault.split()[0]
-        if what == "reset":
+        effect = fault.split()[0]
+        if effect == "reset":
             raise Reset
-        if what == "torn":
+        if effect == "torn":
             receiver.sendall(message[: len(message) // 2])
             raise Ended
-        if what == "hang":
+        if effect == "hang":
             self.script.hang(self.client)
             raise Ended
-        self.script.actions[what](self.backend)
+        self.script.actions[effect](self.backend)
 
     def exactly(self, file, size):
         data = file.read(size)

@@ -55,8 +55,8 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    for what, number in config.stash[INJECTED].most_common():
-        terminalreporter.write_line(f"test_faults.py: {number:,} {what}")
+    for kind, number in config.stash[INJECTED].most_common():
+        terminalreporter.write_line(f"test_faults.py: {number:,} {kind}")
 
 
 def pytest_report_header(config):
@@ -202,7 +202,7 @@ def shared_connector(make_database, seeded_template) -> Iterator[str]:
 
 @pytest.fixture
 def connector(fonte) -> Iterator[str]:
-    """A connector over the test's own Fonte."""
+    """A connector over the Fonte that only this test uses."""
     with connector_over(fonte) as base_url:
         yield base_url
 
