@@ -88,7 +88,7 @@ def test_aborted_downloads_leave_nothing_open(administrator, large_fonte, large_
 
 @contextmanager
 def no_descriptor_left():
-    """Let this process open nothing, as a server with too many clients."""
+    """Keep this process from opening anything, like a server with too many clients."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)
