@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
 
 def _run(options: argparse.Namespace, first: date, last: date) -> int:
     asked = list(days.between(first, last, options.timezone))
-    with local.base_url(wait=False) as base_url:
+    with local.base_url() as base_url:
         with engine.failures("Alvo", "set ALVO_DATABASE_URL, or correct what the message names"):
             alvo = engine.create(settings.alvo_database_url(), "etl.py", pool_size=options.days_at_once)
             wanted, note = _wanted(options, asked, alvo)

@@ -205,7 +205,7 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
             origin, length, shown = screen.buckets(connection, signal_ids, names, *bounds, points)
             previous, following = screen.neighbours(connection, signal_ids.values(), *bounds)
         content = {
-            name: {s: screen.finite(each[s]) for s in each} | {"windows": each["windows"].astype(int).tolist()}
+            name: {s: each[s].tolist() for s in each} | {"windows": each["windows"].astype(int).tolist()}
             for name, each in shown.items()
         }
         grid = {"start_timestamp": origin, "bucket_s": length // timedelta(seconds=1)}
@@ -240,7 +240,7 @@ async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> 
         start, end = query.start_timestamp, query.end_timestamp
         timestamps, columns = client.fetch(str(http.base_url), start, end, query.columns, http)
         seconds = (timestamps.astype("int64") / 1e6).tolist()
-        return _json({"timestamps": seconds, "columns": {n: screen.finite(values) for n, values in columns.items()}})
+        return _json({"timestamps": seconds, "columns": {n: values.tolist() for n, values in columns.items()}})
 
     try:
         return await to_thread.run_sync(fetch, limiter=request.state.fetches)

@@ -1,6 +1,5 @@
 """Reduces a period of Alvo to what a screen can show: buckets of windows, none of which hides an extreme."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -157,11 +156,6 @@ def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, Values]:
         picked["std"] = np.sqrt(mean**2 + variance + grids["mean"][4])
     windows = np.max([np.zeros(count), *(np.nan_to_num(grid[0]) for grid in grids.values())], axis=0)
     return {**picked, "windows": windows}
-
-
-def finite(values: Values) -> list[float | None]:
-    """Return a list for JSON, in which what is not finite is None."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def curve(

@@ -12,15 +12,15 @@ from fonte_alvo import command, settings
 from fonte_alvo.engine import create, failures, reason
 
 
-def base_url(given: str | None = None, *, live: bool = False, wait: bool = True) -> AbstractContextManager[str]:
+def base_url(given: str | None = None, *, live: bool = False) -> AbstractContextManager[str]:
     """Give the connector's base URL: the given one, FONTE_API_URL, or that of a connector served within the context.
 
     The embedded database is created and seeded the first time. live: it receives the last ten days instead, and each
-    minute while the context lasts; a database that FONTE_DATABASE_URL names stays as it is. wait: the context ends
-    after its server; a process that ends anyway need not wait. Raises SettingsError and FonteError.
+    minute while the context lasts; a database that FONTE_DATABASE_URL names stays as it is. Raises SettingsError and
+    FonteError.
     """
     url = settings.fonte_api_url(given)
-    return _served(live, wait) if url is None else nullcontext(url)
+    return _served(live) if url is None else nullcontext(url)
 
 
 def _exhaust(minutes: Iterator[object]) -> None:
@@ -32,7 +32,7 @@ def _exhaust(minutes: Iterator[object]) -> None:
 
 
 @contextmanager
-def _served(live: bool, wait: bool) -> Iterator[str]:
+def _served(live: bool) -> Iterator[str]:
     with ThreadPoolExecutor(1) as starter:
         # The embedded server starts during these imports, which are here because they take longer than a day.
         starting = starter.submit(settings.fonte_database_url)
@@ -71,5 +71,5 @@ def _served(live: bool, wait: bool) -> Iterator[str]:
     finally:
         stop.set()
         server.should_exit = True
-        if wait:
-            thread.join()
+        # A server that still runs while the interpreter ends can crash the process.
+        thread.join()
