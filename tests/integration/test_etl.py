@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from support import reference
 from support.faulty import HANG, RESET, answering, http
-from support.project import ROOT, alvo_values, bare, wait_until
+from support.project import ROOT, alvo_values, bare
 
 import etl
 import seed
