@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Timer
@@ -149,6 +150,9 @@ def cut(connection: extensions.connection) -> None:
         wire = socket.socket(fileno=connection.fileno())
         # The server may have closed it already.
         with suppress(OSError):
+            # Closing resets the connection then. Without that a server whose send buffer is full waits for minutes: no
+            # window opens any more after the shutdown.
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             wire.shutdown(socket.SHUT_RDWR)
         wire.detach()
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -144,3 +145,13 @@ def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator
             wait_until(lambda: other.scalar(sessions, {"name": fonte.database}) == 0)
         engine.cut(raw)
         connection.invalidate()
+
+
+def test_a_cut_connection_is_reset_when_it_closes():
+    """A server with a full send buffer would not notice an ordinary end for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours, (theirs, _) = socket.create_connection(listener.getsockname()), listener.accept()
+        engine.cut(SimpleNamespace(closed=0, fileno=ours.fileno))
+        ours.close()
+        with theirs, pytest.raises(BrokenPipeError):
+            theirs.send(b"a row")
