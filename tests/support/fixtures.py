@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +52,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell ignores them for its background jobs, and so would the commands that tests end by them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     config.stash[INJECTED] = Counter()
 
 
