@@ -410,8 +410,8 @@ def test_a_connection_lost_during_the_load_leaves_the_old_rows(loaded, administr
 
     with pytest.raises(engine.DatabaseError) as failure, engine.failures("the database", "look"):
         load.load(loaded, load.Plan(ALL), killing)
-    assert "\n" not in str(failure.value)
-    assert "terminat" in str(failure.value)
+    # psycopg2 sometimes loses the server's last words, and reports the socket instead.
+    assert re.fullmatch("the database failed: .*(terminat|invalid socket).*; look", str(failure.value))
     assert contents(loaded) == before
 
 
