@@ -777,7 +777,7 @@ def test_the_partitions_of_a_code_server_start_with_the_data_of_fonte(connector,
         answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=60, wait_for_ready=True)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert psutil.Process(process.pid).environ()["DAGSTER_START_DATE"] == "2024-05-25"
-        process.terminate()
+        process.kill()
 
 
 @pytest.mark.parametrize(("goes", "code"), [(fonte_is_down, 3), (alvo_is_down, 4)])
