@@ -20,7 +20,7 @@ from fonte_alvo.command import Failure
 LONGEST_ROW_BYTES = 1024 * 1024
 SAMPLE_BYTES = 64 * 1024
 DELIMITERS = (";", ",", "\t", "|")
-# What an event may say of its files, and the values that are possible.
+# An event may set these for its files, each to one of these values.
 CHOICES = {"delimiter": DELIMITERS, "header": (True, False), "null": ("NULL", ""), "decimal": (",", ".")}
 
 

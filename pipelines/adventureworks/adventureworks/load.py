@@ -26,7 +26,7 @@ Act = Callable[[str, Report], None]
 
 
 class Plan(NamedTuple):
-    """What to load and how; dialect: what the event says of the files; limits: the shares that fail the load."""
+    """The files to load, and how; dialect: the event's settings for them; limits: the shares that fail the load."""
 
     files: Collection[str]
     mode: Mode = "replace"
@@ -39,7 +39,7 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
     """Make the tables hold what the files hold, in one transaction.
 
     replace: rows of which a file holds nothing go, unless a table outside these files needs them; upsert: they stay.
-    open_file: gives the bytes of a file in pieces, a second time if the file needs a closer look. tell: is called for
+    open_file: returns the bytes of a file in pieces, and does so again if the load reads it twice. tell: is called for
     each file before the load is committed or fails. Raises FileError, SQLAlchemyError or psycopg2.Error.
     """
     tables = [table for file, table in model.TABLES.items() if file in plan.files]

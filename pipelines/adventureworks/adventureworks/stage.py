@@ -1,7 +1,7 @@
 """Brings a file into a temporary table, where PostgreSQL has read every value or says why it cannot.
 
 Plain rows are copied straight into columns of the table's types. A file with any other row is copied as text, and cast
-and judged in SQL: that takes longer, and gives each row that cannot be loaded its reason.
+and checked in SQL: that takes longer, and finds the reason of each row that cannot be loaded.
 """
 
 import re
@@ -22,7 +22,7 @@ Open = Callable[[str], Iterable[bytes]]
 
 @dataclass
 class Report:
-    """What becomes of a file's rows: those read, left out, and loaded though something is missing.
+    """The numbers of a file's rows: read, left out, and loaded though something is missing.
 
     unreadable: rejected rows that cannot be read, or break a check; before, removed: the table's rows before the load,
     and those of them that the file no longer holds; is_direct: the rows went right into the table, with
@@ -85,7 +85,7 @@ def stage(
 
 
 def run(connection: sa.Connection, sql: str) -> "sa.CursorResult[Any]":
-    """Execute SQL that has no parameters; its colons and percent signs are its own."""
+    """Execute SQL without parameters; colons and percent signs have no special meaning in it."""
     return connection.exec_driver_sql(sql)
 
 
