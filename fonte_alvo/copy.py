@@ -11,15 +11,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from psycopg2 import Error as PostgresError
 from sqlalchemy import Connection, Engine
 
-from fonte_alvo.engine import cut
+from fonte_alvo.engine import cut, send
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _EPOCH = np.datetime64("2000-01-01", "us")
 _WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64": ">f8"}
-# psycopg2 calls read() once per piece and write() once per row: large pieces and buffers save system calls.
+# psycopg2 calls write() once per row: large buffers save system calls.
 _CHUNK_BYTES = 256 * 1024
 
 
@@ -28,20 +27,8 @@ def copy_in(connection: Connection, table: str, columns: Mapping[str, npt.NDArra
 
     `datetime64[us]` (UTC) goes into timestamptz, int32 into integer, float64 into double precision.
     """
-    return send(connection, f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)", encode(columns))
-
-
-def send(connection: Connection, command: str, stream: bytes) -> int:
-    """Run a COPY ... FROM STDIN with a stream in the command's format; return the number of rows."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.copy_expert(command, io.BytesIO(stream), size=_CHUNK_BYTES)
-    except PostgresError as error:
-        if cursor.connection.closed:
-            # Otherwise SQLAlchemy would roll back, fail again, and hide why the connection was lost.
-            connection.invalidate(error)
-        raise
-    return int(cursor.rowcount)
+    command = f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT binary)"
+    return send(connection, command, io.BytesIO(encode(columns)))
 
 
 def encode(columns: Mapping[str, npt.NDArray[Any]]) -> bytes:

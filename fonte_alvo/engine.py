@@ -1,5 +1,6 @@
 """Makes SQLAlchemy engines from URLs with time limits, and reports database failures on one line."""
 
+import io
 import logging
 import socket
 import struct
@@ -10,7 +11,7 @@ from typing import Any
 
 from psycopg2 import Error as PostgresError
 from psycopg2 import OperationalError, extensions
-from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -33,6 +34,8 @@ NOT_OF_LIBPQ = ("async", "async_", "connection_factory", "cursor_factory", "dsn"
 # Shorter than the connector's client waits, so that it still receives the message about the lock.
 LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 60
+# psycopg2 calls read() once per piece: large pieces save system calls.
+COPY_CHUNK_BYTES = 256 * 1024
 # Set in each transaction, because a pooler may drop a session's settings. Times and numbers then have one form,
 # whatever the server, the role or the environment prefers.
 FORMS = {"timezone": "UTC", "datestyle": "ISO, YMD", "extra_float_digits": "1"}
@@ -155,6 +158,19 @@ def cut(connection: extensions.connection) -> None:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             wire.shutdown(socket.SHUT_RDWR)
         wire.detach()
+
+
+def send(connection: Connection, command: str, stream: io.IOBase) -> int:
+    """Run a COPY ... FROM STDIN with a readable stream in the command's format; return the number of rows."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.copy_expert(command, stream, size=COPY_CHUNK_BYTES)
+    except PostgresError as error:
+        if cursor.connection.closed:
+            # Otherwise SQLAlchemy would roll back, fail again, and hide why the connection was lost.
+            connection.invalidate(error)
+        raise
+    return int(cursor.rowcount)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ ADVENTUREWORKS_DATABASE_URL names the database; unset, it is the embedded Postgr
 Exit codes: 0 done, 2 bad input, 4 the database failed.
 """
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ ROWS = 11
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="adventureworks.questions", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rows", type=int, metavar="N", default=ROWS, help="rows per question (default: %(default)s)")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write the whole answers, as q1.csv to q5.csv")
     options = parser.parse_args(arguments)

@@ -4,9 +4,9 @@ Plain rows are copied straight into columns of the table's types. A file with an
 and checked in SQL: that takes longer, and finds the reason of each row that cannot be loaded.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from adventureworks import dialect, model
 from adventureworks.dialect import Dialect, FileError, NotPlain, Rows
+from fonte_alvo import engine
 
 Open = Callable[[str], Iterable[bytes]]
 
@@ -110,14 +111,14 @@ def _value(column: sa.Column[Any]) -> str:
     return f"rtrim({column.name}, ' ')" if isinstance(column.type, model.Code) else f"{column.name}::{_kind(column)}"
 
 
-class _Stream:
+class _Stream(io.RawIOBase):
     """The pieces of a file for psycopg2 to read, in order."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.error: Exception | None = None
         self._pieces = pieces
 
-    def read(self, _: int) -> bytes:
+    def read(self, _: int = -1) -> bytes:
         try:
             return next(self._pieces, b"")
         except Exception as error:
@@ -126,23 +127,19 @@ class _Stream:
 
 
 def _copy(connection: sa.Connection, name: str, rows: Rows, frozen: str = "") -> None:
-    written: Dialect = rows.dialect
-    columns = ", ".join(column.name for column in written.columns)
-    options = f"{frozen}FORMAT csv, DELIMITER '{written.delimiter}', NULL '{written.null}', ENCODING 'UTF8'"
+    how = rows.dialect
+    columns = ", ".join(column.name for column in how.columns)
+    options = f"{frozen}FORMAT {'text' if rows.plain else 'csv'}, DELIMITER '{how.delimiter}', NULL '{how.null}'"
     stream = _Stream(iter(rows))
-    with closing(connection.connection.cursor()) as cursor:
-        try:
-            cursor.copy_expert(f"COPY {name} ({columns}) FROM STDIN ({options})", stream)
-        except Error as error:
-            if stream.error:
-                # PostgreSQL only tells that the client gave up.
-                raise stream.error from None
-            if cursor.connection.closed:
-                # A rollback, which SQLAlchemy would try, fails too, and would hide why the connection was lost.
-                connection.invalidate(error)
-            raise
-        if cursor.rowcount != rows.rows:
-            raise FileError(f"has {rows.rows:,} rows, of which PostgreSQL read {cursor.rowcount:,}: is it a CSV file?")
+    try:
+        read = engine.send(connection, f"COPY {name} ({columns}) FROM STDIN ({options})", stream)
+    except Error:
+        if stream.error:
+            # PostgreSQL only tells that the client gave up.
+            raise stream.error from None
+        raise
+    if read != rows.rows:
+        raise FileError(f"has {rows.rows:,} rows, of which PostgreSQL read {read:,}: is it a CSV file?")
 
 
 def _judge(connection: sa.Connection, table: sa.Table, rows: Rows) -> int:

@@ -8,7 +8,6 @@ import base64
 import json
 import os
 import queue
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from subprocess import DEVNULL
+from subprocess import DEVNULL, STDOUT, Popen
 from typing import NamedTuple
 
 FUNCTION = "adventureworks-load"
@@ -52,7 +51,7 @@ class Sandbox:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._turn = threading.Lock()
         self.events: queue.SimpleQueue[Invocation] = queue.SimpleQueue()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Popen[bytes] | None = None
         self.current: Invocation | None = None
 
     def invoke(self, event: bytes) -> Answer:
@@ -81,8 +80,7 @@ class Sandbox:
 
     def _start(self) -> None:
         self.events = queue.SimpleQueue()
-        log = self._log.fileno()
-        self.process = subprocess.Popen(self._command, env=self._environment, stdin=DEVNULL, stdout=log, stderr=log)
+        self.process = Popen(self._command, env=self._environment, stdin=DEVNULL, stdout=self._log, stderr=STDOUT)
 
 
 def error(kind: str, message: str) -> Answer:

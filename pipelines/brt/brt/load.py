@@ -6,6 +6,7 @@ and the column `extra` keeps its text.
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from brt.capture import CAPTURED_AT, EXTRA, FIELDS, HEADER, Number, clean, encode, files
-from fonte_alvo import copy, engine
+from fonte_alvo import engine
 from fonte_alvo.command import Failure
 
 # The end of the year 9999: Python and other clients read no later date.
@@ -118,12 +119,12 @@ def _load_file(connection: Connection, file: Path) -> Report:
     connection.exec_driver_sql(
         "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT 0 AS line, * FROM brt_raw WITH NO DATA"
     )
-    copy.send(connection, f"COPY incoming (line, {', '.join(HEADER)}) FROM STDIN", _copied(content.rows))
+    engine.send(connection, f"COPY incoming (line, {', '.join(HEADER)}) FROM STDIN", _copied(content.rows))
     connection.exec_driver_sql(_MERGE.read_text())
     for table in ("brt_file", "brt_reject"):
         connection.execute(text(f"DELETE FROM {table} WHERE file = :file"), known)
     lines = _copied([file.name, *each] for each in content.rejects)
-    copy.send(connection, "COPY brt_reject (file, line, reason, content) FROM STDIN", lines)
+    engine.send(connection, "COPY brt_reject (file, line, reason, content) FROM STDIN", lines)
     signals, rejected, unread = len(content.rows), len(content.rejects), content.unread.total()
     noted = known | {"bytes": state.st_size, "modified": modified, "signals": signals, "rejected": rejected}
     noted |= {"unread": unread, "captures": len(content.captures)}
@@ -251,7 +252,7 @@ def _moment(given: str) -> datetime:
     return in_utc
 
 
-def _copied(rows: Iterable[Sequence[object]]) -> bytes:
+def _copied(rows: Iterable[Sequence[object]]) -> io.BytesIO:
     """Return rows in the text format of COPY."""
     lines = ("\t".join(r"\N" if value is None else str(value).translate(_ESCAPES) for value in row) for row in rows)
-    return "".join(f"{row}\n" for row in lines).encode()
+    return io.BytesIO("".join(f"{row}\n" for row in lines).encode())
