@@ -126,8 +126,14 @@ def test_a_compressed_stream_starts_early_and_stops_when_its_client_disconnects(
     # Equal values, compressed, would fit into the buffers between both ends.
     with fonte_pool.begin() as connection:
         connection.execute(text("UPDATE data SET wind_speed = random(), power = random()"))
-    with connector_over(large_fonte) as base_url, administrator.connect() as connection:
-        with httpx.stream("GET", f"{base_url}/data?format=csv", headers={"Accept-Encoding": "gzip"}) as answer:
+    # By default the kernel receives tens of megabytes for a program that does not read them.
+    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
+    with (
+        connector_over(large_fonte) as base_url,
+        administrator.connect() as connection,
+        httpx.Client(transport=transport, base_url=base_url) as client,
+    ):
+        with client.stream("GET", "/data?format=csv", headers={"Accept-Encoding": "gzip"}) as answer:
             first = zlib.decompressobj(31).decompress(next(answer.iter_raw(4096)))
             assert first.startswith(b"timestamp,wind_speed,power,ambient_temperature\n2000-01-01T00:00:00Z,")
             assert running(connection, large_fonte.database) == 1
