@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None, started: float | None = None) -
     parser = _parser()
     options = parser.parse_args(words)
     options.words, options.started = words, started or perf_counter()
+    for name, given in (("columns", options.columns), ("statistics", options.statistics)):
+        if len(set(given)) < len(given):
+            parser.error(f"argument --{name}: {' '.join(given)}: expected each name once")
     try:
         # The date of today depends on the zone.
         dates = [command.day(text, options.timezone) for text in (options.date, options.last_date or options.date)]
@@ -144,7 +147,7 @@ def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engin
     new = [outcome for outcome in outcomes if not outcome.report.unchanged]
     # The days are loaded: if Alvo is lost now, they have not failed.
     with suppress(SQLAlchemyError):
-        if new and settings.alvo_database_is_embedded() and load.recorded_periods(alvo) == len(new):
+        if new and settings.database_is_embedded("Alvo") and load.recorded_periods(alvo) == len(new):
             folder = settings.embedded_folder()
             where = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
             return f"\nAlvo is an embedded PostgreSQL in {where}. See what it holds:\n  {QUERY}"

@@ -67,7 +67,7 @@ def _answer(query: str) -> int:
 
 
 def _hold() -> int:
-    if not settings.alvo_database_is_embedded():
+    if not settings.database_is_embedded("Alvo"):
         raise settings.SettingsError("ALVO_DATABASE_URL names Alvo already: --url is for the embedded one")
     url = settings.alvo_database_url()
     # Without the other parameters: only libpq knows them.
@@ -80,7 +80,9 @@ def _hold() -> int:
 
 
 def _serve(port: int) -> int:
-    settings.alvo_admin()
+    # Otherwise they end the server after its address is printed.
+    settings.admin("Alvo")
+    settings.allowed("Alvo")
     try:
         listener = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError) as error:

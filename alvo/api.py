@@ -105,7 +105,7 @@ class SamplesQuery(ShownPeriod):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     url = settings.fonte_api_url(app.state.fonte_api_url)
-    async with serving.engines("alvo api", settings.alvo_database_url(), settings.alvo_admin()) as state:
+    async with serving.engines("alvo api", settings.alvo_database_url(), settings.admin("Alvo")) as state:
         with client.connect(url, FONTE_PATIENCE_S) if url else nullcontext() as fonte:
             limits = {"views": CapacityLimiter(VIEWS), "fetches": CapacityLimiter(FETCHES)}
             yield {**state, **limits, "fonte": fonte}

@@ -160,8 +160,9 @@ def replace_period(
 
     start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64
     (w,). Values that are not finite are not stored. records: describe this load; overlapping records of its variables
-    are always deleted. Missing tables and signals are created. Raises SQLAlchemyError or psycopg2.Error; the
-    transaction is then rolled back, unless only the answer to COMMIT was lost. Either way the period is complete.
+    are always deleted. Missing tables and signals are created. Raises ValueError for a window outside the period, and
+    SQLAlchemyError, psycopg2.Error, DatabaseError or OverflowError if Alvo cannot take the values; the transaction is
+    then rolled back, unless only the answer to COMMIT was lost. Either way the period is complete.
     """
     first, last = (np.datetime64(bound.astimezone(UTC).replace(tzinfo=None), "us") for bound in (start, end))
     outside = window_starts[(window_starts < first) | (window_starts >= last)]

@@ -104,7 +104,7 @@ class Variable(BaseModel):
 
 app = serving.make_app(
     "Fonte",
-    lambda app: serving.engines("fonte connector", settings.fonte_database_url(), settings.fonte_admin()),
+    lambda app: serving.engines("fonte connector", settings.fonte_database_url(), settings.admin("Fonte")),
     probe=f"SELECT timestamp, {', '.join(NAMES)} FROM data LIMIT 0",
     obstacle=schema.obstacle,
     title="Fonte connector",

@@ -33,6 +33,9 @@ def _exhaust(minutes: Iterator[object]) -> None:
 
 @contextmanager
 def _served(live: bool) -> Iterator[str]:
+    # Otherwise they end the connector's thread, and the client waits for it in vain.
+    settings.admin("Fonte")
+    settings.allowed("Fonte")
     with ThreadPoolExecutor(1) as starter:
         # The embedded server starts during these imports, which are here because they take longer than a day.
         starting = starter.submit(settings.fonte_database_url)
@@ -42,7 +45,7 @@ def _served(live: bool) -> Iterator[str]:
 
     with failures("Fonte's database", "set FONTE_DATABASE_URL, or correct what the message names", FonteError):
         url, stop = starting.result(), threading.Event()
-        if settings.fonte_database_is_embedded():
+        if settings.database_is_embedded("Fonte"):
             pool = create(url, "fonte seed", check_pooled=True)
             if not live:
                 with pool.begin() as connection:
@@ -55,10 +58,14 @@ def _served(live: bool) -> Iterator[str]:
     # The client, in this process, reports the connector's failures: the log need not repeat them.
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())
     listener = socket.create_server(("127.0.0.1", 0))
+    base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     # asyncio sets this only for its own listeners. Without it each answer waits 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Connections wait in the listener's queue until the server is up.
-    server = uvicorn.Server(uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on"))
+    config = uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on")
+    # A request that nobody waits for any more must not delay the end.
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
 
     def serve() -> None:
         with listener:
@@ -67,7 +74,7 @@ def _served(live: bool) -> Iterator[str]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield base_url
     finally:
         stop.set()
         server.should_exit = True

@@ -145,9 +145,8 @@ def make_app(
 
     @asynccontextmanager
     async def started(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        allowed = {"origins": settings.allowed_origins(side), "hosts": settings.allowed_hosts(side)}
         async with lifespan(app) as state:
-            yield {**state, **allowed}
+            yield {**state, **settings.allowed(side)}
 
     # All handlers are async: a sync handler needs a thread, and an overloaded machine has none left.
     async def unavailable(request: Request, error: Exception) -> JSONResponse:

@@ -73,14 +73,9 @@ def fonte_database_url() -> URL:
     return _database_url("FONTE_DATABASE_URL", "fonte")
 
 
-def fonte_database_is_embedded() -> bool:
-    """Return whether Fonte's database is the embedded one, which may be filled without asking."""
-    return _read("FONTE_DATABASE_URL") is None
-
-
-def alvo_database_is_embedded() -> bool:
-    """Return whether Alvo's database is the embedded one."""
-    return _read("ALVO_DATABASE_URL") is None
+def database_is_embedded(side: str) -> bool:
+    """Return whether the database of Fonte or Alvo is the embedded one, which may be filled without asking."""
+    return _read(f"{side.upper()}_DATABASE_URL") is None
 
 
 def services_are_external() -> bool:
@@ -113,38 +108,12 @@ def libpq_variables() -> list[str]:
     return sorted(name for name in os.environ if re.fullmatch("PG[A-Z_]+", name))
 
 
-def fonte_admin() -> "tuple[URL, SecretStr] | None":
-    """Return FONTE_ADMIN_DATABASE_URL and FONTE_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
-    return _admin("FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN")
-
-
-def alvo_admin() -> "tuple[URL, SecretStr] | None":
-    """Return ALVO_ADMIN_DATABASE_URL and ALVO_ADMIN_TOKEN; None unless both are set. Raises SettingsError."""
-    return _admin("ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN")
-
-
-def allowed_origins(side: str) -> list[str]:
-    """Return FONTE_ALLOWED_ORIGINS or ALVO_ALLOWED_ORIGINS, the origins whose pages may read; none by default.
+def admin(side: str) -> "tuple[URL, SecretStr] | None":
+    """Return FONTE_ADMIN_DATABASE_URL and FONTE_ADMIN_TOKEN, or Alvo's; None unless both are set.
 
     side: Fonte or Alvo. Raises SettingsError.
     """
-    return _names(f"{side.upper()}_ALLOWED_ORIGINS", _ORIGIN, "origins such as https://example.org, or *")
-
-
-def allowed_hosts(side: str) -> list[str]:
-    """Return FONTE_ALLOWED_HOSTS or ALVO_ALLOWED_HOSTS; by default any host is served. Raises SettingsError."""
-    return _names(f"{side.upper()}_ALLOWED_HOSTS", _HOST, "names without a port such as localhost or *.example.org")
-
-
-def _names(setting: str, form: re.Pattern[str], expected: str) -> list[str]:
-    """Return the names in a setting, separated by commas or blanks."""
-    names = re.findall(r"[^,\s]+", _read(setting) or "")
-    if wrong := [name for name in names if not form.fullmatch(name)]:
-        raise SettingsError(f"{setting} names {clean(wrong[0], 200)}: expected {expected}")
-    return names
-
-
-def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
+    url_name, token_name = (f"{side.upper()}_ADMIN_{name}" for name in ("DATABASE_URL", "TOKEN"))
     url, token = _read(url_name), _read(token_name)
     if url is None or token is None:
         return None
@@ -155,6 +124,25 @@ def _admin(url_name: str, token_name: str) -> "tuple[URL, SecretStr] | None":
     from pydantic import SecretStr
 
     return _parsed(_located(url_name), url), SecretStr(token)
+
+
+def allowed(side: str) -> dict[str, list[str]]:
+    """Return the origins whose pages may read this side's API, none by default, and the hosts it serves, [] for any.
+
+    side: Fonte or Alvo; the settings are FONTE_ALLOWED_ORIGINS and FONTE_ALLOWED_HOSTS, or Alvo's. Raises
+    SettingsError.
+    """
+    origins = _names(f"{side.upper()}_ALLOWED_ORIGINS", _ORIGIN, "origins such as https://example.org, or *")
+    expected = "names without a port such as localhost or *.example.org"
+    return {"origins": origins, "hosts": _names(f"{side.upper()}_ALLOWED_HOSTS", _HOST, expected)}
+
+
+def _names(setting: str, form: re.Pattern[str], expected: str) -> list[str]:
+    """Return the names in a setting, separated by commas or blanks."""
+    names = re.findall(r"[^,\s]+", _read(setting) or "")
+    if wrong := [name for name in names if not form.fullmatch(name)]:
+        raise SettingsError(f"{setting} names {clean(wrong[0], 200)}: expected {expected}")
+    return names
 
 
 def _database_url(name: str, embedded_database: str) -> URL:

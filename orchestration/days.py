@@ -130,7 +130,8 @@ def running(
             results = _on_cluster(groups, lambda groups: in_order(groups, carry, executor, at_once, check))
         else:
             extracted = _extracted(groups, limit, fonte, fetched)
-            results = _here(extracted, lambda days: in_order(days, load, executor, at_once))
+            # A loaded day is reported before the next request, which may take long.
+            results = _here(extracted, lambda days: in_order(days, load, executor, at_once, ahead=False))
         with closing(results):
             yield results
 
@@ -201,12 +202,13 @@ def in_order(
     executor: Executor,
     at_once: int,
     check: Callable[[], None] = lambda: None,
+    ahead: bool = True,
 ) -> Generator[tuple[Item, Future[Made]], None, None]:
     """Carry items on an executor, at most at_once at the same time; yield each in order, with its finished future.
 
-    After an item failed, the next one starts when the caller asks for more. check: called while an item takes long; it
-    raises if the executor is lost. If the caller closes the iterator or raises, no new item starts, and running ones
-    finish.
+    check: called while an item takes long; it raises if the executor is lost. ahead: start the next item before an item
+    that did not fail is given, not when the caller asks for more. If the caller closes the iterator or raises, no new
+    item starts, and running ones finish.
     """
     waiting = iter(items)
     running: deque[tuple[Item, Future[Made]]] = deque()
@@ -220,7 +222,7 @@ def in_order(
             while not wait([running[0][1]], CHECK_EVERY_S).done:
                 check()
             done = running.popleft()
-            if not (done[1].cancelled() or done[1].exception()):
+            if ahead and not (done[1].cancelled() or done[1].exception()):
                 fill()
             yield done
             fill()

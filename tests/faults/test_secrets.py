@@ -144,7 +144,12 @@ def test_a_setting_that_stops_an_api_is_named_without_its_value(run_command, eve
 def test_no_repr_shows_a_secret(monkeypatch, everything):
     for name, value in everything.items():
         monkeypatch.setenv(name, value)
-    held = [settings.fonte_database_url(), settings.alvo_database_url(), settings.fonte_admin(), settings.alvo_admin()]
+    held = [
+        settings.fonte_database_url(),
+        settings.alvo_database_url(),
+        settings.admin("Fonte"),
+        settings.admin("Alvo"),
+    ]
     pool = engine.create(held[0], "test")
     with pytest.raises(engine.DatabaseError) as failure, engine.failures("Alvo", "look"):
         pool.connect()

@@ -10,9 +10,15 @@ from contextlib import contextmanager
 import httpx
 import psycopg2
 import pytest
-from support.project import bare
+from support.project import alvo_values, bare
+from support.two_days import filled
 
 QUERY = "SELECT timestamp, name, value FROM data JOIN signal ON id = signal_id ORDER BY 1, 2 LIMIT 2;"
+
+
+@pytest.fixture(scope="module")
+def two_days(make_database):
+    return filled(make_database())
 
 
 @pytest.fixture
@@ -44,12 +50,14 @@ def test_a_query_is_answered_as_csv(loaded):
         ("SELECT 1) TO STDOUT; DROP TABLE data; COPY (SELECT 1", "cannot execute DROP TABLE in a read-only"),
     ],
 )
-def test_a_query_that_is_wrong_or_changes_something_is_refused(loaded, query, said):
-    run = loaded(query)
+def test_a_query_that_is_wrong_or_changes_something_is_refused(two_days, run_command, make_pool, query, said):
+    pool = make_pool(two_days)
+    before = alvo_values(pool)
+    run = run_command("-m", "alvo", query, ALVO_DATABASE_URL=two_days.render_as_string(hide_password=False))
     assert run.returncode == 2
     assert said in run.stderr
     assert run.stderr.count("\n") == 1
-    assert loaded("SELECT count(*) FROM data").stdout == "count\n1152\n"
+    assert alvo_values(pool) == before
 
 
 @pytest.mark.parametrize("arguments", [["SELECT 1"], ["--port", "0"]], ids=["query", "page"])
@@ -58,6 +66,15 @@ def test_an_unreachable_alvo_is_exit_code_4_and_one_line(run_command, refused_po
     run = run_command("-m", "alvo", *arguments, ALVO_DATABASE_URL=away, FONTE_API_URL=shared_connector)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (4, "", 1)
     assert run.stderr.startswith("python -m alvo: Alvo failed: ")
+
+
+@pytest.mark.parametrize("name", ["ALLOWED_ORIGINS", "ALLOWED_HOSTS", "ADMIN_TOKEN"])
+@pytest.mark.parametrize("side", ["FONTE", "ALVO"])
+def test_a_setting_that_stops_an_api_is_named_before_any_address_is_printed(run_command, side, name):
+    broken = {f"{side}_ADMIN_DATABASE_URL": "postgresql://u:p@127.0.0.1/x", f"{side}_{name}": "!?"}
+    run = run_command("-m", "alvo", "--port", "0", **broken)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert re.fullmatch(rf"python -m alvo: {side}_{name} .*: expected .*\n", run.stderr)
 
 
 @contextmanager

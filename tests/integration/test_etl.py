@@ -228,7 +228,11 @@ def test_today_is_loaded_and_reported_as_unfinished(alvo_pool, monkeypatch, caps
         (["2024-05-20", "--columns"], "--columns"),
         (["2024-05-20", "--columns", "ambient_temprature"], "(did you mean ambient_temperature?)"),
         (["2024-05-20", "--columns", "wind"], "columns='wind': expected 'wind_speed', 'power', 'ambient_temperature'"),
-        (["2024-05-20", "--columns", "power", "power"], "the column power is asked for twice: name each once"),
+        (["2024-05-20", "--columns", "power", "power"], "argument --columns: power power: expected each name once"),
+        (
+            ["2024-05-20", "--statistics", "min", "max", "min"],
+            "argument --statistics: min max min: expected each name once",
+        ),
         (["2024-05-20", "--statistics", "median"], "argument --statistics: invalid choice: 'median'"),
     ],
 )
@@ -365,11 +369,11 @@ def test_a_closed_pipe_ends_a_range_without_an_error_message(folder, fonte_api, 
     assert (run.stdout.count("\n"), run.stderr) == (1, "")
 
 
-def test_an_unreachable_fonte_is_exit_code_3_and_one_line(run_command, refused_port):
-    run = run_command("etl.py", "2024-05-20", FONTE_API_URL=f"http://127.0.0.1:{refused_port}")
-    assert run.returncode == 3
-    assert run.stdout == ""
-    assert run.stderr.count("\n") == 1
+def test_an_unreachable_fonte_is_exit_code_3_and_one_line(alvo, capsys, monkeypatch, refused_port):
+    monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
+    code, message = run_failing(capsys, "2024-05-20")
+    assert code == 3
+    assert f"Fonte at http://127.0.0.1:{refused_port} failed: " in message
 
 
 def test_an_interrupted_day_is_exit_code_130_and_one_line(fonte_api, alvo, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Fonte's table and the command seed.py that fills it."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -363,3 +364,28 @@ def test_a_live_turbine_that_stops_is_reported_on_one_line(tmp_path, monkeypatch
     with local.base_url(live=True):
         wait_until(lambda: said.append(capsys.readouterr().err) or any(said))
     assert "".join(said) == "fonte: no minute is written any more: the disk is full\n"
+
+
+@pytest.mark.parametrize("name", ["ALLOWED_ORIGINS", "ALLOWED_HOSTS", "ADMIN_TOKEN"])
+def test_a_setting_that_stops_a_connector_is_named_before_it_starts(monkeypatch, alvo, fonte, capsys, name):
+    """Its own process would report it; here its thread ends, and the client would only find nobody there."""
+    for variable in ("DATABASE_URL", "ADMIN_DATABASE_URL"):
+        monkeypatch.setenv(f"FONTE_{variable}", fonte.render_as_string(hide_password=False))
+    monkeypatch.setenv(f"FONTE_{name}", "!?")
+    assert etl.main(["2024-05-20"]) == 2
+    assert re.fullmatch(rf"etl\.py: FONTE_{name} .*: expected .*\n", capsys.readouterr().err)
+
+
+def test_an_interrupted_command_does_not_wait_for_a_query_of_its_connector(fonte, alvo, fonte_pool, folder):
+    """Otherwise the lock, or the time limit for locks, would end it."""
+    urls = {"FONTE_DATABASE_URL": fonte, "ALVO_DATABASE_URL": alvo}
+    shown = {name: url.render_as_string(hide_password=False) for name, url in urls.items()}
+    line = [sys.executable, "etl.py", "2024-05-20"]
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'data'::regclass")
+    with fonte_pool.begin() as connection:
+        connection.execute(text("LOCK TABLE data"))
+        process = subprocess.Popen(line, cwd=folder, env=bare(folder) | shown, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: connection.scalar(waiting) == 1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (130, "etl.py: interrupted; each day is done wholly or not at all\n")

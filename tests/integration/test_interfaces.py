@@ -308,14 +308,14 @@ def test_a_refused_request_suggests_a_correct_one(served, side, query, said):
 def test_an_invalid_origin_is_named(monkeypatch, value):
     monkeypatch.setenv("ALVO_ALLOWED_ORIGINS", value)
     with pytest.raises(settings.SettingsError, match="^ALVO_ALLOWED_ORIGINS names .*: expected origins such as https:"):
-        settings.allowed_origins("Alvo")
+        settings.allowed("Alvo")
 
 
 @pytest.mark.parametrize("value", ["https://example.org", "example.org:8000", "a.*.example.org", "example.org/x"])
 def test_an_invalid_host_is_named(monkeypatch, value):
     monkeypatch.setenv("FONTE_ALLOWED_HOSTS", value)
     with pytest.raises(settings.SettingsError, match="^FONTE_ALLOWED_HOSTS names .*: expected names without a port"):
-        settings.allowed_hosts("Fonte")
+        settings.allowed("Fonte")
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])

@@ -1,6 +1,7 @@
 """Several days per request: how days are grouped, which days a fault loses, and that results equal single days."""
 
 import re
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
@@ -331,3 +332,19 @@ def test_after_a_failure_the_next_item_starts_on_demand():
         next(results)
         results.close()
     assert started[:3] == [0, 1, 2]
+
+
+def test_a_loaded_day_is_given_before_the_next_request_is_answered():
+    """The second request takes until the first result was given; only an executor that does not wait for it can end."""
+    given = threading.Event()
+
+    def requested():
+        yield 1
+        assert given.wait(60)
+        yield 2
+
+    with ThreadPoolExecutor(1) as executor:
+        results = days.in_order(requested(), lambda item: item, executor, 1, ahead=False)
+        assert next(results)[0] == 1
+        given.set()
+        assert [item for item, _ in results] == [2]

@@ -135,30 +135,30 @@ def test_a_refusal_in_latin_1_is_decoded_on_one_line():
                 engine.create(engine.parse(url), "test").connect()
 
 
-ADMINS = {"FONTE": settings.fonte_admin, "ALVO": settings.alvo_admin}
+SIDES = ("FONTE", "ALVO")
 ADMIN_URL = "postgresql://u:p%40ss@h/d"
 
 
-@pytest.mark.parametrize("side", ADMINS)
+@pytest.mark.parametrize("side", SIDES)
 def test_an_admin_is_a_url_and_a_token_and_neither_is_shown(monkeypatch, side):
     token = "abcdXYZ0189-._~+/=="
     monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", ADMIN_URL)
     monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
-    url, secret = ADMINS[side]()
+    url, secret = settings.admin(side)
     assert (url.drivername, url.password, secret.get_secret_value()) == ("postgresql+psycopg2", "p@ss", token)
     assert token not in f"{(url, secret)} {secret}"
     assert "p@ss" not in f"{(url, secret)} {url}"
 
 
-@pytest.mark.parametrize("side", ADMINS)
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("url", "token"), [("", "a" * 16), (ADMIN_URL, ""), ("", "short"), ("no URL", ""), ("", "")])
 def test_an_incomplete_admin_is_ignored(monkeypatch, side, url, token):
     monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", url)
     monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
-    assert ADMINS[side]() is None
+    assert settings.admin(side) is None
 
 
-@pytest.mark.parametrize("side", ADMINS)
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(
     ("url", "token", "named"),
     [
@@ -173,7 +173,7 @@ def test_an_invalid_admin_is_named_but_never_repeated(monkeypatch, side, url, to
     monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", url)
     monkeypatch.setenv(f"{side}_ADMIN_TOKEN", token)
     with pytest.raises(settings.SettingsError, match=f"^{side}_ADMIN_{named} is n.*: expected") as failure:
-        ADMINS[side]()
+        settings.admin(side)
     assert "secret" not in str(failure.value)
     assert token not in str(failure.value)
 
@@ -199,7 +199,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch, value):
         monkeypatch.setenv("FONTE_API_URL", value)
         monkeypatch.setenv("FONTE_DATABASE_URL", value)
     assert settings.fonte_api_url() is None
-    assert settings.fonte_database_is_embedded()
+    assert settings.database_is_embedded("Fonte")
 
 
 def test_the_partitions_of_dagster_have_settings(monkeypatch):
@@ -269,5 +269,5 @@ def test_no_name_of_the_example_counts_as_misspelt(env_file):
     lines = (ROOT / ".env.example").read_text().splitlines()
     env_file.write_text("\n".join(line for line in lines if not line.startswith(tuple(settings.KNOWN))))
     assert settings.fonte_api_url() is None
-    assert settings.fonte_database_is_embedded()
-    assert settings.alvo_admin() is None
+    assert settings.database_is_embedded("Fonte")
+    assert settings.admin("Alvo") is None

@@ -1,7 +1,7 @@
 """How the files are written: found from a file's first bytes, or named by the event.
 
 UTF-8, with or without a byte order mark; fields in double quotes where they need them, a quote doubled. PostgreSQL
-reads the rows. Here they are only cut at line ends, and compared with the plain form, which allows the faster way.
+reads the rows. Here they are cut at line ends, and compared with the plain form, which PostgreSQL reads faster.
 """
 
 import csv
@@ -233,6 +233,7 @@ class Rows:
         return self._as_text(piece) if b'"' in piece or b"\\" in piece else piece
 
     def _as_text(self, piece: bytes) -> bytes:
+        """Rewrite quoted fields and backslashes; a quoted NULL, which is a text, has no such form."""
         mark, null = self.dialect.delimiter.encode(), self.dialect.null.encode()
         if b'"%b"' % null in piece:
             raise NotPlain

@@ -17,9 +17,6 @@ from adventureworks.dialect import FileError
 from adventureworks.settings import REJECT_LIMIT, Limits
 from adventureworks.stage import Open, Report, run, stage
 
-# Hash joins of a million rows stay in memory; small samples suffice to plan them.
-SESSION = "SET LOCAL work_mem = '64MB'; SET LOCAL default_statistics_target = 10"
-
 Mode = Literal["replace", "upsert"]
 Reports = Mapping[sa.Table, Report]
 Act = Callable[[str, Report], None]
@@ -44,7 +41,8 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
     """
     tables = [table for file, table in model.TABLES.items() if file in plan.files]
     with engine.begin() as connection:
-        run(connection, SESSION)
+        # Hash joins of a million rows stay in memory; small samples suffice to plan them.
+        run(connection, "SET LOCAL work_mem = '64MB'; SET LOCAL default_statistics_target = 10")
         run(connection, "SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))")
         created = model.create_absent(connection)
         staging = partial(stage, connection, open_file=open_file, named=plan.dialect)

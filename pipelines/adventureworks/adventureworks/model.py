@@ -7,6 +7,7 @@ decimal comma, any other number with a decimal point, codes padded with blanks.
 import re
 import tomllib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -104,19 +105,17 @@ def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
         connection.execute(sa.schema.CreateIndex(index))
     for table in TABLES.values():
         for key in table.foreign_key_constraints:
-            is_due = _is_filled_and_owned(connection, table) if ONCE_WHOLE in key.info else table in created
+            is_due = _is_due(connection, table, key) if ONCE_WHOLE in key.info else table in created
             if is_due and not _is_there(connection, table, key):
-                add(connection, key)
+                connection.execute(sa.schema.AddConstraint(key, isolate_from_table=False))
 
 
 def add(connection: sa.Connection, key: sa.ForeignKeyConstraint) -> bool:
     """Add a foreign key to its table, unless a row breaks it; return whether it was added."""
-    try:
-        with connection.begin_nested():
-            connection.execute(sa.schema.AddConstraint(key, isolate_from_table=False))
+    with suppress(sa.exc.IntegrityError), connection.begin_nested():
+        connection.execute(sa.schema.AddConstraint(key, isolate_from_table=False))
         return True
-    except sa.exc.IntegrityError:
-        return False
+    return False
 
 
 def _is_there(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyConstraint) -> bool:
@@ -124,8 +123,11 @@ def _is_there(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyCons
     return bool(connection.scalar(sa.text(there), {"table": table.fullname, "key": key.name}))
 
 
-def _is_filled_and_owned(connection: sa.Connection, table: sa.Table) -> bool:
-    """Tell whether the table holds rows, and the role may alter it."""
-    is_filled = f"EXISTS (SELECT FROM {table.fullname})"
-    owner = f"SELECT pg_has_role(relowner, 'USAGE') AND {is_filled} FROM pg_class WHERE oid = to_regclass(:table)"
-    return bool(connection.scalar(sa.text(owner), {"table": table.fullname}))
+def _is_due(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyConstraint) -> bool:
+    """Tell whether the table holds rows, none of which breaks the key, and the role may alter it."""
+    [element], rows = key.elements, f"SELECT FROM {table.fullname}"
+    broken = (
+        f"{rows} WHERE {element.parent.name} NOT IN (SELECT {element.column.name} FROM {key.referred_table.fullname})"
+    )
+    due = f"SELECT pg_has_role(relowner, 'USAGE') AND EXISTS ({rows}) AND NOT EXISTS ({broken}) FROM pg_class"
+    return bool(connection.scalar(sa.text(f"{due} WHERE oid = to_regclass(:table)"), {"table": table.fullname}))

@@ -18,7 +18,6 @@ with DAG(
     description="AdventureWorks: CSVs on S3 to PostgreSQL",
     schedule="0 6 * * *",
     start_date=datetime(2024, 1, 1),
-    catchup=False,
     max_active_runs=1,
     params={
         "mode": Param("replace", enum=["replace", "upsert"], description="replace removes rows that no file holds"),

@@ -328,3 +328,21 @@ def test_the_key_to_persons_is_enforced_after_the_first_load_that_keeps_it(pool)
     with pytest.raises(dialect.FileError, match=expected):
         load.load(pool, load.Plan(ALL, allow_shrink=True), sample)
     assert contents(pool) == before
+
+
+def test_a_key_that_rows_break_needs_no_lock_on_their_tables(loaded):
+    """The sample's customers lack persons: a load of other files does not try that key again."""
+    with loaded.begin() as other:
+        other.execute(sa.text("UPDATE person.person SET name_style = name_style"))
+        reports = load.load(loaded, load.Plan(["Production.Product"]), sample)
+    assert reports["Production.Product"].loaded == 504
+
+
+def test_new_tables_are_never_left_without_a_key(pool):
+    """Another session may remove a parent while the rows are loaded: the load then fails."""
+    row = f"(1, 1, '{uuid.uuid4()}', '2024-01-01')"
+    with pool.begin() as connection:
+        created = model.create_absent(connection)
+        connection.execute(sa.text(f"INSERT INTO sales.special_offer_product VALUES {row}"))
+        with pytest.raises(sa.exc.IntegrityError, match="special_offer_product_product_id"):
+            model.complete(connection, created)
