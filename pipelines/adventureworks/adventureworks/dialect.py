@@ -21,7 +21,7 @@ LONGEST_ROW_BYTES = 1024 * 1024
 SAMPLE_BYTES = 64 * 1024
 DELIMITERS = (";", ",", "\t", "|")
 # An event may set these for its files, each to one of these values.
-CHOICES = {"delimiter": DELIMITERS, "header": (True, False), "null": ("NULL", ""), "decimal": (",", ".")}
+CHOICES = {"delimiter": DELIMITERS, "header": (True, False), "null": ("NULL", "", "\\N"), "decimal": (",", ".")}
 
 
 class FileError(Failure):
@@ -55,7 +55,8 @@ def detect(sample: bytes, table: sa.Table, named: Mapping[str, Any]) -> Dialect:
     if null is None:
         mark = re.escape(delimiter)
         empty = re.search(rf"{mark}({mark}|\r?\n)|\n{mark}", rows)
-        null = "" if empty and not _null_among(delimiter).search(rows.encode()) else "NULL"
+        found = [word for word in ("NULL", "\\N") if _field_of(re.escape(word), delimiter).search(rows.encode())]
+        null = [*found, "" if empty else "NULL"][0]
     values = [row for row in (_fields(row, delimiter) for row in rows.split("\n")) if len(row) == len(columns)]
     decimals = {
         column.name: named.get("decimal") or _decimal(column, [row[number] for row in values])
@@ -100,9 +101,9 @@ def _decimal(column: sa.Column[Any], values: Iterable[str]) -> str:
     return max(",.", key=lambda mark: (marks.count(mark), (mark == ",") == isinstance(column.type, Money)))
 
 
-def _null_among(delimiter: str) -> re.Pattern[bytes]:
-    mark = re.escape(delimiter.encode())
-    return re.compile(rb"(?:^|[\n]|" + mark + rb")NULL(?=[\r\n]|" + mark + rb"|$)")
+def _field_of(words: str, delimiter: str) -> re.Pattern[bytes]:
+    mark = re.escape(delimiter)
+    return re.compile(rf"(?:^|[\n]|{mark})({words})(?=[\r\n]|{mark}|$)".encode())
 
 
 _DIGITS = "-".join(f"[0-9A-Fa-f]{{{count}}}" for count in (8, 4, 4, 4, 12))
@@ -138,7 +139,7 @@ def plain_rows(dialect: Dialect) -> tuple[re.Pattern[bytes], bytes]:
     Rewritten, a row has decimal points, and codes without the blanks that pad them. Where no column needs that, the
     template is empty, and the pattern is one of many rows.
     """
-    mark, null, group = re.escape(dialect.delimiter), dialect.null, itertools.count(2)
+    mark, null, group = re.escape(dialect.delimiter), re.escape(dialect.null), itertools.count(2)
     end, fields, template = f"(?:{mark}|[\r\n])", [], ""
     commas = {c.name for c in dialect.columns if dialect.decimals.get(c.name) == "," and not c.nullable}
     for column in dialect.columns:
@@ -183,7 +184,8 @@ class Rows:
             self._rest = self._rest.partition(b"\n")[2]
         self.plain = plain
         self._plain, self._template = plain_rows(self.dialect)
-        self._mixed = _null_among(self.dialect.delimiter) if not self.dialect.null else None
+        others = {"": r"NULL|\\N", r"\N": "NULL"}.get(self.dialect.null) if named.get("null") is None else None
+        self._mixed = _field_of(others, self.dialect.delimiter) if others else None
         self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
         mark, self._open = re.escape(self.dialect.delimiter), b""
         self._fields = re.compile(f'\\A(?:[^"\n{mark}]*+[\n{mark}]|"[^"]*+(?:""[^"]*+)*+"(?:{mark}|\r?\n))*+'.encode())
@@ -191,8 +193,9 @@ class Rows:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the pieces. Raises FileError, NotPlain."""
         for piece in self._whole_lines():
-            if self._mixed and self._mixed.search(piece):
-                raise FileError('has empty fields and NULL as well: name which is no value in the event, as "null"')
+            if self._mixed and (other := self._mixed.search(piece)):
+                both = f"{self.dialect.null or 'empty fields'} and {other[1].decode()}"
+                raise FileError(f'has {both} as well: name which is no value in the event, as "null"')
             if checked := self._plain_text(piece) if self.plain else self._checked_quotes(piece):
                 yield checked
         if self._open:
@@ -235,7 +238,7 @@ class Rows:
     def _as_text(self, piece: bytes) -> bytes:
         """Rewrite quoted fields and backslashes; a quoted NULL, which is a text, has no such form."""
         mark, null = self.dialect.delimiter.encode(), self.dialect.null.encode()
-        if b'"%b"' % null in piece:
+        if b'"%b"' % null in piece or null == rb"\N":
             raise NotPlain
 
         def escaped(match: re.Match[bytes]) -> bytes:

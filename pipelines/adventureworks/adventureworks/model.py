@@ -21,9 +21,6 @@ ONCE_WHOLE = "references_once_whole"
 class Money(sa.Numeric[Decimal]):
     """An exact amount, which the files usually write with a decimal comma."""
 
-    def __init__(self) -> None:
-        super().__init__(19, 4)
-
 
 class Code(sa.String):
     """A short code, which the files pad with blanks; the table holds it without padding."""
@@ -69,11 +66,11 @@ for _file, _declared in tomllib.loads(Path(__file__).with_name("tables.toml").re
 reject = sa.Table(
     "reject",
     metadata,
+    sa.Column("file", sa.Text, primary_key=True),
     # line: where the row begins; the column names are line 1.
-    *(sa.Column("file", sa.Text), sa.Column("line", sa.BigInteger, autoincrement=False)),
+    sa.Column("line", sa.BigInteger, primary_key=True, autoincrement=False),
     # loaded: whether the row is in its table all the same.
     *(sa.Column("reason", sa.Text, nullable=False), sa.Column("loaded", sa.Boolean, nullable=False)),
-    sa.PrimaryKeyConstraint("file", "line"),
     schema="load",
 )
 

@@ -15,7 +15,6 @@ from adventureworks import handler, model, settings
 from local import lambda_service
 
 BUCKET = "adventureworks"
-DATA = Path(__file__).resolve().parents[1] / "data"
 REGION = "us-east-1"
 FUNCTION = "adventureworks.handler.lambda_handler"
 # moto accepts any keys.
@@ -75,4 +74,4 @@ def fill(s3_url: str) -> None:
 
 def sample(file: str) -> bytes:
     """Return a file of the sample."""
-    return lzma.decompress((DATA / f"{file}.csv.xz").read_bytes())
+    return lzma.decompress(Path(__file__).parents[1].joinpath("data", f"{file}.csv.xz").read_bytes())

@@ -274,6 +274,7 @@ COPIES = [
     {"delimiter": ",", "null": "", "decimal": ".", "line_end": "\n"},
     {"delimiter": "\t", "header": False, "null": "", "decimal": "."},
     {"delimiter": "|", "reverse": True, "null": "", "line_end": "\n"},
+    {"delimiter": "\t", "null": "\\N", "decimal": ".", "line_end": "\n"},
     {"header": False},
 ]
 
