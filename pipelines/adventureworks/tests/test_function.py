@@ -212,13 +212,13 @@ def test_the_event_may_name_the_dialect(beside_s3, customers):
 def test_an_object_that_changes_before_its_second_reading_fails_the_load(beside_s3, monkeypatch, customers, pool):
     """A file that is not plain is read twice, in one version."""
     customers(cloud.sample("Sales.Customer").replace(b":07.263\r", b":7.263\r", 1))
-    read_plainly = dialect.Rows._checked_plain
+    read_plainly = dialect.Rows._plain_text
 
     def changed(self, piece):
         customers(cloud.sample("Sales.Customer"))
         read_plainly(self, piece)
 
-    monkeypatch.setattr(dialect.Rows, "_checked_plain", changed)
+    monkeypatch.setattr(dialect.Rows, "_plain_text", changed)
     with pytest.raises(dialect.FileError, match="PreconditionFailed.*nothing was written"):
         handle({"files": ["Sales.Customer"]})
     assert contents(pool) == {}
