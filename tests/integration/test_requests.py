@@ -101,13 +101,12 @@ def test_requests_have_each_day_once_in_order_without_gaps(chosen, most, zone):
     assert all(len(one) == most or one[-1].end < other[0].start for one, other in pairwise(groups))
 
 
-def test_a_year_is_37_requests(make_database, alvo, asked, monkeypatch, capsys):
-    with connector_over(seeded(make_database(), 365)) as base_url:
+def test_a_long_range_is_a_request_for_every_ten_days(make_database, alvo, asked, monkeypatch, capsys):
+    with connector_over(seeded(make_database(), 65)) as base_url:
         monkeypatch.setenv("FONTE_API_URL", base_url)
-        assert etl.main(["2024-05-20", "2025-05-19", *POWER]) == 0
-    assert len(asked) == 37
-    assert {(last - first).days for first, last in asked[:-1]} == {9}
-    assert "\n365 days: 210,192 values written" in capsys.readouterr().out
+        assert etl.main(["2024-05-20", "2024-07-23", *POWER]) == 0
+    assert [(last - first).days + 1 for first, last in asked] == [10] * 6 + [5]
+    assert "\n65 days: 37,392 values written" in capsys.readouterr().out
 
 
 def test_resume_requests_only_the_missing_days(fonte_api, alvo_pool, asked, undisturbed):
