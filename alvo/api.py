@@ -34,7 +34,8 @@ SIGNAL = "Lists only the signal of this name; the list is empty if Alvo does not
 SIGNALS = "The signals to return, one parameter each; by default all of them."
 Format = Literal["json", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv"}
-COPY_OPTIONS = {"json": "FORMAT text", "csv": "FORMAT csv, HEADER"}
+# FORMAT text doubles each backslash. In a line of JSON every control character below a space is escaped.
+COPY_OPTIONS = {"json": r"FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02'", "csv": "FORMAT csv, HEADER"}
 PAGE = Path(__file__).with_name("page")
 MOST_SAMPLES = timedelta(days=2)
 # So many views, and so many requests to Fonte, run at once; the others wait.

@@ -12,6 +12,8 @@ from datetime import timedelta
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import event, text
 from support.project import ADMIN, TOKEN, alvo_api, alvo_values, begun, fill_year, running, set_admin, wait_until
 from support.two_days import START, WINDOWS, WRITTEN, fill, filled
@@ -118,6 +120,25 @@ def test_an_infinite_value_is_null_in_json_and_infinity_in_csv(base_url, alvo_po
     answer = httpx.get(f"{base_url}/data?end_timestamp=2002-01-01")
     assert [record["value"] for record in answer.json()] == [None, 5e-324]
     assert "Infinity\n" in httpx.get(f"{base_url}/data?end_timestamp=2002-01-01&format=csv").text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True))
+@example(
+    names=[f"a{chr(code)}b" for code in range(1, 256)] + ["\\.", "\\N", '"', "\r\n", "\x01\x02", "%s", "\U0001f300"]
+)
+def test_any_signal_name_is_the_same_in_every_answer(base_url, alvo_pool, names):
+    with alvo_pool.begin() as connection:
+        connection.execute(text("TRUNCATE signal CASCADE"))
+    replace_period(alvo_pool, START, START + DAY, WINDOWS[:1], {name: np.ones(1) for name in names})
+    with httpx.Client(base_url=base_url) as client:
+        assert [signal["name"] for signal in client.get("/signals").json()] == sorted(names)
+        asked = {"signals": names[:20]}
+        for params, held in (({}, names), (asked, asked["signals"] or names)):
+            assert [record["signal"] for record in client.get("/data", params=params).json()] == sorted(held)
+            lines = client.get("/data", params={**params, "format": "csv"}).content.decode()
+            rows = csv.DictReader(io.StringIO(lines, newline=""))
+            assert [row["signal"] for row in rows] == sorted(held)
 
 
 def test_many_rows_are_streamed_and_a_client_that_disconnects_ends_the_query(base_url, alvo, alvo_pool, administrator):
