@@ -63,6 +63,10 @@ def _answer(query: str) -> int:
         except PostgresError as error:
             absent = "load a day first, by etl.py" if isinstance(error, UndefinedTable) else "correct it"
             raise QueryError(f"the query failed: {error.diag.message_primary or error}; {absent}") from error
+        except BaseException:
+            # Otherwise the rollback would first receive the rest of the result.
+            connection.invalidate()
+            raise
     return 0
 
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, NoReturn
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, available_timezones
 
 if TYPE_CHECKING:
@@ -25,6 +26,20 @@ class Failure(Exception):
     """A failure that a command reports on one line: the value, the cause and the remedy."""
 
     exit_code = 1
+
+
+class Output(FileIO):
+    """Standard output; it remembers a failed write, because the buffers above may drop the bytes."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401
+        """Write some of the bytes; return how many."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            Output.failure = error
+            raise
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +110,8 @@ def begin(program: str) -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     encoding = sys.stdout.encoding if sys.stdout else None
     # Always buffered, even with PYTHONUNBUFFERED: the flush at the end then shows whether it can be written.
-    sys.stdout = open(1, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    raw = Output(1, "w", closefd=False)
+    sys.stdout = TextIOWrapper(BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty())
     sys.excepthook = lambda kind, error, where: os._exit(failed(program, error, debug=False))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
@@ -118,6 +134,8 @@ def finished(program: str, code: int) -> int:
     try:
         if sys.stdout:
             sys.stdout.flush()
+        if Output.failure:
+            raise Output.failure
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):

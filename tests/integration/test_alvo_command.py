@@ -60,6 +60,30 @@ def test_a_query_that_is_wrong_or_changes_something_is_refused(two_days, run_com
     assert alvo_values(pool) == before
 
 
+FULL = "python -m alvo: standard output cannot be written: No space left on device; what was done stays done\n"
+
+
+# It would take minutes to receive the rest of the last result.
+LARGE = ["generate_series(1, 20000)", "repeat('x', 5000000)", "generate_series(1, 10000000000)"]
+
+
+@pytest.mark.parametrize(
+    ("selected", "output", "ended"),
+    [
+        ("1", "| head -1", "0\n"),
+        *((selected, "| head -1", "141\n") for selected in LARGE),
+        *((selected, ">/dev/full", f"{FULL}6\n") for selected in ["1", *LARGE]),
+    ],
+)
+def test_a_result_that_cannot_be_written_ends_the_command_at_once(folder, two_days, selected, output, ended):
+    environment = bare(folder) | {"ALVO_DATABASE_URL": two_days.render_as_string(hide_password=False)}
+    line = f"""{{ {sys.executable} -m alvo "SELECT {selected}"; echo $? >&2; }} {output}"""
+    run = subprocess.run(
+        ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stderr == ended
+
+
 @pytest.mark.parametrize("arguments", [["SELECT 1"], ["--port", "0"]], ids=["query", "page"])
 def test_an_unreachable_alvo_is_exit_code_4_and_one_line(run_command, refused_port, shared_connector, arguments):
     away = f"postgresql://u:p@127.0.0.1:{refused_port}/alvo"
