@@ -41,9 +41,14 @@ class Record(NamedTuple):
 _BEGIN = text("""
     SELECT count(pg_advisory_xact_lock_shared(hashtext('alvo.signal'), 0)),
         count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),
-        bool_or(to_regclass('data') IS NULL OR to_regclass('load') IS NULL)
+        bool_or(to_regclass('data') IS NULL OR to_regclass('load') IS NULL),
+        (SELECT json_object_agg(attname, format_type(coalesce(nullif(typbasetype, 0), atttypid), NULL))
+            FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid WHERE attrelid = to_regclass('data'))
     FROM generate_series(CAST(:first_day AS integer), CAST(:last_day AS integer)) AS day
 """)
+
+# The types of a binary COPY. PostgreSQL would store a double's bits in another type of 8 bytes, such as bigint.
+_TYPES = {"timestamp": "timestamp with time zone", "signal_id": "integer", "value": "double precision"}
 
 _SIGNALS = text("""
     SELECT name, id, EXISTS (SELECT FROM data WHERE signal_id = id AND timestamp >= :start AND timestamp < :end)
@@ -171,7 +176,8 @@ def replace_period(
     period = {"start": start, "end": end}
     days = {"first_day": int(start.timestamp() // 86_400), "last_day": int(-(-end.timestamp() // 86_400)) - 1}
     with engine.begin() as connection:
-        *_, tables_are_absent = connection.execute(_BEGIN, days).one()
+        *_, tables_are_absent, types = connection.execute(_BEGIN, days).one()
+        _check_types(types or {})
         if tables_are_absent:
             schema.create_absent(connection)
         ids, holds_some = _signal_ids(connection, signals, period)
@@ -184,6 +190,15 @@ def replace_period(
         told = json.dumps([record._asdict() for record in records])
         connection.exec_driver_sql(_RECORD.format(forget=_FORGET), {**period, "variables": variables, "records": told})
     return report
+
+
+def _check_types(held: Mapping[str, str]) -> None:
+    """Raise DatabaseError if a column of data has a type that a binary COPY would not fill correctly."""
+    for name, kind in _TYPES.items():
+        # A timestamp without time zone has the same bits, in UTC.
+        if held.get(name, kind).replace("without", "with") != kind:
+            wrong = f"Alvo failed: its column data.{name} is {held[name]}, not {kind}"
+            raise DatabaseError(f"{wrong}; as its owner: ALTER TABLE data ALTER COLUMN {name} TYPE {kind}")
 
 
 def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], parameters: dict[str, Any]) -> Report:
