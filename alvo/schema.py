@@ -1,6 +1,10 @@
-"""Alvo's tables. `python -m alvo.schema` creates them as their owner."""
+"""Alvo's tables. `python -m alvo.schema` creates them as their owner.
+
+Alvo is the database that ALVO_DATABASE_URL names; unset, it is the embedded one (see etl.py --help).
+"""
 
 import sys
+from collections.abc import Sequence
 
 if __name__ == "__main__":
     from fonte_alvo.command import begin
@@ -74,9 +78,11 @@ def obstacle(engine: sa.Engine) -> str:
     return "it refuses the query; its log says why"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Create the tables in the database that ALVO_DATABASE_URL names; return an exit code like etl.py's."""
     from fonte_alvo import command, engine, settings
+
+    options = command.Parser("python -m alvo.schema", __doc__).parse_args(arguments)
 
     def create() -> int:
         with engine.failures("Alvo", "check ALVO_DATABASE_URL"):
@@ -85,7 +91,7 @@ def main() -> int:
         print("Alvo has the tables signal, data and load")
         return 0
 
-    return command.run("alvo.schema", create)
+    return command.run("alvo.schema", create, debug=options.debug)
 
 
 if __name__ == "__main__":

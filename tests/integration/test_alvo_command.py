@@ -144,3 +144,28 @@ def test_a_busy_port_is_reported_before_a_server_starts(run_command, folder):
     assert (run.returncode, run.stdout) == (2, "")
     assert re.fullmatch(rf"python -m alvo: port {port} cannot be used: .*; choose another by --port\n", run.stderr)
     assert not (folder / ".embedded").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "as their owner"),
+        (["-h"], 0, "ALVO_DATABASE_URL"),
+        (["--version"], 0, "fonte-alvo "),
+        (["--url"], 2, "python -m alvo.schema: unrecognized arguments: --url; see python -m alvo.schema --help\n"),
+        (["drop"], 2, "unrecognized arguments: drop"),
+    ],
+)
+def test_the_command_of_the_tables_makes_them_only_without_arguments(run_command, alvo, arguments, code, said):
+    url = alvo.render_as_string(hide_password=False)
+    run = run_command("-m", "alvo.schema", *arguments, ALVO_DATABASE_URL=url)
+    assert run.returncode == code
+    assert said in (run.stderr if code else run.stdout)
+    assert alvo_values(alvo) is None
+
+
+def test_debug_shows_why_the_tables_cannot_be_made(run_command, refused_port):
+    away = f"postgresql://u:p@127.0.0.1:{refused_port}/alvo"
+    run = run_command("-m", "alvo.schema", "--debug", ALVO_DATABASE_URL=away)
+    assert run.returncode == 4
+    assert run.stderr.startswith("Traceback")
