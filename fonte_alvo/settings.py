@@ -1,6 +1,6 @@
 """The only reader of the environment. A file `.env` in home() serves too; the environment wins.
 
-A value in the file may refer to another one there as ${NAME}.
+A value in the file may refer to another one, set above it or in the environment, as ${NAME}.
 """
 
 import io
@@ -170,6 +170,9 @@ def _read(name: str) -> str | None:
     if value := os.environ.get(name):
         return value
     held = {} if name in os.environ else _file()
+    if undefined := re.search("\0(.*?)\0", held.get(name) or ""):
+        lacking = "which neither a line above it nor the environment sets"
+        raise SettingsError(f"{home() / '.env'}: {name} refers to {undefined[1]}, {lacking}")
     if not held.get(name):
         unread = {each.upper(): each for each in {*held, *os.environ} - KNOWN}
         for near in get_close_matches(name, unread, n=1, cutoff=0.9):
@@ -190,6 +193,9 @@ def _file() -> dict[str, str | None]:
         content = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file} cannot be read: {error}") from error
-    if wrong := [each.original.line for each in parse_stream(io.StringIO(content)) if each.error]:
-        raise SettingsError(f"{file} line {wrong[0]}: expected NAME=value")
-    return dotenv_values(stream=io.StringIO(content))
+    for each in parse_stream(io.StringIO(content)):
+        if each.error or (each.key and each.value is None):
+            name = each.key if each.key in KNOWN else "NAME"
+            raise SettingsError(f"{file} line {each.original.line}: expected {name}=value")
+    # A reference without a default would be empty where nothing sets it: its default marks it.
+    return dotenv_values(stream=io.StringIO(re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)))

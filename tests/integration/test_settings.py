@@ -222,6 +222,42 @@ def test_a_value_in_the_file_may_refer_to_another_one(env_file):
 
 
 @pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ("ALVO_DATABASE_URL=${ALVO_DB_URL}", "ALVO_DB_URL"),
+        ("ALVO_DATABASE_URL='${ALVO_DATABASE_URL}'", "ALVO_DATABASE_URL"),
+        ("ALVO_DATABASE_URL=postgresql://u:${PASSWORD}@h/d", "PASSWORD"),
+        ('HOST=h\n\nexport ALVO_DATABASE_URL="postgresql://u:secret@${HOST}:${PORT}/d"', "PORT"),
+        ("ALVO_DATABASE_URL=${URL}\nURL=postgresql://h/d", "URL"),
+        ("HOST=${NAME}\nURL=postgresql://${HOST}/d\nALVO_DATABASE_URL=${URL}", "NAME"),
+    ],
+    ids=["whole", "itself", "part", "one of two", "set below", "through others"],
+)
+def test_a_reference_to_a_name_that_nothing_sets_is_an_error(monkeypatch, env_file, content, missing):
+    env_file.write_text(f"{content}\nFONTE_API_URL=http://h\n")
+    with pytest.raises(settings.SettingsError) as failure:
+        settings.alvo_database_url()
+    said = f"{env_file}: ALVO_DATABASE_URL refers to {missing}, which neither a line above it nor the environment sets"
+    assert str(failure.value) == said
+    # A value that nobody asks for may be another program's.
+    assert settings.fonte_api_url() == "http://h"
+
+
+@pytest.mark.parametrize("value", ["${NAME:-}", "${EMPTY}", "", '""'])
+def test_an_explicitly_empty_value_counts_as_unset(env_file, value):
+    env_file.write_text(f"EMPTY=\nALVO_DATABASE_URL={value}\n")
+    assert settings.database_is_embedded("Alvo")
+
+
+@pytest.mark.parametrize("value", ["postgresql://h/${NAME:-d}", "postgresql://h/${DATABASE}", "postgresql://${HOST}/d"])
+def test_a_reference_may_have_a_default_or_name_a_variable_of_the_environment(monkeypatch, env_file, value):
+    monkeypatch.setenv("HOST", "h")
+    env_file.write_text(f"DATABASE=d\nALVO_DATABASE_URL={value}\n")
+    url = settings.alvo_database_url()
+    assert (url.host, url.database) == ("h", "d")
+
+
+@pytest.mark.parametrize(
     ("error", "said"), [(ValueError("two\n  lines\t here"), "two lines here"), (TimeoutError(), "TimeoutError")]
 )
 def test_a_reason_is_one_line_and_never_empty(error, said):
@@ -233,10 +269,13 @@ def test_a_reason_is_one_line_and_never_empty(error, said):
     [
         (b"FONTE_API_URL=http://a\nALVO_DATABASE_URL: postgresql://u:secret@h/d\n", "line 2: expected NAME=value"),
         (b'ALVO_DATABASE_URL="postgresql://u:secret@h/d\n', "line 1: expected NAME=value"),
+        (b"FONTE_API_URL=http://a\nALVO_DATABASE_URL\n", "line 2: expected ALVO_DATABASE_URL=value"),
+        (b"export ALVO_DATABASE_URL # none\n", "line 1: expected ALVO_DATABASE_URL=value"),
+        (b"secret\n", "line 1: expected NAME=value"),
         (b"# caf\xe9\n", "cannot be read"),
         (None, "cannot be read"),
     ],
-    ids=["colon", "unclosed quote", "Latin-1", "folder"],
+    ids=["colon", "unclosed quote", "name alone", "exported name alone", "value alone", "Latin-1", "folder"],
 )
 def test_an_unreadable_file_is_an_error(env_file, content, said):
     env_file.write_bytes(content) if content else env_file.mkdir()
