@@ -19,11 +19,13 @@ from fonte_alvo.command import Failure, clean
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-# The names that are read; a name that only resembles one of them is a mistake to report.
+# The names that are read, by compose.yaml too; a name that only resembles one of them is a mistake to report.
 KNOWN = {
     *("FONTE_ALVO_HOME", "FONTE_API_URL", "FONTE_DATABASE_URL", "FONTE_ADMIN_DATABASE_URL", "FONTE_ADMIN_TOKEN"),
     *("ALVO_DATABASE_URL", "ALVO_ADMIN_DATABASE_URL", "ALVO_ADMIN_TOKEN"),
     *("FONTE_ALLOWED_ORIGINS", "FONTE_ALLOWED_HOSTS", "ALVO_ALLOWED_ORIGINS", "ALVO_ALLOWED_HOSTS"),
+    *("FONTE_POSTGRES_PASSWORD", "FONTE_READER_PASSWORD", "FONTE_WRITER_PASSWORD", "FONTE_DATABASE_PORT"),
+    *("ALVO_POSTGRES_PASSWORD", "ALVO_READER_PASSWORD", "ALVO_WRITER_PASSWORD", "ALVO_DATABASE_PORT", "ALVO_API_PORT"),
 }
 _ORIGIN = re.compile(r"https?://[^/\s*@]+|\*")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
@@ -169,22 +171,26 @@ def _read(name: str) -> str | None:
     """Return a setting from the environment or the file, or None. Raises SettingsError."""
     if value := os.environ.get(name):
         return value
-    held = {} if name in os.environ else _file()
+    held, referred = ({}, set()) if name in os.environ else _file()
     if undefined := re.search("\0(.*?)\0", held.get(name) or ""):
         lacking = "which neither a line above it nor the environment sets"
         raise SettingsError(f"{home() / '.env'}: {name} refers to {undefined[1]}, {lacking}")
     if not held.get(name):
-        unread = {each.upper(): each for each in {*held, *os.environ} - KNOWN}
-        for near in get_close_matches(name, unread, n=1, cutoff=0.9):
+        unread = {each.upper(): each for each in [*os.environ, *held] if each not in KNOWN}
+        # Unlike the environment, the file has no names of other programs that begin with a side's.
+        side = name.startswith(("FONTE_", "ALVO_")) and re.compile(rf"\b{name.partition('_')[0]}(?![A-Z0-9])")
+        ours = [near for near, each in unread.items() if side and each in held.keys() - referred and side.search(near)]
+        for near in [*get_close_matches(name, unread, n=1, cutoff=0.9), *ours]:
             where = home() / ".env" if unread[near] in held else "the environment"
             raise SettingsError(f"{where} sets {unread[near]}, which nothing reads, and not {name}: correct its name")
     return held.get(name) or None
 
 
-def _file() -> dict[str, str | None]:
+def _file() -> tuple[dict[str, str | None], set[str]]:
+    """Return the values in the file, and the names that they refer to."""
     file = home() / ".env"
     if not file.exists():
-        return {}
+        return {}, set()
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
 
@@ -198,4 +204,5 @@ def _file() -> dict[str, str | None]:
             name = each.key if each.key in KNOWN else "NAME"
             raise SettingsError(f"{file} line {each.original.line}: expected {name}=value")
     # A reference without a default would be empty where nothing sets it: its default marks it.
-    return dotenv_values(stream=io.StringIO(re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)))
+    marked = re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)
+    return dotenv_values(stream=io.StringIO(marked)), set(re.findall(r"\$\{([^}:\n]*)", content))

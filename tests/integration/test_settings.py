@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from support.faulty import accepted
-from support.project import ROOT
+from support.project import ROOT, SETTINGS
 
 from fonte_alvo import engine, settings
 
@@ -304,9 +304,58 @@ def test_a_misspelt_name_is_an_error(monkeypatch, env_file, name, in_file):
     assert "secret" not in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ALVO_DB_URL={}",
+        "ALVO_DATABASE={}",
+        "ALVO_URL={}",
+        "ALVO_POSTGRES_URL={}",
+        "alvo_url={}",
+        "ALVO={}",
+        "ALVO-DATABASE-URL={}",
+        "$env:ALVO_DATABASE_URL={}",
+        "$env:ALVO_DATABASE_URL = '{}'",
+        '"ALVO_DATABASE_URL"={}',
+        "export ALVO_DB_URL={}",
+    ],
+)
+def test_a_name_of_the_same_side_that_nothing_reads_is_an_error_in_the_file(env_file, line):
+    env_file.write_text(line.format("postgresql://u:secret@h/d") + "\nFONTE_READER_PASSWORD=x\nALVORADA_URL=http://h\n")
+    with pytest.raises(settings.SettingsError) as failure:
+        settings.alvo_database_url()
+    name = line.removeprefix("export ").partition("=")[0].strip()
+    said = f"{env_file} sets {name}, which nothing reads, and not ALVO_DATABASE_URL: correct its name"
+    assert str(failure.value) == said
+    assert settings.database_is_embedded("Fonte")
+
+
+@pytest.mark.parametrize("line", ["set ALVO_DATABASE_URL={}", "setx ALVO_DATABASE_URL {}", "ENV ALVO_DATABASE_URL={}"])
+def test_a_command_that_sets_a_variable_is_no_line_of_the_file(env_file, line):
+    env_file.write_text(line.format("postgresql://u:secret@h/d"))
+    with pytest.raises(settings.SettingsError, match="line 1: expected NAME=value$"):
+        settings.alvo_database_url()
+
+
+def test_a_name_that_another_value_refers_to_is_read(env_file):
+    env_file.write_text("FONTE_HOST=h\nFONTE_DATABASE_URL=postgresql://${FONTE_HOST}/d\n")
+    assert settings.fonte_database_url().host == "h"
+    assert settings.fonte_api_url() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["ALVO_URL", "ALVO_DB_URL", "TEST_DATABASE_URL", "REMOTE_DATABASE_URL", "DATABASE_URL"]
+)
+def test_a_name_of_another_program_in_the_environment_is_no_mistake(monkeypatch, name):
+    monkeypatch.setenv(name, "postgresql://u:secret@h/d")
+    assert settings.database_is_embedded("Alvo")
+    assert settings.database_is_embedded("Fonte")
+
+
 def test_no_name_of_the_example_counts_as_misspelt(env_file):
     lines = (ROOT / ".env.example").read_text().splitlines()
-    env_file.write_text("\n".join(line for line in lines if not line.startswith(tuple(settings.KNOWN))))
+    env_file.write_text("\n".join(line for line in lines if line.partition("=")[0] not in SETTINGS))
+    assert "ALVO_DATABASE_PORT" in env_file.read_text()
     assert settings.fonte_api_url() is None
     assert settings.database_is_embedded("Fonte")
     assert settings.admin("Alvo") is None
