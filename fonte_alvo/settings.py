@@ -197,8 +197,13 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
     try:
         # A byte order mark would be part of the first name.
         content = file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error}") from error
+    except ValueError:
+        content = "\0"
+    # UTF-16 without a byte order mark is often valid UTF-8, with a NUL in each character.
+    if "\0" in content:
+        raise SettingsError(f"{file} is not UTF-8: save it as UTF-8")
     for each in parse_stream(io.StringIO(content)):
         if each.error or (each.key and each.value is None):
             name = each.key if each.key in KNOWN else "NAME"

@@ -272,10 +272,15 @@ def test_a_reason_is_one_line_and_never_empty(error, said):
         (b"FONTE_API_URL=http://a\nALVO_DATABASE_URL\n", "line 2: expected ALVO_DATABASE_URL=value"),
         (b"export ALVO_DATABASE_URL # none\n", "line 1: expected ALVO_DATABASE_URL=value"),
         (b"secret\n", "line 1: expected NAME=value"),
-        (b"# caf\xe9\n", "cannot be read"),
+        *(
+            (text.encode(encoding), "is not UTF-8: save it as UTF-8$")
+            for text in ("ALVO_DATABASE_URL=postgresql://u:secret@h/d\n", "# café\r\n")
+            for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
+        ),
+        (b"# caf\xe9\n", "is not UTF-8: save it as UTF-8$"),
+        (b"FONTE_API_URL=http://a\0\n", "is not UTF-8: save it as UTF-8$"),
         (None, "cannot be read"),
     ],
-    ids=["colon", "unclosed quote", "name alone", "exported name alone", "value alone", "Latin-1", "folder"],
 )
 def test_an_unreadable_file_is_an_error(env_file, content, said):
     env_file.write_bytes(content) if content else env_file.mkdir()
