@@ -64,7 +64,8 @@ def fonte_api_url(given: str | None = None) -> str | None:
     import httpx
 
     with suppress(httpx.InvalidURL, ValueError):
-        if httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host:
+        parsed = httpx.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host and (parsed.port is None or 0 < parsed.port < 2**16):
             return url
     name = "the given URL of Fonte" if given else _located("FONTE_API_URL")
     raise SettingsError(f"{name} is not a URL of HTTP: expected something like http://localhost:8000")

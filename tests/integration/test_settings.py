@@ -178,14 +178,22 @@ def test_an_invalid_admin_is_named_but_never_repeated(monkeypatch, side, url, to
     assert token not in str(failure.value)
 
 
-@pytest.mark.parametrize("value", ["http://localhost:8000", "https://user:pw@fonte.example/api/", "http://[::1]:8000"])
+@pytest.mark.parametrize(
+    "value",
+    ["http://localhost:8000", "https://user:pw@h.example/api/", "http://[::1]:8000", "http://h:1", "http://h:65535"],
+)
 def test_an_http_url_is_used_unchanged(monkeypatch, value):
     monkeypatch.setenv("FONTE_API_URL", value)
     assert settings.fonte_api_url() == value
 
 
 @pytest.mark.parametrize(
-    "value", ["localhost:8000", "http://xn--/", "ftp://host", "http://", "http://[::1", "http://host:port", "x"]
+    "value",
+    [
+        *("localhost:8000", "http://xn--/", "ftp://host", "http://", "http://[::1", "http://host:port", "x"),
+        *(f"http://h:{port}" for port in (0, 65536, 99999, -1, 2**64)),
+        *("http://\udce9/", "http://h/\udce9", "http://u:\udce9@h/"),
+    ],
 )
 def test_an_invalid_http_url_is_refused(monkeypatch, value):
     monkeypatch.setenv("FONTE_API_URL", value)
