@@ -8,6 +8,7 @@ so this module reads the few tables of a flat stream itself and checks every acc
 import io
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from struct import unpack_from
 from typing import Any, NamedTuple
 
@@ -192,17 +193,23 @@ def _columns(body: bytes, message: _Message, types: Sequence[tuple[str, str]]) -
     if nodes != len(types) or buffers != 2 * len(types) or rows < 0:
         raise ValueError("a batch's columns are not the schema's")
     # If columns shared their bytes, they would decode to more than was sent.
-    if rows * sum(np.dtype(dtype).itemsize for _, dtype in types) > length:
-        raise ValueError("a batch is shorter than its columns")
+    places = sorted(unpack_from("<qq", batch.buffer, buffer + 16 * number) for number in range(buffers))
+    filled = [(at, at + size) for at, size in places if size > 0]
+    if any(end > after for (_, end), (after, _) in pairwise([(0, 0), *filled, (length, length)])):
+        raise ValueError("a batch's buffers overlap or lie outside it")
     part = memoryview(body)[start : start + length]
     columns = []
     for number, (name, dtype) in enumerate(types):
         column_rows, nulls = unpack_from("<qq", batch.buffer, node + 16 * number)
         if column_rows != rows:
             raise ValueError("a batch's columns differ in length")
-        bits, _, values, _ = unpack_from("<qqqq", batch.buffer, buffer + 32 * number)
+        if not 0 <= nulls <= rows:
+            raise ValueError(f"{name} has {nulls} nulls in {rows} rows")
+        bits, bits_size, values, values_size = unpack_from("<qqqq", batch.buffer, buffer + 32 * number)
+        if values_size < rows * np.dtype(dtype).itemsize or (nulls and bits_size < (rows + 7) // 8):
+            raise ValueError("a batch is shorter than its columns")
         column = _taken(name, np.empty(0, dtype) if rows == 0 else np.frombuffer(part, dtype, rows, values))
-        if nulls and rows:
+        if nulls:
             present = np.unpackbits(np.frombuffer(part, np.uint8, (rows + 7) // 8, bits), bitorder="little")[:rows]
             column[present == 0] = np.datetime64("NaT") if "M8" in dtype else np.nan
         if "M8" in dtype and np.isnat(column).any():

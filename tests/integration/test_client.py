@@ -557,6 +557,70 @@ def test_an_unusable_arrow_stream_is_refused(body, said):
         fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
 
 
+# The rows and nulls of each column, and the place and size of its bitmap and its values, as pyarrow writes them.
+LAYOUT = [250, 0, 250, 1, 0, 0, 0, 2000, 2000, 32, 2032, 2000]
+
+
+def with_layout(claims):
+    """A stream of 250 minutes, the first without a value, in whose layout some numbers are false."""
+    layout = [claims.get(place, number) for place, number in enumerate(LAYOUT)]
+    body = arrow_stream({"timestamp": MINUTES, "power": [None] + [1.0] * 249}, rows_a_batch=250)
+    for count, kind, part in ((2, "<I4q", slice(4)), (4, "<I8q", slice(4, 12))):
+        true, claimed = (struct.pack(kind, count, *each[part]) for each in (LAYOUT, layout))
+        assert body.count(true) == 1
+        body = body.replace(true, claimed)
+    return body
+
+
+SHORT, OVERLAPPING = "a batch is shorter than its columns", "a batch's buffers overlap or lie outside it"
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({3: -1}, "power has -1 nulls in 250 rows"),
+        ({3: 251}, "power has 251 nulls in 250 rows"),
+        ({3: 10**9}, "power has 1000000000 nulls"),
+        ({1: -1}, "timestamp has -1 nulls"),
+        ({1: 1}, SHORT),
+        ({9: 0}, SHORT),
+        ({9: 31}, SHORT),
+        ({9: -32}, SHORT),
+        ({11: 0}, SHORT),
+        ({11: 8}, SHORT),
+        ({11: 1999}, SHORT),
+        ({11: -2000}, SHORT),
+        ({7: 8}, SHORT),
+        ({10: 0}, OVERLAPPING),
+        ({10: 2024}, OVERLAPPING),
+        ({8: 1999}, OVERLAPPING),
+        ({8: 0}, OVERLAPPING),
+        ({6: -8}, OVERLAPPING),
+        ({10: 2033}, OVERLAPPING),
+        ({11: 2001}, OVERLAPPING),
+        ({10: 2**63 - 1}, OVERLAPPING),
+        ({11: 2**63 - 1}, OVERLAPPING),
+    ],
+)
+def test_an_arrow_batch_whose_layout_contradicts_itself_is_refused(claims, said):
+    body = with_layout(claims)
+    with pytest.raises(FonteError, match=re.escape(said)):
+        fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
+
+
+@given(claims=st.dictionaries(st.integers(2, 11), st.integers(0, 300) | st.integers(-9, 4100), max_size=3))
+def test_an_arrow_batch_of_any_layout_is_refused_or_decoded_as_pyarrow_does(claims):
+    body = with_layout(claims)
+    try:
+        columns = arrow.decode(body, ["timestamp", "power"])
+    except arrow.BadAnswer:
+        return
+    table = pyarrow.ipc.open_stream(body).read_all()
+    table.validate()
+    for name, values in columns.items():
+        np.testing.assert_array_equal(values, table[name].to_numpy())
+
+
 def test_the_variables_are_those_of_the_connector(shared_connector):
     with client.connect(shared_connector) as connected:
         assert client.variables(connected) == {
