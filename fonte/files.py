@@ -204,10 +204,11 @@ class File:
         valid = written.str.contains(r"\d") if form else written.str.fullmatch(ISO_8601)
         if re.search("%[YymdjHMS]%[YymdjHMS]", form or ""):
             valid &= written.str.len() == len(example)
-        texts = written.where(valid.astype(bool), "").str.replace(END_OF_DAY, "00", regex=True)
-        parsed = pd.to_datetime(texts, format=form or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
-        wall = parsed.to_numpy().astype("datetime64[us]")
-        wall += written.str.contains(END_OF_DAY).to_numpy(bool).astype("timedelta64[D]")
+        texts = written.where(valid.astype(bool), "")
+        wall = _parsed(texts, form)
+        # 24 is valid as a minute or a day; only as an hour it ends the day.
+        late = np.isnat(wall) & (texts.str.count(END_OF_DAY) == 1).to_numpy(bool)
+        wall[late] = _parsed(texts[late].str.replace(END_OF_DAY, "00", regex=True), form) + np.timedelta64(1, "D")
         timestamps: Timestamps = wall
         if zone:
             naive = ["%z" not in form if form else not re.search("[Z+-]", text[10:]) for text in texts]
@@ -271,6 +272,11 @@ def _encoding(name: str) -> str:
         return "utf-8-sig"
     with Path(name).open("rb") as stream:
         return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _parsed(texts: pd.Series, form: str | None) -> Timestamps:
+    parsed = pd.to_datetime(texts, format=form or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    return np.array(parsed, "datetime64[us]")
 
 
 def _split(line: str, delimiter: str) -> list[str]:

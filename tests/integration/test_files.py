@@ -238,6 +238,12 @@ def test_standard_input_and_a_pipe_are_loaded(rows, monkeypatch, tmp_path):
         ("20-May-2024 01:02 PM", ["--timestamp-format=%d-%b-%Y %I:%M %p"], "2024-05-20 13:02"),
         ("202405202359", ["--timestamp-format=%Y%m%d%H%M"], "2024-05-20 23:59"),
         ("2024-05-20 01:02 +0530", ["--timestamp-format=%Y-%m-%d %H:%M %z"], "2024-05-19 19:32"),
+        # 24 ends a day only at the hour's place.
+        ("2024-05-20 05 24:00", ["--timestamp-format=%Y-%m-%d %H %M:%S"], "2024-05-20 05:24"),
+        ("2024-05-20 05 2400", ["--timestamp-format=%Y-%m-%d %H %M%S"], "2024-05-20 05:24"),
+        ("20.05.2024 05 24:00", ["--timestamp-format=%d.%m.%Y %H %M:%S"], "2024-05-20 05:24"),
+        ("05 20 240000", ["--timestamp-format=%m %d %y%H%M"], "2024-05-20 00:00"),
+        ("20240520 240000", ["--timestamp-format=%Y%m%d %H%M%S"], "2024-05-21 00:00"),
     ],
 )
 def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options, expected):
@@ -268,6 +274,9 @@ NOT_ISO = "is not ISO 8601: use --timestamp-format"
         ("12.05.24", ["--timestamp-format=%d.%m.%Y"], "does not follow"),
         ("05/20/2024", ["--timestamp-format=%d/%m/%Y"], "does not follow"),
         ("20240520 105", ["--timestamp-format=%Y%m%d %H%M"], "does not follow"),
+        ("2024-05-20 25 24:00", ["--timestamp-format=%Y-%m-%d %H %M:%S"], "does not follow"),
+        ("2024-05-20 24:00 24:00", ["--timestamp-format=%Y-%m-%d %H:%M %S:%f"], "does not follow"),
+        ("2024-05-20 24:00 PM", ["--timestamp-format=%Y-%m-%d %I:%M %p"], "does not follow"),
         ("2024-03-31 02:30", ["--csv-timezone=Europe/Berlin"], "does not exist in Europe/Berlin"),
     ],
 )
