@@ -71,6 +71,9 @@ class File:
         parts = set(re.findall("%(.)", form := options.timestamp_format or "%Y%j"))
         if not (parts & {"Y", "y"} and ("j" in parts or (parts & {"m", "b", "B"} and "d" in parts))):
             raise FileError(f"--timestamp-format {form!r} gives no day: expected %Y, %m and %d, or %Y and %j")
+        # pandas takes an hour without %p for one before noon, and ignores %p beside %H.
+        if parts & set("HIpMSf") and parts & set("HIp") not in ({"H"}, {"I", "p"}):
+            raise FileError(f"--timestamp-format {form!r} gives no hour: expected %H, or %I and %p")
         head = self._lines(HEAD_LINES)
         # The header is the line that --header-line names, which may be a comment, or else the first that is not empty.
         number = options.header_line

@@ -294,6 +294,14 @@ def test_a_format_without_a_whole_day_is_refused(rows, load, form):
     assert f"--timestamp-format {form!r} gives no day" in out.err
 
 
+@pytest.mark.parametrize("hour", ["%I:%M", "%I", "%H:%M %p", "%I:%M %H", "%p", "%M", "%S", "%M:%S.%f", "%H %I %p"])
+def test_a_format_without_a_whole_hour_is_refused(rows, load, hour):
+    """Of a 12-hour clock without %p, noon would become midnight; %p beside %H is ignored."""
+    code, out = load("timestamp,power\n2024-05-20 12:00,1\n", f"--timestamp-format=%Y-%m-%d {hour}")
+    assert (code, rows()) == (2, None)
+    assert f"--timestamp-format '%Y-%m-%d {hour}' gives no hour: expected %H, or %I and %p" in out.err
+
+
 def local_minutes(zone, start, end, minutes):
     """Return the local times of a period in UTC, each with its UTC time."""
     moments = [start + timedelta(minutes=each) for each in range(0, int((end - start) / timedelta(minutes=1)), minutes)]
