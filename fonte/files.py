@@ -5,6 +5,7 @@ import csv
 import lzma
 import re
 import sys
+import warnings
 import zipfile
 import zlib
 from argparse import Namespace
@@ -32,6 +33,7 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks":
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None"]
 ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?)?"
 END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
+UNREADABLE = (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 # A field may be as long as its line.
 csv.field_size_limit(2**31 - 1)
 
@@ -54,8 +56,11 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
             yield File(name, options, encoding, reader)
     except FileNotFoundError as error:
         raise FileError(f"{name}: there is no such file: correct its name") from error
-    except (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
-        raise FileError(f"{name}: {_shown(error, 200)}; --encoding names its encoding, such as utf-16") from error
+    except (*UNREADABLE, pd.errors.ParserWarning) as error:
+        said = _shown(error, 200)
+        if separated := re.search(r"fields in line (\d+)|loss of data", said):
+            said = f"line {separated[1] or 1} holds the control character 0x1f: remove it"
+        raise FileError(f"{name}: {said}; --encoding names its encoding, such as utf-16") from error
 
 
 class File:
@@ -113,7 +118,9 @@ class File:
 
     def _lines(self, number: int) -> pd.Series:
         """Read the next lines; the index holds their numbers."""
-        with suppress(StopIteration):
+        with suppress(StopIteration), warnings.catch_warnings():
+            # pandas only warns where the first line has more fields, and drops them.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             lines = self._reader.get_chunk(number)["line"]
             return lines.set_axis(lines.index + 1)
         return pd.Series(dtype=object)

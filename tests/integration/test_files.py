@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import threading
+import warnings
 import zipfile
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -440,6 +441,40 @@ def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, conte
     assert said in out.err
     assert out.err.count("\n") == 1
     assert not rows()
+
+
+ROWS = [
+    f"2024-05-{day:02} {hour:02}:{minute:02},{minute}" for day in (1, 2) for hour in range(24) for minute in range(60)
+]
+
+
+@pytest.mark.parametrize("number", [1, 2, 1000, 1001, 2881])
+@pytest.mark.parametrize("put", ["\x1f", "\x1f\x1f\x1f", "\x1f7", '"\x1f"'])
+def test_a_unit_separator_anywhere_is_bad_input_that_names_its_line(rows, load, number, put):
+    """pandas reads lines as the first of the fields between unit separators."""
+    lines = ["timestamp,power", *ROWS]
+    lines[number - 1] = lines[number - 1][:9] + put + lines[number - 1][9:]
+    # As in a command: pytest turns every warning into an error.
+    with warnings.catch_warnings(action="always"):
+        code, out = load("\n".join([*lines, ""]))
+    assert (code, rows()) == (2, None)
+    assert f"some.csv: line {number} holds the control character 0x1f: remove it" in out.err
+    assert out.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("2024-05-20,1,2", "line 3: 3 fields instead of 2"),
+        ('2024-05-20,1,"2,3"', "line 3: 3 fields instead of 2"),
+        ('2024-05-20,"1', "line 3: 2 fields instead of 2, or an open quote"),
+        ("2024-05-20,1\0", "line 3: power '1\\x00' is no number"),
+    ],
+)
+def test_a_row_of_other_fields_than_the_header_is_a_bad_row(rows, load, row, said):
+    code, out = load(f"timestamp,power\n2024-05-19,1\n{row}\n")
+    assert (code, rows(), out.err.count("\n")) == (2, None, 1)
+    assert f"1 bad row, nothing was loaded: {said}" in out.err
 
 
 def test_a_missing_file_is_bad_input(rows, tmp_path, capsys):
