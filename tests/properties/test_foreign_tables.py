@@ -219,6 +219,44 @@ def test_the_sampling_interval_is_the_most_frequent_step(steps_s, expected_s):
     assert day.sampling_interval(timestamps[: len(steps_s) + 1]) == timedelta(seconds=expected_s)
 
 
+USUAL_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600]
+
+
+def interval_of(seconds):
+    """The interval that a day shows whose samples are at these seconds."""
+    return day.sampling_interval(np.datetime64("2024-05-20", "us") + np.rint(seconds * 1e6).astype("timedelta64[us]"))
+
+
+@settings(deadline=None)
+@given(
+    usual_s=st.sampled_from(USUAL_S),
+    jitter=st.floats(0, 1 / 3),
+    gap=st.floats(0, 0.1),
+    gap_start=st.floats(0, 1),
+    random_seed=st.integers(0, 99),
+)
+def test_neither_jitter_nor_a_gap_changes_the_interval(usual_s, jitter, gap, gap_start, random_seed):
+    grid_s = np.arange(0, 86_400, usual_s)
+    kept = (grid_s < gap_start * 86_400) | (grid_s >= (gap_start + gap) * 86_400)
+    seconds = grid_s + np.random.default_rng(random_seed).uniform(0, jitter * usual_s, len(grid_s))
+    assert interval_of(seconds[kept]) == timedelta(seconds=usual_s)
+
+
+@settings(deadline=None)
+@given(interval_s=st.sampled_from([0.1, *USUAL_S[:8], 7]), random_seed=st.integers(0, 99))
+def test_missing_samples_do_not_change_the_interval_even_if_they_are_most(interval_s, random_seed):
+    grid_s = np.arange(0, 86_400, interval_s)
+    kept = np.random.default_rng(random_seed).random(len(grid_s)) < 0.4
+    assert interval_of(grid_s[kept]) == timedelta(seconds=interval_s)
+
+
+@pytest.mark.parametrize("unusual_s", [0.1, 3, 20, 240, 360, 720, 1200, 7200])
+def test_an_unusual_interval_with_jitter_is_taken_to_within_a_tenth(unusual_s):
+    grid_s = np.arange(0, 86_400, unusual_s)
+    seconds = grid_s + np.random.default_rng(1).uniform(0, unusual_s / 3, len(grid_s))
+    assert abs(interval_of(seconds).total_seconds() / unusual_s - 1) < 0.1
+
+
 @pytest.mark.parametrize(
     ("interval", "said"),
     [
