@@ -78,7 +78,7 @@ def obstacle(engine: sa.Engine) -> str:
     return "it refuses the query; its log says why"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Create the tables in the database that ALVO_DATABASE_URL names; return an exit code like etl.py's."""
     from fonte_alvo import command, engine, settings
 
@@ -95,4 +95,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
