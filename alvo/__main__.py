@@ -28,6 +28,8 @@ from alvo import api, schema
 from fonte import local
 from fonte_alvo import command, engine, settings
 
+# Refuses all but one statement. A query could otherwise close COPY's parenthesis, COMMIT, and write.
+_ONE = "DO $$ DECLARE one refcursor; BEGIN OPEN one FOR EXECUTE current_setting('alvo.query'); END $$"
 FIX = "set ALVO_DATABASE_URL, or correct what the message names"
 
 
@@ -58,10 +60,13 @@ def _answer(query: str) -> int:
     with engine.failures("Alvo", FIX), engine.create(settings.alvo_database_url(), "alvo query").begin() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         copy = f"COPY ({query.rstrip().rstrip(';')}\n) TO STDOUT (FORMAT csv, HEADER)"
+        cursor = connection.connection.cursor()
         try:
-            connection.connection.cursor().copy_expert(copy, sys.stdout)
+            cursor.execute("SELECT set_config('alvo.query', %s, true)", [query])
+            cursor.execute(_ONE)
+            cursor.copy_expert(copy, sys.stdout)
         except PostgresError as error:
-            absent = "load a day first, by etl.py" if isinstance(error, UndefinedTable) else "correct it"
+            absent = "load a day first, by etl.py" if isinstance(error, UndefinedTable) else "correct it: one SELECT"
             raise QueryError(f"the query failed: {error.diag.message_primary or error}; {absent}") from error
         except BaseException:
             # Otherwise the rollback would first receive the rest of the result.

@@ -40,14 +40,45 @@ def test_a_query_is_answered_as_csv(loaded):
 
 
 @pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ("VALUES (1, 'a\nb'), (2, '50%s');", 'column1,column2\n1,"a\nb"\n2,50%s\n'),
+        ("WITH one AS (SELECT 1 AS n) TABLE one -- a comment", "n\n1\n"),
+        ("(SELECT ')' AS \"a;b\", $$'; --$$ AS c, ARRAY[1, 2] AS d)", 'a;b,c,d\n),\'; --,"{1,2}"\n'),
+        ("SELECT 1 AS n, 2 AS n WHERE false", "n,n\n"),
+    ],
+)
+def test_any_single_query_is_answered(two_days, run_command, query, rows):
+    run = run_command("-m", "alvo", query, ALVO_DATABASE_URL=two_days.render_as_string(hide_password=False))
+    assert (run.returncode, run.stdout, run.stderr) == (0, rows, "")
+
+
+# They end the transaction that cannot write.
+ENDS = ("", "COMMIT; ", "ROLLBACK; BEGIN READ WRITE; ", "COMMIT; SET default_transaction_read_only = off; BEGIN; ")
+
+
+@pytest.mark.parametrize(
     ("query", "said"),
     [
         ("SELECT nothing FROM data", 'column "nothing" does not exist'),
         ("SELECT 'a", "unterminated quoted string"),
-        ("", "syntax error"),
-        ("DELETE FROM data", "COPY query must have a RETURNING clause"),
+        ("", "cannot open multi-query plan as cursor; correct it: one SELECT"),
+        ("SELECT 1; SELECT 2", "cannot open multi-query plan as cursor; correct it: one SELECT"),
+        ("COMMIT; DROP TABLE data", "cannot open multi-query plan"),
+        ("DROP TABLE data", "cannot open DROP TABLE query as cursor"),
+        ("COMMIT", "cannot open COMMIT query as cursor"),
+        ("DELETE FROM data", "cannot open DELETE query as cursor"),
         ("DELETE FROM data RETURNING 1", "cannot execute DELETE in a read-only transaction"),
-        ("SELECT 1) TO STDOUT; DROP TABLE data; COPY (SELECT 1", "cannot execute DROP TABLE in a read-only"),
+        ("WITH gone AS (DELETE FROM data RETURNING 1) SELECT * FROM gone", "cannot execute SELECT in a read-only"),
+        ("SELECT nextval(pg_get_serial_sequence('signal', 'id'))", "cannot execute nextval() in a read-only"),
+        ("SELECT set_config('transaction_read_only', 'off', true)", "transaction read-write mode must be set before"),
+        *(
+            (f"SELECT 1) TO STDOUT; {end}DROP TABLE data; COPY (SELECT 2", 'syntax error at or near ")"')
+            for end in ENDS
+        ),
+        ("SELECT 1) TO STDOUT; SELECT pg_sleep(1000); --", 'syntax error at or near ")"'),
+        ("SELECT 1)) TO STDOUT; COMMIT; DROP TABLE data; COPY ((SELECT 2", 'syntax error at or near ")"'),
+        ("SELECT 1 /*", "unterminated /* comment"),
     ],
 )
 def test_a_query_that_is_wrong_or_changes_something_is_refused(two_days, run_command, make_pool, query, said):
