@@ -193,9 +193,9 @@ def _columns(body: bytes, message: _Message, types: Sequence[tuple[str, str]]) -
     if nodes != len(types) or buffers != 2 * len(types) or rows < 0:
         raise ValueError("a batch's columns are not the schema's")
     # If columns shared their bytes, they would decode to more than was sent.
-    places = sorted(unpack_from("<qq", batch.buffer, buffer + 16 * number) for number in range(buffers))
-    filled = [(at, at + size) for at, size in places if size > 0]
-    if any(end > after for (_, end), (after, _) in pairwise([(0, 0), *filled, (length, length)])):
+    places = [unpack_from("<qq", batch.buffer, buffer + 16 * number) for number in range(buffers)]
+    filled = sorted(place for place in places if place[1] > 0)
+    if any(at + size > after for (at, size), (after, _) in pairwise([(0, 0), *filled, (length, 0)])):
         raise ValueError("a batch's buffers overlap or lie outside it")
     part = memoryview(body)[start : start + length]
     columns = []

@@ -33,6 +33,8 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks":
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None"]
 ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?)?"
 END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
+# Zones, offsets and --label move a timestamp by up to a day, and it stays within the years 1 to 9999.
+FIRST_DAY, LAST_DAY = np.array(["0001-01-02", "9999-12-30"], "datetime64[D]")
 UNREADABLE = (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 # A field may be as long as its line.
 csv.field_size_limit(2**31 - 1)
@@ -50,12 +52,14 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
     # pandas reads each line as one text, because it knows compressions, encodings and line ends.
     lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
     texts = {"dtype": object, "na_filter": False, "iterator": True}
+    # pandas would fetch a URL, but no absolute path is one.
+    source = sys.stdin.buffer if name == "-" else Path(name).absolute()
     try:
         encoding = options.encoding or _encoding(name)
-        with pd.read_csv(sys.stdin.buffer if name == "-" else name, encoding=encoding, **lines, **texts) as reader:
+        with pd.read_csv(source, encoding=encoding, **lines, **texts) as reader:
             yield File(name, options, encoding, reader)
     except FileNotFoundError as error:
-        raise FileError(f"{name}: there is no such file: correct its name") from error
+        raise FileError(f"{name}: there is no such file on this machine: correct its name, or download it") from error
     except (*UNREADABLE, pd.errors.ParserWarning) as error:
         said = _shown(error, 200)
         if separated := re.search(r"fields in line (\d+)|loss of data", said):
@@ -219,13 +223,16 @@ class File:
         # 24 is valid as a minute or a day; only as an hour it ends the day.
         late = np.isnat(wall) & (texts.str.count(END_OF_DAY) == 1).to_numpy(bool)
         wall[late] = _parsed(texts[late].str.replace(END_OF_DAY, "00", regex=True), form) + np.timedelta64(1, "D")
+        far = (wall < FIRST_DAY) | (wall.astype("datetime64[D]") > LAST_DAY)
+        wall[far] = np.datetime64("NaT")
         timestamps: Timestamps = wall
         if zone:
             naive = ["%z" not in form if form else not re.search("[Z+-]", text[10:]) for text in texts]
             timestamps = np.where(naive, self._utc(np.where(naive, wall, np.datetime64("NaT"))), wall)
         said = f"does not follow --timestamp-format {form}" if form else "is not ISO 8601: use --timestamp-format"
         for place in np.flatnonzero(np.isnat(timestamps)):
-            why = said if np.isnat(wall[place]) else f"does not exist in {zone}, where clocks go forward then"
+            why = f"is not within {FIRST_DAY} to {LAST_DAY}" if far[place] else said
+            why = why if np.isnat(wall[place]) else f"does not exist in {zone}, where clocks go forward then"
             problems[table.index[place]] = f"timestamp {_shown(written.iloc[place])} {why}"
         return timestamps
 

@@ -1,5 +1,6 @@
 """Fonte's table, and the one list of its variables. For synthetic values of a new one, see fonte/synthetic.py."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from fonte_alvo.engine import reason
+from fonte_alvo.command import clean
 
 
 class Variable(NamedTuple):
@@ -87,7 +88,9 @@ def obstacle(engine: sa.Engine) -> str:
                 below = f"count(*) FILTER (WHERE data.{name} < 'infinity'::{kind})"
                 connection.execute(sa.text(f"SELECT max(data.{name}::{kind}), {below} FROM data"))
         except sa.exc.DBAPIError as error:
-            return f"its column {name} ({held[name]}) cannot be read as {kind}: {reason(error)}"
+            # A numeric may have more digits than a message shows, before the reason.
+            said = clean(re.sub(r"(\d{20})\d+\.?", r"\1...", str(error.orig)))
+            return f"its column {name} ({held[name]}) cannot be read as {kind}: {said}"
     return "it refuses the query; its log says why"
 
 

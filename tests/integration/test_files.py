@@ -245,6 +245,8 @@ def test_standard_input_and_a_pipe_are_loaded(rows, monkeypatch, tmp_path):
         ("20.05.2024 05 24:00", ["--timestamp-format=%d.%m.%Y %H %M:%S"], "2024-05-20 05:24"),
         ("05 20 240000", ["--timestamp-format=%m %d %y%H%M"], "2024-05-20 00:00"),
         ("20240520 240000", ["--timestamp-format=%Y%m%d %H%M%S"], "2024-05-21 00:00"),
+        ("9999-12-30 23:59", ["--csv-timezone=America/New_York"], "9999-12-31 04:59"),
+        ("0001-01-02 00:00", ["--csv-timezone=Asia/Kathmandu"], "0001-01-01 18:18"),
     ],
 )
 def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options, expected):
@@ -253,6 +255,7 @@ def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options
 
 
 NOT_ISO = "is not ISO 8601: use --timestamp-format"
+TOO_FAR = "is not within 0001-01-02 to 9999-12-30"
 
 
 @pytest.mark.parametrize(
@@ -279,6 +282,14 @@ NOT_ISO = "is not ISO 8601: use --timestamp-format"
         ("2024-05-20 24:00 24:00", ["--timestamp-format=%Y-%m-%d %H:%M %S:%f"], "does not follow"),
         ("2024-05-20 24:00 PM", ["--timestamp-format=%Y-%m-%d %I:%M %p"], "does not follow"),
         ("2024-03-31 02:30", ["--csv-timezone=Europe/Berlin"], "does not exist in Europe/Berlin"),
+        ("9999-12-31 24:00", [], TOO_FAR),
+        ("9999-12-31 24:00", ["--csv-timezone=Europe/Berlin"], TOO_FAR),
+        ("9999-12-31 23:30", ["--csv-timezone=America/New_York"], TOO_FAR),
+        ("9999-12-31 23:30-05:00", [], TOO_FAR),
+        ("31.12.9999 24:00", ["--timestamp-format=%d.%m.%Y %H:%M"], TOO_FAR),
+        ("0001-01-01 00:30", ["--csv-timezone=Asia/Kathmandu"], TOO_FAR),
+        ("0001-01-01 00:30+05:00", [], TOO_FAR),
+        ("0000-01-01 00:30", [], TOO_FAR),
     ],
 )
 def test_an_ambiguous_or_invalid_timestamp_is_refused(rows, load, written, options, said):
@@ -301,6 +312,14 @@ def test_a_format_without_a_whole_hour_is_refused(rows, load, hour):
     code, out = load("timestamp,power\n2024-05-20 12:00,1\n", f"--timestamp-format=%Y-%m-%d {hour}")
     assert (code, rows()) == (2, None)
     assert f"--timestamp-format '%Y-%m-%d {hour}' gives no hour: expected %H, or %I and %p" in out.err
+
+
+@pytest.mark.parametrize("label", ["start", "end"])
+def test_a_timestamp_out_of_range_is_a_bad_row_of_the_dry_run_too(rows, load, label):
+    content = "timestamp,power\n0001-01-01,0\n0001-01-02,1\n0001-01-03,2\n9999-12-31 24:00,3\n"
+    assert load(content, "--dry-run", f"--label={label}")[0] == 2
+    assert load(content, "--skip-bad-rows", f"--label={label}")[0] == 0
+    assert len(rows()) == 2
 
 
 def local_minutes(zone, start, end, minutes):
@@ -481,6 +500,16 @@ def test_a_missing_file_is_bad_input(rows, tmp_path, capsys):
     for name, said in ((tmp_path / "none.csv", "there is no such file"), (tmp_path, "Is a directory")):
         assert seed.main(["--csv", str(name)]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["s3", "S3A", "gs", "https", "ftp", "file", "memory"])
+@pytest.mark.parametrize("name", ["{}://127.0.0.1:9/x.csv", "{}:/x.csv", "zip://x.csv::{}://x.zip"])
+def test_a_url_is_bad_input_that_nothing_asks_for(rows, capsys, tmp_path, monkeypatch, scheme, name):
+    monkeypatch.chdir(tmp_path)
+    url = name.format(scheme)
+    assert seed.main(["--csv", url]) == 2
+    said = f"seed.py: {url}: there is no such file on this machine: correct its name, or download it\n"
+    assert capsys.readouterr().err == said
 
 
 def test_one_bad_file_of_several_loads_nothing(rows, load, tmp_path):

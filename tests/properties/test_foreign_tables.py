@@ -161,6 +161,14 @@ def statistics_of(rows):
 BROKEN = {
     "text": ("ALTER TABLE data ALTER power TYPE text USING 'calm'", "its column power (text) cannot be read as float8"),
     "numeric": ("ALTER TABLE data ALTER power TYPE numeric USING '1e400'", "its column power (numeric) cannot be read"),
+    "whole numeric": (
+        "ALTER TABLE data ALTER power TYPE numeric USING '-1e400'",
+        'cannot be read as float8: "-10000000000000000000..." is out of range for type double precision',
+    ),
+    "longest numeric": (
+        "ALTER TABLE data ALTER power TYPE numeric USING '1e131071' + 0.25::numeric(999, 999)",
+        'cannot be read as float8: "10000000000000000000...25000000000000000000..." is out of range for type double',
+    ),
     "boolean": ("ALTER TABLE data ALTER power TYPE boolean USING true", "its column power (boolean) cannot be read"),
     "timestamp": (
         "ALTER TABLE data DROP CONSTRAINT data_timestamp_has_four_digit_year, ALTER timestamp TYPE text",
