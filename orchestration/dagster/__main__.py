@@ -5,6 +5,7 @@ runs in the folder .dagster of FONTE_ALVO_HOME. Partitions start where Fonte's d
 names another day.
 """
 
+import argparse
 import os
 import shutil
 import signal
@@ -36,7 +37,9 @@ EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 def main() -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="python -m orchestration.dagster", description=__doc__)
-    parser.add_argument("--port", default="3000", help="where the browser finds Dagster; default: %(default)s")
+    parser.add_argument(
+        "--port", type=_port, default="3000", help="where the browser finds Dagster; default: %(default)s"
+    )
     parser.add_argument("--code-server", metavar="HOST", help="serve only the definitions, on --port of this host")
     options = parser.parse_args()
 
@@ -44,6 +47,12 @@ def main() -> int:
         return _serve_code(options.code_server, options.port) if options.code_server else _serve(options.port)
 
     return command.run("python -m orchestration.dagster", act, debug=options.debug)
+
+
+def _port(text: str) -> str:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
+    return text
 
 
 def _serve_code(host: str, port: str) -> int:

@@ -30,6 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from fonte.client import FonteError  # noqa: E402
 from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
+from orchestration.dagster import __main__ as one_command  # noqa: E402
 from orchestration.dagster import resources, thumbnail  # noqa: E402
 from orchestration.dagster.definitions import Range, defs  # noqa: E402
 from orchestration.dagster.partitions import DAYS  # noqa: E402
@@ -759,6 +760,19 @@ def test_the_one_command_names_an_invalid_setting(run_command, fonte_api, name, 
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
     assert name in run.stderr
+
+
+@pytest.mark.parametrize(
+    "port", ["abc", "0", "-1", "65536", "70000", "9" * 5000, "8e3", "٣٠٠٠", " 3000", "", "--debug"]
+)
+@pytest.mark.parametrize("more", [[], ["--code-server", "127.0.0.1"]])
+def test_the_one_command_refuses_a_port_that_cannot_be_one(monkeypatch, capsys, port, more):
+    monkeypatch.setattr(sys, "argv", ["dagster", *more, "--port", port])
+    with pytest.raises(SystemExit) as stopped:
+        one_command.main()
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "argument --port: " in said.err
 
 
 def test_the_partitions_of_a_code_server_start_with_the_data_of_fonte(connector, fonte_pool, alvo, folder):
