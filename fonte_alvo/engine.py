@@ -64,8 +64,8 @@ def parse(url: str) -> URL:
     # An @ that is not encoded ends the password early; messages would then show the rest as the host.
     if not parsed or parsed.drivername not in DRIVERS or "@" in f"{parsed.host}{parsed.database}" or "%00" in url:
         raise ValueError(
-            "is not a URL of PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
-            "with special characters percent-encoded"
+            "is not a URL of PostgreSQL: expected postgresql://HOST:PORT/DATABASE, with USER:PASSWORD@ before the host "
+            "and special characters percent-encoded"
         ) from None
     for name, value in parsed.query.items():
         if name in NOT_OF_LIBPQ or (not isinstance(value, str) and name != "host"):

@@ -7,7 +7,7 @@ import pytest
 from support.faulty import accepted
 from support.project import ROOT, SETTINGS
 
-from fonte_alvo import engine, settings
+from fonte_alvo import command, engine, settings
 
 URL_VARIABLES = {"FONTE_DATABASE_URL": settings.fonte_database_url, "ALVO_DATABASE_URL": settings.alvo_database_url}
 
@@ -49,6 +49,8 @@ def test_an_invalid_postgresql_url_is_named_but_never_repeated(monkeypatch, name
         URL_VARIABLES[name]()
     assert str(failure.value).startswith(f"{name} is not a URL of PostgreSQL: expected postgresql://")
     assert "sec" not in str(failure.value)
+    # The line that is printed has the whole hint.
+    assert command.clean(str(failure.value)) == str(failure.value)
 
 
 def test_a_given_url_overrides_the_environment_and_is_named_as_given(monkeypatch):
