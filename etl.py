@@ -227,7 +227,7 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
 
 def _again(options: argparse.Namespace, ranges: Sequence[tuple[date, date]], *more: str) -> str:
     """Return the commands that run these dates with the same options, and more."""
-    left_out = ("--resume", "--incomplete", options.date, options.last_date)
+    left_out = ("--", "--resume", "--incomplete", options.date, options.last_date)
     same = [word for word in options.words if word not in left_out]
     dates = [[str(first)] if first == last else [str(first), str(last)] for first, last in ranges]
     return "\n  ".join(shlex.join(["python", "etl.py", *each, *same, *more]) for each in dates)

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str | None = None, epilog: str | None = None) -> None:
         """Keep the line breaks of the texts."""
         raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, epilog=epilog, formatter_class=raw)
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the traceback of a failure")
         self.add_argument("--version", action="store_true", help="show the version and exit")
 
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
             self.exit()
         for word in words:
             name = word.partition("=")[0]
-            if re.match("-[A-Za-z]|--.", name) and not any(option.startswith(name) for option in known):
+            if re.match("-[A-Za-z]|--.", name) and name not in known:
                 self.error(f"unrecognized arguments: {name}{did_you_mean(name, known)}")
         return super().parse_args(args, namespace)
 

@@ -212,6 +212,7 @@ def test_today_is_loaded_and_reported_as_unfinished(alvo_pool, monkeypatch, caps
     [
         ([], "DATE"),
         (["20240520"], "'20240520' is not a date"),
+        (["2024-05-20", "--res"], "unrecognized arguments: --res (did you mean --resume?)"),
         (["2024-02-30"], "'2024-02-30' is not a date"),
         (["2999-01-01"], "2999-01-01 is in the future: the last day that can be run is today"),
         (["9999-12-31"], "9999-12-31 is in the future"),
@@ -287,6 +288,18 @@ def test_a_failing_fonte_has_its_exit_code_and_leaves_alvo_unchanged(
     assert said in message
     assert ("check FONTE_API_URL" in message) == (code == 3)
     assert alvo_values(alvo_pool) == before
+
+
+@pytest.mark.parametrize("dates_last", [False, True])
+def test_the_command_that_is_printed_after_a_failure_runs(fonte_api, alvo_pool, capsys, monkeypatch, dates_last):
+    options = ["--keep-going", "--days-per-request", "1", "--columns", "power"]
+    dates = ["2024-05-20", "2024-05-21"]
+    with answering(http(404), http(404)) as server, monkeypatch.context() as environment:
+        environment.setenv("FONTE_API_URL", server.url)
+        assert etl.main([*options, "--", *dates] if dates_last else [*dates, *options]) == 3
+    again = capsys.readouterr().err.splitlines()[-1].split()
+    assert again == ["python", "etl.py", *dates, *options]
+    assert etl.main(again[2:]) == 0
 
 
 def test_an_unreachable_fonte_database_is_exit_code_3(alvo, capsys, monkeypatch, refused_port):
