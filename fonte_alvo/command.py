@@ -68,6 +68,12 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unrecognized arguments: {name}{did_you_mean(name, known)}")
         return super().parse_args(args, namespace)
 
+    def _get_value(self, action: argparse.Action, text: str) -> object:
+        """Refuse an argument that is empty or no text; the name of a file may be any bytes."""
+        if not text or (action.metavar not in ("FILE", "FOLDER") and re.search(r"[\ud800-\udfff]", text)):
+            raise argparse.ArgumentError(action, f"{text!r} is {'not UTF-8' if text else 'empty'}")
+        return super()._get_value(action, text)
+
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
         self.exit(2, f"{self.prog}: {clean(message)}; see {self.prog} --help")

@@ -58,6 +58,7 @@ def parse(url: str) -> URL:
     psycopg 3. Raises ValueError; its text never repeats the URL, because any malformed part may hold the password.
     """
     try:
+        url.encode()
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         parsed = None

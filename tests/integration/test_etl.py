@@ -212,6 +212,10 @@ def test_today_is_loaded_and_reported_as_unfinished(alvo_pool, monkeypatch, caps
     [
         ([], "DATE"),
         (["20240520"], "'20240520' is not a date"),
+        (["2024-05-20", ""], "argument LAST_DATE: '' is empty"),
+        (["2024-05-20", "--plot", ""], "argument --plot: '' is empty"),
+        (["2024-05-20", "--dask="], "argument --dask: '' is empty"),
+        (["2024-05-20", "--columns", "caf\udce9"], r"argument --columns: 'caf\udce9' is not UTF-8"),
         (["2024-05-20", "--res"], "unrecognized arguments: --res (did you mean --resume?)"),
         (["2024-02-30"], "'2024-02-30' is not a date"),
         (["2999-01-01"], "2999-01-01 is in the future: the last day that can be run is today"),

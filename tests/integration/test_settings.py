@@ -41,6 +41,7 @@ def test_every_scheme_of_postgresql_selects_psycopg2(monkeypatch, name, scheme):
         "sqlite://",
         "://secret",
         "postgresql://u%00:secret@127.0.0.1:1/d",
+        *("postgresql://u:sec\udce9@h/d", "postgresql://\udce9@sec/d", "postgresql://h/d?application_name=\udce9"),
     ],
 )
 def test_an_invalid_postgresql_url_is_named_but_never_repeated(monkeypatch, name, value):
