@@ -116,7 +116,7 @@ def admin(side: str) -> "tuple[URL, SecretStr] | None":
 
     side: Fonte or Alvo. Raises SettingsError.
     """
-    url_name, token_name = (f"{side.upper()}_ADMIN_{name}" for name in ("DATABASE_URL", "TOKEN"))
+    url_name, token_name = f"{side.upper()}_ADMIN_DATABASE_URL", f"{side.upper()}_ADMIN_TOKEN"
     url, token = _read(url_name), _read(token_name)
     if url is None or token is None:
         return None
