@@ -27,7 +27,7 @@ KNOWN = {
     *("FONTE_POSTGRES_PASSWORD", "FONTE_READER_PASSWORD", "FONTE_WRITER_PASSWORD", "FONTE_DATABASE_PORT"),
     *("ALVO_POSTGRES_PASSWORD", "ALVO_READER_PASSWORD", "ALVO_WRITER_PASSWORD", "ALVO_DATABASE_PORT", "ALVO_API_PORT"),
 }
-_ORIGIN = re.compile(r"https?://[^/\s*@]+|\*")
+_ORIGIN = re.compile(r"https?://[^/\s*@\ud800-\udfff]+|\*")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
 # RFC 6750 names the characters of a bearer token; a short one could be guessed.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
@@ -68,7 +68,9 @@ def fonte_api_url(given: str | None = None) -> str | None:
         if parsed.scheme in ("http", "https") and parsed.host and (parsed.port is None or 0 < parsed.port < 2**16):
             return url
     name = "the given URL of Fonte" if given else _located("FONTE_API_URL")
-    raise SettingsError(f"{name} is not a URL of HTTP: expected something like http://localhost:8000")
+    raise SettingsError(
+        f"{name} is not a URL of HTTP: expected something like http://localhost:8000, its port at most 65535"
+    )
 
 
 def fonte_database_url() -> URL:

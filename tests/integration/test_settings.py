@@ -213,6 +213,14 @@ def test_an_empty_variable_counts_as_unset(monkeypatch, value):
     assert settings.database_is_embedded("Fonte")
 
 
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("setting", ["ORIGINS", "HOSTS"])
+def test_an_allowed_name_that_is_not_utf_8_is_refused(monkeypatch, side, setting):
+    monkeypatch.setenv(f"{side}_ALLOWED_{setting}", "http://caf\udce9" if setting == "ORIGINS" else "caf\udce9")
+    with pytest.raises(settings.SettingsError, match=f"^{side}_ALLOWED_{setting} names .*caf: expected"):
+        settings.allowed(side)
+
+
 def test_the_partitions_of_dagster_have_settings(monkeypatch):
     assert (settings.dagster_timezone(), settings.dagster_start_date()) == ("UTC", None)
     monkeypatch.setenv("DAGSTER_TIMEZONE", "America/Sao_Paulo")
