@@ -62,7 +62,7 @@ ENDS = ("", "COMMIT; ", "ROLLBACK; BEGIN READ WRITE; ", "COMMIT; SET default_tra
     [
         ("SELECT nothing FROM data", 'column "nothing" does not exist'),
         ("SELECT 'a", "unterminated quoted string"),
-        ("", "cannot open multi-query plan as cursor; correct it: one SELECT"),
+        ("", "argument QUERY: '' is empty"),
         ("SELECT 1; SELECT 2", "cannot open multi-query plan as cursor; correct it: one SELECT"),
         ("COMMIT; DROP TABLE data", "cannot open multi-query plan"),
         ("DROP TABLE data", "cannot open DROP TABLE query as cursor"),

@@ -325,7 +325,6 @@ def test_a_signal_id_beyond_an_integer_is_exit_code_4_and_one_line(fonte_api, al
     assert etl.main(["2024-05-20"]) == 0
     with alvo_pool.begin() as connection:
         connection.execute(text("ALTER TABLE signal ALTER id TYPE bigint"))
-        connection.execute(text("ALTER TABLE data ALTER signal_id TYPE bigint"))
         connection.execute(text("UPDATE signal SET name = name || '_before'"))
         connection.execute(text("ALTER TABLE signal ALTER id RESTART WITH 3000000000"))
     capsys.readouterr()
