@@ -18,7 +18,7 @@ from fonte_alvo.engine import failures
 Names = Sequence[str]
 COLUMNS = ["wind_speed", "power"]
 MINUTE = timedelta(minutes=1)
-USUAL_INTERVALS_US = [1_000_000 * s for s in (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)]
+USUAL_INTERVALS_US = [1_000_000 * s for s in (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)]
 # A larger answer to a request for several days is refused, so that memory does not grow with them.
 SEVERAL_DAYS_BYTES = 8 * 2**20
 
@@ -122,8 +122,9 @@ def extract(fonte: Client, columns: Names, days: Sequence[Day], patience_s: floa
 def sampling_interval(timestamps: Timestamps) -> timedelta:
     """Return the most frequent step between ascending timestamps, rounded to a second where it is longer than one.
 
-    Of equally frequent steps the shortest counts; a minute, where there is no step. Gaps are multiples of it. Where
-    less than half of the steps are, the times have jitter: the median step counts, or a usual interval close to it.
+    Of equally frequent steps the shortest counts; a minute, where there is no step. Gaps are multiples of it. If less
+    than half of a hundred steps or more are, the times have jitter: then the median step counts, or a usual interval
+    close to it.
     """
     steps_us = np.diff(timestamps).astype(np.int64)
     if len(steps_us) == 0:
@@ -131,7 +132,7 @@ def sampling_interval(timestamps: Timestamps) -> timedelta:
     steps_us = np.where(steps_us > 1_000_000, (steps_us + 500_000) // 1_000_000 * 1_000_000, steps_us)
     different_us, times = np.unique(steps_us, return_counts=True)
     interval_us = different_us[np.argmax(times)]
-    if np.mean(steps_us % interval_us == 0) < 0.5:
+    if len(steps_us) >= 100 and np.mean(steps_us % interval_us == 0) < 0.5:
         interval_us = np.median(steps_us)
         usual_us = min(USUAL_INTERVALS_US, key=lambda each: abs(each - interval_us))
         interval_us = usual_us if abs(usual_us - interval_us) < 0.15 * interval_us else interval_us
