@@ -122,7 +122,7 @@ def test_an_infinite_value_is_null_in_json_and_infinity_in_csv(base_url, alvo_po
     assert "Infinity\n" in httpx.get(f"{base_url}/data?end_timestamp=2002-01-01&format=csv").text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True))
 @example(
     names=[f"a{chr(code)}b" for code in range(1, 256)] + ["\\.", "\\N", '"', "\r\n", "\x01\x02", "%s", "\U0001f300"]
