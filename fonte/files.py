@@ -3,6 +3,7 @@
 import codecs
 import csv
 import lzma
+import os
 import re
 import sys
 import warnings
@@ -52,8 +53,8 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
     # pandas reads each line as one text, because it knows compressions, encodings and line ends.
     lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
     texts = {"dtype": object, "na_filter": False, "iterator": True}
-    # pandas would fetch a URL, but no absolute path is one.
-    source = sys.stdin.buffer if name == "-" else Path(name).absolute()
+    # pandas would fetch a URL, but no absolute path is one. Path.expanduser fails for the name of an unknown user.
+    source = sys.stdin.buffer if name == "-" else Path(os.path.expanduser(name)).absolute()  # noqa: PTH111
     try:
         encoding = options.encoding or _encoding(name)
         with pd.read_csv(source, encoding=encoding, **lines, **texts) as reader:

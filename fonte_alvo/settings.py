@@ -180,8 +180,9 @@ def _read(name: str) -> str | None:
         raise SettingsError(f"{home() / '.env'}: {name} refers to {undefined[1]}, {lacking}")
     if not held.get(name):
         unread = {each.upper(): each for each in [*os.environ, *held] if each not in KNOWN}
-        # Unlike the environment, the file has no names of other programs that begin with a side's.
-        side = name.startswith(("FONTE_", "ALVO_")) and re.compile(rf"\b{name.partition('_')[0]}(?![A-Z0-9])")
+        # Without one of these an embedded service is used, so no name of that side in the file may be a mistake.
+        decides = name in ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
+        side = decides and re.compile(rf"\b{name.partition('_')[0]}(?![A-Z0-9])")
         ours = [near for near, each in unread.items() if side and each in held.keys() - referred and side.search(near)]
         for near in [*get_close_matches(name, unread, n=1, cutoff=0.9), *ours]:
             where = home() / ".env" if unread[near] in held else "the environment"
@@ -208,9 +209,8 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
     if "\0" in content:
         raise SettingsError(f"{file} is not UTF-8: save it as UTF-8")
     for each in parse_stream(io.StringIO(content)):
-        if each.error or (each.key and each.value is None):
-            name = each.key if each.key in KNOWN else "NAME"
-            raise SettingsError(f"{file} line {each.original.line}: expected {name}=value")
+        if each.error or (each.key in KNOWN and each.value is None):
+            raise SettingsError(f"{file} line {each.original.line}: expected {each.key or 'NAME'}=value")
     # A reference without a default would be empty where nothing sets it: its default marks it.
     marked = re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)
     return dotenv_values(stream=io.StringIO(marked)), set(re.findall(r"\$\{([^}:\n]*)", content))

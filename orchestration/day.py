@@ -124,7 +124,7 @@ def sampling_interval(timestamps: Timestamps) -> timedelta:
 
     Of equally frequent steps the shortest counts; a minute, where there is no step. Gaps are multiples of it. If less
     than half of a hundred steps or more are, the times have jitter: then the median step counts, or a usual interval
-    close to it.
+    within its sampling error, three quartile ranges by the root of the number.
     """
     steps_us = np.diff(timestamps).astype(np.int64)
     if len(steps_us) == 0:
@@ -133,9 +133,10 @@ def sampling_interval(timestamps: Timestamps) -> timedelta:
     different_us, times = np.unique(steps_us, return_counts=True)
     interval_us = different_us[np.argmax(times)]
     if len(steps_us) >= 100 and np.mean(steps_us % interval_us == 0) < 0.5:
-        interval_us = np.median(steps_us)
+        low_us, interval_us, high_us = np.percentile(steps_us, [25, 50, 75])
         usual_us = min(USUAL_INTERVALS_US, key=lambda each: abs(each - interval_us))
-        interval_us = usual_us if abs(usual_us - interval_us) < 0.15 * interval_us else interval_us
+        is_close = abs(usual_us - interval_us) <= 3 * (high_us - low_us) / len(steps_us) ** 0.5
+        interval_us = usual_us if is_close else interval_us
     return timedelta(microseconds=int(interval_us))
 
 

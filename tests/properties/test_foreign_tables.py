@@ -251,6 +251,12 @@ def test_neither_jitter_nor_a_gap_changes_the_interval(usual_s, jitter, gap, gap
     assert interval_of(seconds[kept]) == timedelta(seconds=usual_s)
 
 
+@pytest.mark.parametrize(("true_s", "deviation_s"), [(65, 2), (68, 1.5), (62, 1), (33, 2), (11, 0.8), (55, 2)])
+def test_a_logger_that_waits_between_samples_has_an_interval_that_is_not_usual(true_s, deviation_s):
+    steps = np.random.default_rng(1).normal(true_s, deviation_s, int(86_400 / true_s))
+    assert abs(interval_of(np.cumsum(steps)).total_seconds() / true_s - 1) < 0.02
+
+
 @settings(deadline=None)
 @given(interval_s=st.sampled_from([0.1, *USUAL_S[:8], 7]), random_seed=st.integers(0, 99))
 def test_missing_samples_do_not_change_the_interval_even_if_they_are_most(interval_s, random_seed):

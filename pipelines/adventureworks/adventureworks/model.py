@@ -102,8 +102,8 @@ def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
         connection.execute(sa.schema.CreateIndex(index))
     for table in TABLES.values():
         for key in table.foreign_key_constraints:
-            is_due = _is_due(connection, table, key) if ONCE_WHOLE in key.info else table in created
-            if is_due and not _is_there(connection, table, key):
+            is_absent = not _is_there(connection, table, key)
+            if is_absent and (_is_due(connection, table, key) if ONCE_WHOLE in key.info else table in created):
                 connection.execute(sa.schema.AddConstraint(key, isolate_from_table=False))
 
 
@@ -122,9 +122,8 @@ def _is_there(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyCons
 
 def _is_due(connection: sa.Connection, table: sa.Table, key: sa.ForeignKeyConstraint) -> bool:
     """Tell whether the table holds rows, none of which breaks the key, and the role may alter it."""
-    [element], rows = key.elements, f"SELECT FROM {table.fullname}"
-    broken = (
-        f"{rows} WHERE {element.parent.name} NOT IN (SELECT {element.column.name} FROM {key.referred_table.fullname})"
-    )
+    [element], rows = key.elements, f"SELECT FROM {table.fullname} AS c"
+    parents = f"SELECT FROM {key.referred_table.fullname} AS p WHERE p.{element.column.name} = c.{element.parent.name}"
+    broken = f"{rows} WHERE c.{element.parent.name} IS NOT NULL AND NOT EXISTS ({parents})"
     due = f"SELECT pg_has_role(relowner, 'USAGE') AND EXISTS ({rows}) AND NOT EXISTS ({broken}) FROM pg_class"
     return bool(connection.scalar(sa.text(f"{due} WHERE oid = to_regclass(:table)"), {"table": table.fullname}))
