@@ -92,6 +92,7 @@ def test_the_commands_print_the_shown_output(shell):
         assert without_times(shell(command)) == without_times(shown)
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the README calls curl")
 def test_the_connector_answers_as_shown(folder, environment, shell):
     server, call = blocks(READMES[0], "sh", "A day")[0].splitlines()
     shell("python seed.py")

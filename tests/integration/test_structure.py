@@ -101,5 +101,7 @@ def test_a_day_loads_no_library_that_it_does_not_need(run_command, connector, al
     project = {*PACKAGES, "etl"}
     libraries = {"httpx", "numpy", "psycopg2", "sqlalchemy"}
     their_own = {"anyio", "certifi", "charset_normalizer", "greenlet", "h11", "httpcore", "idna", "typing_extensions"}
-    unasked = {name for name in loaded - project - libraries - their_own if not name.startswith(("_", "$"))}
+    the_systems = {"sitecustomize", "usercustomize"}
+    needed = project | libraries | their_own | the_systems
+    unasked = {name for name in loaded - needed if not name.startswith(("_", "$"))}
     assert unasked <= {"click", "rich", "pygments", "sniffio", "markdown_it", "mdurl", "cython_runtime", "coverage"}
