@@ -3,7 +3,6 @@
 import os
 import resource
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
@@ -14,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from sqlalchemy import text
-from support.project import DAY, connector_over, running, stalled_reader, wait_until
+from support.project import DAY, connector_over, copying_threads, running, stalled_reader, wait_until
 
 from fonte.connector import MEDIA_TYPES
 from fonte_alvo import engine
@@ -65,8 +64,7 @@ def test_without_a_free_connection_a_reader_gets_a_503_with_retry_after(
 
 def descriptors_and_copies():
     """The number of open descriptors of this process, in which the connector runs, and of its copying threads."""
-    copying = [thread for thread in threading.enumerate() if "_copy" in thread.name]
-    return len(list(Path("/proc/self/fd").iterdir())), len(copying)
+    return len(list(Path("/proc/self/fd").iterdir())), len(copying_threads())
 
 
 def test_aborted_downloads_leave_nothing_open(administrator, large_fonte, large_connector):

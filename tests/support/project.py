@@ -208,6 +208,11 @@ def running(connection, database):
     return connection.scalar(busy, {"name": database})
 
 
+def copying_threads():
+    """The threads of connectors in this process that still copy; the kernel may hold tens of megabytes beside them."""
+    return [thread for thread in threading.enumerate() if "_copy" in thread.name]
+
+
 def wait_until(condition):
     """Poll a condition; if it never holds, fail instead of hanging."""
     deadline = time.monotonic() + 60
