@@ -1,10 +1,12 @@
 """The one function that makes an HTTP API: its middleware, its error answers, and the routes that both APIs have."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,6 +147,7 @@ def make_app(
 
     @asynccontextmanager
     async def started(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        asyncio.get_running_loop().set_exception_handler(_report)
         async with lifespan(app) as state:
             yield {**state, **settings.allowed(side)}
 
@@ -217,6 +220,21 @@ async def _overloaded(request: Request, error: Exception) -> JSONResponse:
         raise error
     _log.error("%s", error)
     return _ask_later("this machine has no thread or descriptor left")
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # For one client that finds no descriptor left, asyncio reports two thousand errors at once, and as many of another
+    # type if the server then stops.
+    if isinstance(error := context.get("exception"), OSError | ValueError):
+        _log_once(clean(f"{context['message']}: {error}", 1000), second=int(loop.time()))
+    else:
+        loop.default_exception_handler(context)
+
+
+@lru_cache(maxsize=1)
+def _log_once(message: str, second: int) -> None:
+    """Log a message, once a second."""
+    _log.error("%s", message)
 
 
 async def _failed(request: Request, error: Failure) -> JSONResponse:

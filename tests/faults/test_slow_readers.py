@@ -1,8 +1,10 @@
 """A reader that is slow or disconnects costs the connector little, and does not delay others."""
 
 import os
+import re
 import resource
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
@@ -13,7 +15,7 @@ import httpx
 import psutil
 import pytest
 from sqlalchemy import text
-from support.project import DAY, connector_over, copying_threads, running, stalled_reader, wait_until
+from support.project import DAY, alvo_api, connector_over, copying_threads, running, stalled_reader, wait_until
 
 from fonte.connector import MEDIA_TYPES
 from fonte_alvo import engine
@@ -98,6 +100,28 @@ def no_descriptor_left():
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("api", [connector_over, alvo_api])
+def test_clients_that_find_no_descriptor_are_a_line_in_the_log_each_second_and_are_served_later(
+    caplog, fonte, alvo, monkeypatch, api
+):
+    # uvloop, where it is installed, logs nothing here.
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    with api({connector_over: fonte, alvo_api: alvo}[api]) as base_url, ExitStack() as held:
+        # A descriptor or two may become free meanwhile.
+        clients = [held.enter_context(socket.socket()) for _ in range(10)]
+        with no_descriptor_left():
+            for client in clients:
+                client.connect((httpx.URL(base_url).host, httpx.URL(base_url).port))
+                client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: host\r\n\r\n")
+            wait_until(lambda: len(caplog.records) > 1)
+        assert [client.recv(15) for client in clients] == [b"HTTP/1.1 200 OK"] * 10
+    # The server stops meanwhile, for which asyncio has other errors.
+    assert {(record.name, record.exc_info) for record in caplog.records} == {("uvicorn.error", None)}
+    assert re.fullmatch(r"socket\.accept.*: .*Too many open files", caplog.messages[0])
+    assert len(caplog.records) < 10
+    assert not any("\n" in message for message in caplog.messages)
 
 
 def test_a_query_ends_without_a_descriptor_to_spare(administrator, large_fonte, make_pool):
