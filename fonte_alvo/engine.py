@@ -138,8 +138,13 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
             if not embedded.find_again(parameters):
                 raise
             connection = dialect.connect(*arguments, **parameters)
-        # SQLAlchemy queries the server before it hands the connection out.
-        start(connection, record)
+        try:
+            # SQLAlchemy queries the server before it hands the connection out.
+            start(connection, record)
+        except RuntimeError:
+            # No thread is left. The error's traceback would keep the connection open.
+            connection.close()
+            raise
         return connection
 
     event.listen(engine, "do_connect", connect)

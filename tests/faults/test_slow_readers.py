@@ -5,6 +5,7 @@ import re
 import resource
 import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
@@ -167,6 +168,19 @@ def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator
             wait_until(lambda: other.scalar(sessions, {"name": fonte.database}) == 0)
         engine.cut(raw)
         connection.invalidate()
+
+
+def test_a_connection_whose_time_limit_finds_no_thread_is_closed(administrator, fonte, make_pool, monkeypatch):
+    def no_thread_left(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread_left)
+    # A reference to the error keeps what its frames hold.
+    with pytest.raises(RuntimeError) as _held:
+        make_pool(fonte).connect()
+    with administrator.connect() as other:
+        sessions = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
+        wait_until(lambda: other.scalar(sessions, {"name": fonte.database}) == 0)
 
 
 def test_a_cut_connection_is_reset_when_it_closes():
