@@ -214,12 +214,14 @@ def test_the_name_of_a_file_may_be_any_bytes(kind):
 
 
 @pytest.mark.parametrize(("word", "said"), [("", "''"), ("\udce9", r"'\udce9'")], ids=["empty", "no UTF-8"])
-@pytest.mark.parametrize("line", ["etl.py 2024-05-20 --dask {}", "seed.py --missing -9 {}", "-m alvo --port {}"])
+@pytest.mark.parametrize(
+    "line", ["etl.py 2024-05-20 --dask {}", "seed.py --missing -9 {}", "-m alvo --port {}", "-m alvo {}"]
+)
 def test_an_empty_argument_or_one_that_is_no_text_is_refused(run_command, line, word, said):
     run = run_command(*(word if each == "{}" else each for each in line.split()))
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert said in run.stderr
-    assert f"argument {re.findall('--[a-z]+', line)[-1]}" in run.stderr
+    assert f"argument {(re.findall('--[a-z]+', line) or ['QUERY'])[-1]}" in run.stderr
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0 days"), (1, "1 day"), (2, "2 days"), (1440, "1,440 days")])
