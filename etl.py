@@ -14,7 +14,7 @@ exit codes:
   6  Alvo is loaded, but the picture of --plot or standard output cannot be written
   130  interrupted; 141  the reader of a pipe is gone
 
-environment (a file .env in the folder FONTE_ALVO_HOME serves too; unset, that is {home}):
+environment (the file {home}/.env serves too; FONTE_ALVO_HOME names another folder):
   FONTE_API_URL      the connector; unset, this process serves it on a free loopback port
   ALVO_DATABASE_URL  the target, postgresql://USER:PASSWORD@HOST:PORT/DATABASE; unset, the embedded PostgreSQL
 
@@ -46,14 +46,13 @@ if __name__ == "__main__":
         sys.exit(2)
     begin("etl.py")
     started = perf_counter()
-    # The imports make many objects and no garbage. Collecting, now and at the end, would add half of their time.
+    # The imports make many objects and no garbage. Collecting it, now and at the end, would take half as long again.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     # HTTPX would also load its command line, with Click and Rich.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from alvo import load
 from alvo.aggregation import ALL_STATISTICS, STATISTICS
@@ -69,7 +68,7 @@ PLOT_POINTS = 360
 
 
 class PictureError(command.Failure):
-    """The picture cannot be written; Alvo is loaded."""
+    """The picture cannot be written."""
 
     exit_code = 6
 
@@ -102,7 +101,8 @@ def _run(options: argparse.Namespace, first: date, last: date) -> int:
             if note:
                 print(note)
             if options.plot and code in (0, EmptyPeriod.exit_code):
-                _plot(options, asked, alvo, fonte)
+                drawn = command.run("etl.py", lambda: _plot(options, asked, alvo, fonte), debug=options.debug)
+                return code or drawn
             return code
 
 
@@ -143,10 +143,10 @@ def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engin
     """Warn of removed statistics, or after the first load say where the embedded Alvo is."""
     if any(outcome.report.removed for outcome in outcomes) and not set(STATISTICS) <= set(options.statistics):
         asked = " ".join(options.statistics)
-        return f"\nAlvo keeps only the statistics that were asked, {asked}: the others of these variables are removed"
+        return f"\nAlvo keeps only these statistics, {asked}: the others of these variables are removed"
     new = [outcome for outcome in outcomes if not outcome.report.unchanged]
     # The days are loaded: if Alvo is lost now, they have not failed.
-    with suppress(SQLAlchemyError):
+    with suppress(*engine.ERRORS):
         if new and settings.database_is_embedded("Alvo") and load.recorded_periods(alvo) == len(new):
             folder = settings.embedded_folder()
             where = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
@@ -197,17 +197,17 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
     return next(iter(codes.values()), 0)
 
 
-def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:
-    """Draw these days, as Alvo holds them, into the file; a failure leaves the file as it was."""
+def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> int:
+    """Draw these days, as Alvo holds them, into the file; return 0. A failure leaves the file as it was."""
     # Imported here, because Matplotlib takes longer than the day.
     from alvo import plot, screen
 
     first, last = asked[0], asked[-1]
-    with engine.failures("Alvo", "the days are loaded, but not drawn: check ALVO_DATABASE_URL and run again"):
+    with engine.failures("Alvo", "the picture is not drawn: check ALVO_DATABASE_URL and run again"):
         shown = screen.signals(alvo, options.columns, first.start, last.end, PLOT_POINTS)
     if shown is None:
         print(f"{options.plot} is not drawn: Alvo holds nothing yet")
-        return
+        return 0
     window_starts, signals, window = shown
     known = variables(fonte)
     axes = {name: f"{name} ({known[name].unit})" if name in known else name for name in options.columns}
@@ -221,8 +221,9 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink()
-        raise PictureError(f"Alvo is loaded, but {options.plot} is not written: {error.strerror}") from error
+        raise PictureError(f"{options.plot} is not written: {error.strerror}; Alvo keeps what it holds") from error
     print(f"drawn: {options.plot}")
+    return 0
 
 
 def _again(options: argparse.Namespace, ranges: Sequence[tuple[date, date]], *more: str) -> str:
@@ -248,12 +249,12 @@ def _parser() -> command.Parser:
     parser.add_argument("--timezone", type=command.zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zones)
     per_request = f"days that one request to Fonte asks for, fewer where they are large; default: {days.PER_REQUEST}"
     parser.add_argument("--days-per-request", type=_positive, metavar="N", default=days.PER_REQUEST, help=per_request)
-    at_once = f"days loaded at once, each with a connection to Alvo; on Dask requests in hand; default: {days.AT_ONCE}"
+    at_once = f"days loaded at once, each with a connection to Alvo; on Dask, requests at once; default: {days.AT_ONCE}"
     parser.add_argument("--days-at-once", type=_positive, metavar="N", default=days.AT_ONCE, help=at_once)
     chosen = parser.add_mutually_exclusive_group()
-    resume = "leave out days that Alvo records as loaded with these variables and statistics, after they were over"
+    resume = "leave out days that Alvo records as loaded with these variables and statistics, after their end"
     chosen.add_argument("--resume", action="store_true", help=resume)
-    incomplete = "take only days that Alvo records with fewer samples than expected, or before they were over"
+    incomplete = "take only days that Alvo records with fewer samples than expected, or before their end"
     chosen.add_argument("--incomplete", action="store_true", help=incomplete)
     keep_going = "continue a range after a failed day, and print at its end how to run those days again"
     parser.add_argument("--keep-going", action="store_true", help=keep_going)
@@ -269,7 +270,7 @@ def _picture_file(name: str) -> Path:
     if file.suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{name!r} is no picture: expected a file that ends in .png or .svg")
     if not file.parent.is_dir() or file.is_dir():
-        raise argparse.ArgumentTypeError(f"{name!r} is no file in a folder that is there")
+        raise argparse.ArgumentTypeError(f"{name!r} is a folder, or its folder is missing")
     if find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("a picture needs Matplotlib: python -m pip install '.[plot]'")
     return file

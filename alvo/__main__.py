@@ -28,8 +28,11 @@ from alvo import api, schema
 from fonte import local
 from fonte_alvo import command, engine, settings
 
+# SQLSTATE classes that are no fault of the query: connection, resources, an operator's intervention, the system.
+_NOT_THE_QUERY = ("08", "53", "57", "58", "XX")
 # Refuses all but one statement. A query could otherwise close COPY's parenthesis, COMMIT, and write.
 _ONE = "DO $$ DECLARE one refcursor; BEGIN OPEN one FOR EXECUTE current_setting('alvo.query'); END $$"
+ONE_SELECT = "correct it: one SELECT"
 FIX = "set ALVO_DATABASE_URL, or correct what the message names"
 
 
@@ -65,11 +68,11 @@ def _answer(query: str) -> int:
             cursor.execute("SELECT set_config('alvo.query', %s, true)", [query])
             cursor.execute(_ONE)
             cursor.copy_expert(copy, sys.stdout)
-        except PostgresError as error:
-            absent = "load a day first, by etl.py" if isinstance(error, UndefinedTable) else "correct it: one SELECT"
-            raise QueryError(f"the query failed: {error.diag.message_primary or error}; {absent}") from error
-        except BaseException:
-            # Otherwise the rollback would first receive the rest of the result.
+        except BaseException as error:
+            if isinstance(error, PostgresError) and error.pgcode and not error.pgcode.startswith(_NOT_THE_QUERY):
+                absent = "correct its name, or load a day first" if isinstance(error, UndefinedTable) else ONE_SELECT
+                raise QueryError(f"the query failed: {error.diag.message_primary}; {absent}") from error
+            # Otherwise the rollback would first receive the rest of the result, or hide why the connection was lost.
             connection.invalidate()
             raise
     return 0
@@ -89,7 +92,7 @@ def _hold() -> int:
 
 
 def _serve(port: int) -> int:
-    # Otherwise they end the server after its address is printed.
+    # A wrong setting would end the server after its address is printed.
     settings.admin("Alvo")
     settings.allowed("Alvo")
     try:

@@ -34,13 +34,13 @@ SIGNAL = "Lists only the signal of this name; the list is empty if Alvo does not
 SIGNALS = "The signals to return, one parameter each; by default all of them."
 Format = Literal["json", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv"}
-# FORMAT text doubles each backslash. In a line of JSON every control character below a space is escaped.
+# FORMAT text would double each backslash. JSON escapes control characters: \x01 and \x02 are never in it.
 COPY_OPTIONS = {"json": r"FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02'", "csv": "FORMAT csv, HEADER"}
 PAGE = Path(__file__).with_name("page")
 MOST_SAMPLES = timedelta(days=2)
-# So many views, and so many requests to Fonte, run at once; the others wait.
+# At most this many views, and requests to Fonte, run at once; the others wait.
 VIEWS, FETCHES = 8, 4
-# The buckets of one view hold at most so many values, so with more signals there are fewer buckets.
+# The buckets of one view hold at most this many values, so with more signals there are fewer buckets.
 MOST_VALUES = 100_000
 FONTE_PATIENCE_S = 2.0
 SignalName = Annotated[str, Field(min_length=1)]
@@ -87,7 +87,7 @@ class ShownPeriod(PeriodQuery):
 class ViewQuery(ShownPeriod):
     """The parameters of GET /view."""
 
-    # The screen has room for so many buckets.
+    # The number of buckets that the screen can show.
     points: int = Field(1000, ge=1, le=5000)
 
 
@@ -182,7 +182,7 @@ async def variables(request: Request, query: Annotated[Strict, Query()]) -> list
         names = screen.variables(_signal_ids(request.state.engine))
         fonte = request.state.fonte
         if fonte:
-            # The client also remembers that it got no answer; it then asks again.
+            # The client also remembers an empty answer: it asks again.
             fonte.variables = fonte.variables or None
         known = client.variables(fonte) if fonte else {}
         return [{"name": name, "unit": known[name].unit if name in known else None} for name in names]

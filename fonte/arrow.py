@@ -109,7 +109,7 @@ class _Table(NamedTuple):
         """Return the place that a field points to."""
         place = self.place(field)
         if not place:
-            raise ValueError("a part is left out")
+            raise ValueError("a part is missing")
         return place + int(unpack_from("<I", self.buffer, place)[0])
 
     def table(self, field: int) -> "_Table":
@@ -226,5 +226,5 @@ def _taken(name: str, column: Array) -> Array:
         # Beyond the range of microseconds, NumPy wraps a moment around to another day.
         days, taken_days = column.astype("M8[D]"), taken.astype("M8[D]")
         if ((days != taken_days) & ~np.isnat(column)).any():
-            raise ValueError(f"{name} holds a moment beyond all years")
+            raise ValueError(f"{name} holds a timestamp out of range")
     return taken

@@ -33,7 +33,7 @@ def _exhaust(minutes: Iterator[object]) -> None:
 
 @contextmanager
 def _served(live: bool) -> Iterator[str]:
-    # Otherwise they end the connector's thread, and the client waits for it in vain.
+    # A wrong setting would end the connector's thread, and the client would wait for it in vain.
     settings.admin("Fonte")
     settings.allowed("Fonte")
     with ThreadPoolExecutor(1) as starter:

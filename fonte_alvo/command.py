@@ -161,7 +161,7 @@ def run(program: str, action: Callable[[], int], *, debug: bool = False) -> int:
     try:
         return finished(program, action())
     except KeyboardInterrupt:
-        complain(f"{program}: interrupted; each day is done wholly or not at all")
+        complain(f"{program}: interrupted; nothing is left half done")
         return 130  # 128 + SIGINT, as a shell reports it
     except Exception as error:
         lost = finished(program, 0) if isinstance(error, OSError) else 0

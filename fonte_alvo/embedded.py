@@ -91,7 +91,8 @@ def _join(folder: Path, fixed_port: int) -> tuple[int, str]:
         return port, (folder / "password").read_text(errors="replace")
     except OSError as error:
         said = f"{Path(error.filename).name}: {error.strerror}" if error.filename else clean(str(error))
-        remedy = next(remedy for words, remedy in _REMEDIES.items() if re.search(words, said))
+        cause = said.replace(str(folder), "")
+        remedy = next(remedy for words, remedy in _REMEDIES.items() if re.search(words, cause))
         remedy = f"{remedy.format(folder, _owner(folder))}, or set FONTE_ALVO_HOME to another folder"
         raise EmbeddedServerError(f"the embedded PostgreSQL cannot use {folder}: {said}; {remedy}") from error
 

@@ -73,7 +73,7 @@ def locked(path: Path) -> BinaryIO:
 
 
 def run_as_owner() -> list[str]:
-    """Return a command prefix for PostgreSQL, which then never runs as root, nor longer than this process.
+    """Return a command prefix: PostgreSQL never runs as root and, with setpriv, not longer than this process.
 
     Root's server becomes nobody with one capability: to reach a checkout or an environment in a folder that is closed
     to others, such as root's home. Otherwise that folder would have to be opened to everybody. PostgreSQL looks for

@@ -60,7 +60,7 @@ def each_once(names: list[Name], field: ValidationInfo) -> list[Name]:
 
 
 def not_null(schema: dict[str, Any]) -> None:
-    """Describe a parameter that may be left out without null as a value, which a request cannot send."""
+    """Remove null from the description of an optional parameter: a request cannot send it."""
     schema |= next(each for each in schema.pop("anyOf") if each != {"type": "null"})
 
 
@@ -116,7 +116,7 @@ def _explained(error: dict[str, Any], known: Sequence[str]) -> str:
         return str(error["msg"])
     name = ascii(location[0])[1:-1]
     if error["type"] == "missing":
-        return f"{name}: expected, and missing"
+        return f"{name}: missing"
     if error["type"] == "extra_forbidden":
         near = get_close_matches(name[:80], known, n=1, cutoff=0.35)
         meant = f"; did you mean {_form(near[0])}?" if near else ""

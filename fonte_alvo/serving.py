@@ -138,7 +138,7 @@ def make_app(
     obstacle: Callable[[Engine], str],
     **described: str,
 ) -> FastAPI:
-    """Make an app with the routes that both APIs have; every error answer has one form: {"detail": "one line"}.
+    """Make an app with the routes that both APIs have; its handlers answer errors as {"detail": "one line"}.
 
     side: Fonte or Alvo, whose database's own messages are logged, not sent to the client. probe: SQL that fails if the
     database is not set up; obstacle then says why. described: title and summary.

@@ -26,6 +26,7 @@ KNOWN = {
     *("FONTE_ALLOWED_ORIGINS", "FONTE_ALLOWED_HOSTS", "ALVO_ALLOWED_ORIGINS", "ALVO_ALLOWED_HOSTS"),
     *("FONTE_POSTGRES_PASSWORD", "FONTE_READER_PASSWORD", "FONTE_WRITER_PASSWORD", "FONTE_DATABASE_PORT"),
     *("ALVO_POSTGRES_PASSWORD", "ALVO_READER_PASSWORD", "ALVO_WRITER_PASSWORD", "ALVO_DATABASE_PORT", "ALVO_API_PORT"),
+    *("DAGSTER_TIMEZONE", "DAGSTER_START_DATE"),
 }
 _ORIGIN = re.compile(r"https?://[^/\s*@\ud800-\udfff]+|\*")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
@@ -152,7 +153,7 @@ def _names(setting: str, form: re.Pattern[str], expected: str) -> list[str]:
 
 def _database_url(name: str, embedded_database: str) -> URL:
     url = _read(name)
-    # libpq would send these to any server, which may refuse them; each transaction sets their settings itself.
+    # libpq would send these to any server, which may refuse them; each transaction sets time zone and date style.
     for variable in ("PGTZ", "PGDATESTYLE", "PGGEQO"):
         os.environ.pop(variable, None)
     return embedded.url(embedded_database, embedded_folder()) if url is None else _parsed(_located(name), url)
@@ -180,7 +181,7 @@ def _read(name: str) -> str | None:
         raise SettingsError(f"{home() / '.env'}: {name} refers to {undefined[1]}, {lacking}")
     if not held.get(name):
         unread = {each.upper(): each for each in [*os.environ, *held] if each not in KNOWN}
-        # Without one of these an embedded service is used, so no name of that side in the file may be a mistake.
+        # If one of these is unset, an embedded service is used, so an unread name of that side is an error.
         decides = name in ("FONTE_API_URL", "FONTE_DATABASE_URL", "ALVO_DATABASE_URL")
         side = decides and re.compile(rf"\b{name.partition('_')[0]}(?![A-Z0-9])")
         ours = [near for near, each in unread.items() if side and each in held.keys() - referred and side.search(near)]
@@ -211,6 +212,6 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
     for each in parse_stream(io.StringIO(content)):
         if each.error or (each.key in KNOWN and each.value is None):
             raise SettingsError(f"{file} line {each.original.line}: expected {each.key or 'NAME'}=value")
-    # A reference without a default would be empty where nothing sets it: its default marks it.
+    # A reference to an unset name would become empty: give each a default that marks it.
     marked = re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)
     return dotenv_values(stream=io.StringIO(marked)), set(re.findall(r"\$\{([^}:\n]*)", content))

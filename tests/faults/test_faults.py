@@ -36,7 +36,7 @@ OLD_DAY, NO_TABLES = "old day", "no tables"
 COMMAND, POOLED, CONNECTING = "etl.py", "connector, pooled", "connector, connecting"
 TERMINATE = ("terminate before", "terminate after")
 KILL_RUN = ("kill-run before", "kill-run after")
-# These take the whole server down, so each test has its server. Only root can give it a full disk.
+# These take the whole server down, so they use a separate one. Only root can give it a full disk.
 DISK = ("fill-disk before",) if os.geteuid() == 0 else ()
 CRASH = ("kill-backend before", "kill-backend after", "limit-files before", *DISK)
 DISK_MIB = 160
@@ -200,7 +200,7 @@ def patiently(pool, condition):
 
 
 class CrashingWorld(World):
-    """A world whose Alvo has its server and its small disk, both of which may fail."""
+    """A world whose Alvo has a separate server and a small disk; both may fail."""
 
     def __init__(self, stack, fonte, folder):
         super().__init__(stack, fonte, embedded.url("alvo", folder / "embedded"))

@@ -89,7 +89,7 @@ def test_a_killed_first_run_needs_no_repair_and_leaves_no_server(folder, pytestc
     assert "of 1,440 samples (100.0%), 144 windows" in run.stdout
 
 
-def test_resume_completes_a_long_range_that_was_killed_and_whose_postgresql_was_killed(folder, run_command):
+def test_resume_completes_a_range_after_kills_of_its_run_and_of_postgresql(folder, run_command):
     environment = bare(folder)
     sixty_days = ["etl.py", *SIXTY_DAYS, "--resume"]
     assert run_command("seed.py", "--days", "60").returncode == 0

@@ -34,7 +34,7 @@ print(int(peak.split()[1]) // 1024)
 
 
 def refusal(answer, most_json_bytes=64 * MIB):
-    """The error of a fresh process about an answer, and its peak memory in MiB."""
+    """A fresh process's error for an answer, and its peak memory in MiB."""
     with answering(answer) as server:
         command = [sys.executable, "-c", FETCH, server.url, str(most_json_bytes)]
         run = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)

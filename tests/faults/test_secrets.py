@@ -22,7 +22,7 @@ WRONG = "wr0ng-of-the-tests"
 
 
 def shown_secrets(*texts):
-    """The secrets of which some text holds the beginning."""
+    """The secrets whose beginning is in some text."""
     return [secret for secret in (SECRET[:6], TOKEN[:5], WRONG[:5]) for text in texts if secret in text]
 
 

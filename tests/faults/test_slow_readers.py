@@ -104,9 +104,7 @@ def no_descriptor_left():
 
 
 @pytest.mark.parametrize("api", [connector_over, alvo_api])
-def test_clients_that_find_no_descriptor_are_a_line_in_the_log_each_second_and_are_served_later(
-    caplog, fonte, alvo, monkeypatch, api
-):
+def test_clients_without_a_descriptor_are_logged_once_a_second_and_served_later(caplog, fonte, alvo, monkeypatch, api):
     # uvloop, where it is installed, logs nothing here.
     monkeypatch.setitem(sys.modules, "uvloop", None)
     with api({connector_over: fonte, alvo_api: alvo}[api]) as base_url, ExitStack() as held:
@@ -118,14 +116,14 @@ def test_clients_that_find_no_descriptor_are_a_line_in_the_log_each_second_and_a
                 client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: host\r\n\r\n")
             wait_until(lambda: len(caplog.records) > 1)
         assert [client.recv(15) for client in clients] == [b"HTTP/1.1 200 OK"] * 10
-    # The server stops meanwhile, for which asyncio has other errors.
+    # While the server stops, asyncio reports other errors.
     assert {(record.name, record.exc_info) for record in caplog.records} == {("uvicorn.error", None)}
     assert re.fullmatch(r"socket\.accept.*: .*Too many open files", caplog.messages[0])
     assert len(caplog.records) < 10
     assert not any("\n" in message for message in caplog.messages)
 
 
-def test_a_query_ends_without_a_descriptor_to_spare(administrator, large_fonte, make_pool):
+def test_closing_a_query_needs_no_free_descriptor(administrator, large_fonte, make_pool):
     pool = make_pool(large_fonte)
     rows = CopyOut(pool, "SELECT * FROM data", {}, "FORMAT csv")
     assert next(iter(rows))
@@ -170,7 +168,7 @@ def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator
         connection.invalidate()
 
 
-def test_a_connection_whose_time_limit_finds_no_thread_is_closed(administrator, fonte, make_pool, monkeypatch):
+def test_a_connection_without_a_thread_for_its_time_limit_is_closed(administrator, fonte, make_pool, monkeypatch):
     def no_thread_left(*_):
         raise RuntimeError("can't start new thread")
 

@@ -98,6 +98,21 @@ def test_a_query_that_is_wrong_or_changes_something_is_refused(ask, two_days, ma
     assert alvo_values(pool) == before
 
 
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("SELECT pg_sleep(60)", "canceling statement due to statement timeout"),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "terminating connection|closed the connection"),
+    ],
+)
+def test_a_database_that_ends_a_query_is_exit_code_4(ask, two_days, monkeypatch, query, said):
+    url = two_days.update_query_dict({"options": "-c statement_timeout=100"})
+    monkeypatch.setenv("ALVO_DATABASE_URL", url.render_as_string(hide_password=False))
+    code, _, errors = ask(query)
+    assert code == 4
+    assert re.fullmatch(f"python -m alvo: Alvo failed: .*({said}).*\n", errors)
+
+
 FULL = "python -m alvo: standard output cannot be written: No space left on device; what was done stays done\n"
 
 

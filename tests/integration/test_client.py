@@ -468,7 +468,7 @@ def test_timestamps_that_overflow_into_the_period_are_refused(resolution, per_mi
     integers = [begin, *(begin + turn * number + 1 for number in range(1, max(turns, 2))), begin + per_minute]
     moments = np.array([(integer + 2**63) % 2**64 - 2**63 for integer in integers]).astype(f"M8[{resolution}]")
     body = arrow_stream({"timestamp": moments, "power": np.ones(len(moments))})
-    with pytest.raises(FonteError, match="outside the period|beyond all years"):
+    with pytest.raises(FonteError, match="outside the period|out of range"):
         fetch_answer(http(body=body, content_type=arrow.MEDIA_TYPE))
 
 
@@ -501,7 +501,7 @@ def test_a_big_endian_or_incomplete_arrow_schema_is_refused():
     schema = arrow._Table(struct.pack("<HHHxxihxx", 6, 6, 4, 8, 1), 8)
     with pytest.raises(ValueError, match="big-endian"):
         arrow._types(schema)
-    with pytest.raises(ValueError, match="a part is left out"):
+    with pytest.raises(ValueError, match="a part is missing"):
         schema.table(1)
 
 

@@ -77,7 +77,7 @@ def test_ctrl_c_after_the_imports_is_one_line_and_restores_the_handlers(run_comm
     code += "print(command.run('x', lambda: signal.raise_signal(2)), signal.getsignal(2) is before)"
     run = run_command("-c", code)
     assert (run.returncode, run.stdout) == (0, "130 True\n")
-    assert run.stderr == "x: interrupted; each day is done wholly or not at all\n"
+    assert run.stderr == "x: interrupted; nothing is left half done\n"
 
 
 DAY = f"{sys.executable} etl.py 2024-05-20"

@@ -342,6 +342,12 @@ def test_a_full_disk_is_reported_with_a_remedy(tmp_path):
         assert "free some space" in said
 
 
+def test_the_name_of_the_folder_suggests_no_remedy(tmp_path):
+    folder = tmp_path / "answers, passwords and workspaces"
+    (folder / "data").mkdir(parents=True)
+    assert "; mend that, or set FONTE_ALVO_HOME" in failure(folder)
+
+
 def test_a_read_only_file_system_is_reported(tmp_path):
     with mounted(tmp_path / "disk", "ro") as disk:
         assert "Read-only file system; make it writable" in failure(disk / "embedded")

@@ -106,7 +106,7 @@ def test_only_the_asked_statistics_of_a_variable_are_kept(own_fonte, alvo_pool, 
     assert etl.main(["2024-05-20", "--columns", "power", "--statistics", "mean", "count"]) == 0
     said = capsys.readouterr().out
     assert "Alvo: 144 values written, 144 unchanged, 432 removed" in said
-    assert said.endswith("the statistics that were asked, mean count: the others of these variables are removed\n")
+    assert said.endswith("only these statistics, mean count: the others of these variables are removed\n")
     assert held() == {"power_mean", "power_count", *(f"wind_speed_{statistic}" for statistic in STATISTICS)}
     assert {value for (_, name), value in alvo_values(alvo_pool).items() if name == "power_count"} == {10.0}
     assert etl.main(["2024-05-20", "--columns", "power"]) == 0
@@ -397,7 +397,7 @@ def test_an_interrupted_day_is_exit_code_130_and_one_line(fonte_api, alvo, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(day, "fetch", interrupted)
-    assert run_failing(capsys, "2024-05-20") == (130, "etl.py: interrupted; each day is done wholly or not at all\n")
+    assert run_failing(capsys, "2024-05-20") == (130, "etl.py: interrupted; nothing is left half done\n")
 
 
 def test_a_fresh_checkout_needs_nothing_but_python(run_command, folder):

@@ -388,4 +388,4 @@ def test_an_interrupted_command_does_not_wait_for_a_query_of_its_connector(fonte
         wait_until(lambda: connection.scalar(waiting) == 1)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)
-    assert (process.returncode, said) == (130, "etl.py: interrupted; each day is done wholly or not at all\n")
+    assert (process.returncode, said) == (130, "etl.py: interrupted; nothing is left half done\n")

@@ -225,6 +225,15 @@ def test_an_alvo_without_tables_is_not_drawn(fonte_api, alvo, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_day_keeps_its_exit_code_if_the_picture_cannot_be_written(fonte_api, alvo, tmp_path, capsys):
+    assert etl.main(["2024-05-20"]) == 0
+    picture = tmp_path / f"{'x' * 251}.png"
+    assert etl.main(["2001-01-01", "--plot", str(picture)]) == 5
+    empty, unwritten = capsys.readouterr().err.splitlines()
+    assert "no finite sample" in empty
+    assert unwritten.startswith(f"etl.py: {picture} is not written: File name too long")
+
+
 def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_path):
     monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
     assert run_plot(tmp_path / "days.png", "2024-05-21") == 3
@@ -236,8 +245,8 @@ def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_pat
     [
         ("day.pdf", "is no picture: expected a file that ends in .png or .svg"),
         ("day", "is no picture"),
-        ("none/day.png", "is no file in a folder that is there"),
-        ("folder.png", "is no file in a folder that is there"),
+        ("none/day.png", "is a folder, or its folder is missing"),
+        ("folder.png", "is a folder, or its folder is missing"),
     ],
 )
 def test_an_invalid_file_is_refused_before_the_load(fonte_api, alvo, tmp_path, capsys, name, said):
@@ -260,6 +269,7 @@ def test_an_unwritable_picture_is_exit_code_6_after_the_load(fonte_api, alvo, tm
     # The name of the unfinished file is longer, and too long.
     picture = tmp_path / f"{'x' * 251}.png"
     assert run_plot(picture) == 6
-    assert capsys.readouterr().err == f"etl.py: Alvo is loaded, but {picture} is not written: File name too long\n"
+    said = f"{picture} is not written: File name too long; Alvo keeps what it holds"
+    assert capsys.readouterr().err == f"etl.py: {said}\n"
     assert len(alvo_values(alvo)) == 1152
     assert list(tmp_path.iterdir()) == []

@@ -268,6 +268,16 @@ def test_an_explicitly_empty_value_counts_as_unset(env_file, value):
     assert settings.database_is_embedded("Alvo")
 
 
+@pytest.mark.parametrize("name", SETTINGS[1:])
+def test_every_setting_may_be_empty(env_file, name):
+    env_file.write_text(f"{name}=\n")
+    assert settings.services_are_external() is False
+    assert (settings.fonte_api_url(), settings.dagster_timezone(), settings.dagster_start_date()) == (None, "UTC", None)
+    for side in ("Fonte", "Alvo"):
+        assert settings.database_is_embedded(side)
+        assert (settings.admin(side), settings.allowed(side)) == (None, {"origins": [], "hosts": []})
+
+
 @pytest.mark.parametrize("value", ["postgresql://h/${NAME:-d}", "postgresql://h/${DATABASE}", "postgresql://${HOST}/d"])
 def test_a_reference_may_have_a_default_or_name_a_variable_of_the_environment(monkeypatch, env_file, value):
     monkeypatch.setenv("HOST", "h")
