@@ -1,14 +1,14 @@
 """Create Fonte, fill it, and print the period that it holds. A value that is there stays; a missing one is filled.
 
 FONTE_DATABASE_URL names the database; unset, it is the embedded PostgreSQL's (see etl.py --help).
-A run writes everything or nothing.
+A run writes everything or nothing; --live commits each minute.
 
   python seed.py                                     ten days of a turbine, from 2024-05-20 on
   python seed.py --csv scada.csv --dry-run           what a file holds, without loading it
   python seed.py --live                              each minute as it comes, until Ctrl-C
 
-A CSV file has a header, a column `timestamp` in ISO 8601, and a column for each variable that it holds; the options say
-how it differs. docs/your-own-data.md shows five kinds of files, each with its command.
+A CSV file has a header, a column `timestamp` in ISO 8601, and a column for each variable that it holds; options
+describe any other form. docs/your-own-data.md shows five kinds of files, each with its command.
 
 Exit codes: 0 done, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot be written, 130
 interrupted, 141 the reader of a pipe is gone.
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     strays = [each.option_strings[0] for each in of_files if getattr(options, each.dest) != each.default]
     if strays and not options.csv:
         parser.error(f"argument {strays[0]}: belongs to --csv FILE")
+    if options.interval and options.label != "end":
+        parser.error("argument --interval: belongs to --label end")
     if (options.csv or options.live) and (options.start, options.days) != (seeding.START, seeding.DAYS):
         parser.error("--start and --days choose synthetic days: leave them out with --csv and with --live")
     return command.run("seed.py", lambda: _seed(options), debug=options.debug)
@@ -66,7 +68,7 @@ def _seed(options: argparse.Namespace) -> int:
         _load(None, options)
         print("nothing was loaded, because of --dry-run")
         return 0
-    with engine.failures("Fonte's database", "nothing was written: check FONTE_DATABASE_URL", FonteError):
+    with engine.failures("Fonte's database", "check FONTE_DATABASE_URL and run again", FonteError):
         pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=TIME_LIMIT_S)
         if options.live:
             command.notice("filling Fonte to now, from ten days ago at most; then a row each minute, until Ctrl-C")
@@ -109,6 +111,8 @@ def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
                 merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:
             where = f", and written to {file.left_out}" if connection else ""
+            if connection and options.label == "end":
+                where += f": correct it, and load it with --interval {file.interval.item().total_seconds() / 60:.15g}"
             print(f"{name}: {count(file.bad_rows, 'bad row')} left out{where}")
     return seeding.total(merged)
 
@@ -141,23 +145,29 @@ def _parser() -> tuple[command.Parser, list[argparse.Action]]:
 
 
 def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
+    columns = "columns of the variables (default: those with their names)"
     times = "columns whose texts, joined by a blank, are the time; =1999 is the text 1999 (default: timestamp)"
+    interval = "averaging interval with --label end (default: the most frequent step of the first rows)"
     markers = "texts that mean no value, besides an empty field, NA, NaN, NULL and the like"
+    header = "header's line; 0: none, columns are named 1, 2, 3 (default: the first line that is not empty)"
+    # fonte.files.HEAD_LINES hold the header and the first row.
+    lines = _within(0, 999)
     delimiters = ["comma", "semicolon", "tab", "bar", "blanks"]
     return [
         add("--dry-run", action="store_true", help="show what the files hold, and load nothing"),
-        add("--column", nargs="+", action="extend", type=_column, default=[], metavar="NAME=HEADER", help="variables"),
+        add("--column", nargs="+", action="extend", type=_column, default=[], metavar="NAME=HEADER", help=columns),
         add("--timestamp", nargs="+", default=["timestamp"], metavar="HEADER", help=times),
         add("--timestamp-format", metavar="FORMAT", help="as in '%%d.%%m.%%Y %%H:%%M' (default: ISO 8601)"),
         add("--csv-timezone", type=command.zone, metavar="ZONE", help="zone of times without offset (default: UTC)"),
         add("--label", choices=["start", "end"], default="start", help="which end of its interval a time names"),
+        add("--interval", type=_within(0.001, 1440, float), metavar="MINUTES", help=interval),
         add("--missing", nargs="+", default=[], metavar="MARKER", help=markers),
         add("--delimiter", choices=delimiters, help="(default: the one that fits)"),
         add("--decimal", choices=[".", ","], help="decimal mark (default: the one that fits)"),
         add("--encoding", metavar="NAME", help="such as latin-1 (default: utf-8, utf-16 where its mark is there)"),
         add("--comment", metavar="MARK", help="leave out lines that begin with it"),
-        add("--header-line", type=int, metavar="N", help="0: columns are named 1, 2, 3 (default: the first line)"),
-        add("--first-row", type=int, default=0, metavar="N", help="its line (default: after the header)"),
+        add("--header-line", type=lines, metavar="N", help=header),
+        add("--first-row", type=lines, default=0, metavar="N", help="first row's line (default: after the header)"),
         add("--index-column", action="store_true", help="rows begin with a column that the header leaves out"),
         add("--skip-bad-rows", action="store_true", help="load the others; FILE.bad receives the bad ones"),
         add("--replace", action="store_true", help="overwrite values that differ"),
@@ -168,6 +178,15 @@ def _file(name: str) -> str:
     if find_spec("pandas") is None:
         raise argparse.ArgumentTypeError("files are read with pandas: python -m pip install '.[files]'")
     return name
+
+
+def _within(least: float, most: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not least <= kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text}: expected {least} to {most}")
+        return kind(text)
+
+    return number
 
 
 def _column(text: str) -> tuple[str, str]:

@@ -24,9 +24,9 @@ from fonte.arrow import Timestamps, Values
 from fonte.seeding import NAMES, Columns
 from fonte_alvo.command import Failure, count
 
-# Bound the memory.
+# Bounds the memory.
 PIECE_LINES = 50_000
-# They hold the header and the first row.
+# The header and the first row are within these lines.
 HEAD_LINES = 1000
 SAMPLE_LINES = 100
 SHOWN_BAD_ROWS = 5
@@ -34,6 +34,8 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks":
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None"]
 ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?)?"
 END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
+# Widths of the numbers of a --timestamp-format, other than 2.
+WIDTHS = {"Y": 4, "j": 3, "f": 6}
 # Zones, offsets and --label move a timestamp by up to a day, and it stays within the years 1 to 9999.
 FIRST_DAY, LAST_DAY = np.array(["0001-01-02", "9999-12-30"], "datetime64[D]")
 UNREADABLE = (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
@@ -53,8 +55,12 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
     # pandas reads each line as one text, because it knows compressions, encodings and line ends.
     lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
     texts = {"dtype": object, "na_filter": False, "iterator": True}
-    # pandas would fetch a URL, but no absolute path is one. Path.expanduser fails for the name of an unknown user.
-    source = sys.stdin.buffer if name == "-" else Path(os.path.expanduser(name)).absolute()  # noqa: PTH111
+    # A shell leaves the ~ of --csv=~/x.csv; Path.expanduser fails for the name of an unknown user.
+    name = os.path.expanduser(name)  # noqa: PTH111
+    if name == "-" and sys.stdin is None:
+        raise FileError("-: standard input is closed: redirect a file to it")
+    # pandas would fetch a URL, but no absolute path is one.
+    source = sys.stdin.buffer if name == "-" else Path(name).absolute()
     try:
         encoding = options.encoding or _encoding(name)
         with pd.read_csv(source, encoding=encoding, **lines, **texts) as reader:
@@ -65,7 +71,8 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
         said = _shown(error, 200)
         if separated := re.search(r"fields in line (\d+)|loss of data", said):
             said = f"line {separated[1] or 1} holds the control character 0x1f: remove it"
-        raise FileError(f"{name}: {said}; --encoding names its encoding, such as utf-16") from error
+        remedy = "; --encoding names its encoding, such as utf-16" * isinstance(error, UnicodeError | LookupError)
+        raise FileError(f"{name}: {said}{remedy}") from error
 
 
 class File:
@@ -75,13 +82,15 @@ class File:
         """Find out the form from the first lines."""
         self.name, self.options, self._encoding, self._reader = name, options, encoding, reader
         self.left_out = Path("standard-input.bad" if name == "-" else f"{name}.bad")
-        self.bad_rows, self._told, self._interval = 0, list[str](), np.timedelta64(0, "us")
+        self.bad_rows, self._told = 0, list[str]()
+        # How far --label end moves the timestamps; 0 until the first rows show it.
+        self.interval = np.timedelta64(round((options.interval or 0) * 60e6), "us")
         # For each local day whose clocks repeat an hour: how often its times went back, and the last time.
         self._repeated: dict[object, tuple[int, np.datetime64]] = {}
         parts = set(re.findall("%(.)", form := options.timestamp_format or "%Y%j"))
         if not (parts & {"Y", "y"} and ("j" in parts or (parts & {"m", "b", "B"} and "d" in parts))):
             raise FileError(f"--timestamp-format {form!r} gives no day: expected %Y, %m and %d, or %Y and %j")
-        # pandas takes an hour without %p for one before noon, and ignores %p beside %H.
+        # pandas reads an hour without %p as one before noon, and ignores %p beside %H.
         if parts & set("HIpMSf") and parts & set("HIp") not in ({"H"}, {"I", "p"}):
             raise FileError(f"--timestamp-format {form!r} gives no hour: expected %H, or %I and %p")
         head = self._lines(HEAD_LINES)
@@ -89,12 +98,14 @@ class File:
         number = options.header_line
         if number is None:
             number = next((number for number, line in head.items() if not self._is_empty(line)), 0)
+        if 0 < options.first_row <= number:
+            raise FileError(f"{name}: --first-row {options.first_row}: expected a line below the header, line {number}")
         header = head.get(number, "").lstrip().removeprefix(options.comment or "")
         start = max(number, options.first_row - 1)
         self._start, self._first = head[:start], head[start:]
         sample = [line for line in self._first if not self._is_empty(line)][:SAMPLE_LINES]
         if not sample:
-            raise FileError(f"{name}: no row after the first {start} lines")
+            raise FileError(f"{name}: no row in lines {start + 1} to {HEAD_LINES:,}")
         self._delimiter, self._names = self._understood(header, sample)
         self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
         self._decimal = options.decimal or self._mark(sample)
@@ -118,7 +129,7 @@ class File:
                 raise FileError(f"{self.name}: {said}, and the order of rows does not tell which is which: give UTC")
         if self.bad_rows and not (rows and self.options.skip_bad_rows):
             told = "; ".join(self._told) + "; ..." * (self.bad_rows > SHOWN_BAD_ROWS)
-            remedy = "--decimal, --missing and --timestamp-format tell what is meant, --skip-bad-rows leaves them out"
+            remedy = "correct them by --decimal, --missing or --timestamp-format, or leave them out by --skip-bad-rows"
             raise FileError(f"{self.name}: {count(self.bad_rows, 'bad row')}, nothing was loaded: {told}; {remedy}")
 
     def _lines(self, number: int) -> pd.Series:
@@ -148,18 +159,18 @@ class File:
             return next(iter(fitting.values()))
         wanted = [*self.options.timestamp, *(dict(self.options.column).values() or [f"some of {' '.join(NAMES)}"])]
         found = f"{'more than one' if fitting else 'no'} delimiter gives the columns {', '.join(wanted)}, each once"
-        remedy = "--timestamp and --column name the columns, --delimiter, --header-line and --encoding tell the form"
+        remedy = "--timestamp and --column name columns, --delimiter, --header-line and --encoding describe the form"
         raise FileError(f"{self.name}: {found}, in {_shown(header or sample[0], 200)}: {remedy}")
 
     def _mark(self, sample: list[str]) -> str:
-        """Return the decimal mark: a comma if a number has one that cannot separate thousands and none has a point."""
+        """Return the decimal mark: a comma if one cannot separate thousands and no number has a point, else a point."""
         rows = [_split(line, self._delimiter) for line in sample]
         fields = [row[place].strip() for row in rows for place in self._places.values() if place < len(row)]
         comma = any(re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", field) for field in fields)
         return "," if comma and not any("." in field for field in fields) else "."
 
     def _wanted(self, names: list[str]) -> dict[str, str]:
-        """Return the column of each variable; nothing unless all that is wanted is there once."""
+        """Return each variable's column; nothing unless every wanted column is there exactly once."""
         headers = dict(self.options.column) or {name: name for name in NAMES if name in names}
         times = [each for each in self.options.timestamp if each[0] != "="]
         return headers if all(names.count(each) == 1 for each in [*times, *headers.values()]) else {}
@@ -174,14 +185,14 @@ class File:
             if len(fields) == len(self._names) and not line.count('"') % 2:
                 rows[number] = [field.strip() for field in fields]
             else:
-                said = f"{len(fields)} fields instead of {len(self._names)}, or an open quote"
+                said = f"{count(len(fields), 'field')} instead of {len(self._names)}, or an open quote"
                 problems[number] = f"{said}: {_shown(line)}"
         table = pd.DataFrame.from_dict(rows, orient="index", columns=range(len(self._names)), dtype=object)
         values = {name: self._numbers(table[place], name, problems) for name, place in self._places.items()}
         timestamps = self._timestamps(table, problems)
         self._tell(dict(sorted(problems.items())), lines)
         good = ~table.index.isin(list(problems))
-        return {"timestamp": self._labelled(timestamps[good]), **{name: each[good] for name, each in values.items()}}
+        return {"timestamp": self._labelled(timestamps)[good], **{name: each[good] for name, each in values.items()}}
 
     def _tell(self, problems: dict[int, str], lines: pd.Series) -> None:
         if problems and self.options.skip_bad_rows and not self.options.dry_run:
@@ -204,24 +215,19 @@ class File:
     def _timestamps(self, table: pd.DataFrame, problems: dict[int, str]) -> Timestamps:
         """Return the timestamps, NaT where there is a problem."""
         form, zone = self.options.timestamp_format, self.options.csv_timezone
-        example = datetime(2024, 5, 20, tzinfo=UTC).strftime(form or "")
-        widths = [len(part) for part in example.split(" ")]
+        forms = (form or "").split(" ")
         parts = [
             table[self._names.index(each)] if each[0] != "=" else pd.Series(each[1:], table.index, dtype=object)
             for each in self.options.timestamp
         ]
-        if len(widths) == len(parts):
-            # Restore the leading zeros that a number has lost: 5 is 00:05 in %H%M.
-            pairs = zip(parts, widths, strict=True)
-            parts = [part.mask(part.str.isdecimal(), part.str.zfill(width)) for part, width in pairs]
+        if len(forms) == len(parts):
+            parts = [_padded(part, each) for part, each in zip(parts, forms, strict=True)]
         written = parts[0].str.cat(parts[1:], sep=" ")
-        # pandas takes words such as now for times, and 105 for 10:05 in %H%M.
-        valid = written.str.contains(r"\d") if form else written.str.fullmatch(ISO_8601)
-        if re.search("%[YymdjHMS]%[YymdjHMS]", form or ""):
-            valid &= written.str.len() == len(example)
+        # pandas takes words such as now for times.
+        valid = written.str.contains(r"\d") & written.str.fullmatch(_pattern(form) if form else ISO_8601)
         texts = written.where(valid.astype(bool), "")
         wall = _parsed(texts, form)
-        # 24 is valid as a minute or a day; only as an hour it ends the day.
+        # 24 is a valid minute or day; only as the hour does it end the day.
         late = np.isnat(wall) & (texts.str.count(END_OF_DAY) == 1).to_numpy(bool)
         wall[late] = _parsed(texts[late].str.replace(END_OF_DAY, "00", regex=True), form) + np.timedelta64(1, "D")
         far = (wall < FIRST_DAY) | (wall.astype("datetime64[D]") > LAST_DAY)
@@ -255,13 +261,15 @@ class File:
         return utc
 
     def _labelled(self, timestamps: Timestamps) -> Timestamps:
-        """Return the starts of the intervals."""
-        if self.options.label == "end" and not self._interval and len(timestamps):
-            steps, counts = np.unique(np.diff(np.unique(timestamps)), return_counts=True)
-            if not len(steps):
-                raise FileError(f"{self.name}: --label end needs two rows, which show the interval")
-            self._interval = steps[counts.argmax()]
-        return timestamps - self._interval
+        """Return the starts of the intervals; bad rows show the interval too."""
+        if self.options.label == "end" and not self.interval and not np.isnat(timestamps).all():
+            steps = np.diff(np.unique(timestamps))
+            steps, counts = np.unique(steps[steps <= np.timedelta64(1, "D")], return_counts=True)
+            # The steps between bad rows are gaps.
+            if not len(steps) or self.name.endswith(".bad"):
+                raise FileError(f"{self.name}: --label end needs --interval MINUTES: these rows do not show it")
+            self.interval = steps[counts.argmax()]
+        return timestamps - self.interval
 
 
 def look(file: File) -> str:
@@ -279,7 +287,7 @@ def look(file: File) -> str:
     interval = max(steps, key=steps.__getitem__, default=0)
     counts["gaps"] = sum(steps[step] for step in steps if step > interval)
     counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
-    told = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    told = ", ".join(f"{name}: {number:,}" for name, number in counts.items())
     return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {interval / 60e6:g} min, {told}"
 
 
@@ -290,6 +298,20 @@ def _encoding(name: str) -> str:
         return "utf-8-sig"
     with Path(name).open("rb") as stream:
         return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _padded(numbers: pd.Series, form: str) -> pd.Series:
+    """Restore the leading zeros that numbers have lost: 5 is 00:05 in %H%M. A year has none to lose."""
+    width = 0 if form.startswith("%Y") else len(datetime(2024, 5, 20, tzinfo=UTC).strftime(form))
+    return numbers.mask(numbers.str.isdecimal(), numbers.str.zfill(width))
+
+
+def _pattern(form: str) -> str:
+    """Return a pattern that gives numbers without a separator their full width: pandas takes 105 for 10:05 in %H%M."""
+    escaped = re.sub(r"(\\\s)+", r"\\s+", re.escape(form))
+    numbers = "(?:%[YymdjHIMSf]){2,}"
+    full = re.sub(numbers, lambda run: "".join(rf"\d{{{WIDTHS.get(each, 2)}}}" for each in run[0][1::2]), escaped)
+    return "(?i)" + re.sub("%.", r"\\S+", full)
 
 
 def _parsed(texts: pd.Series, form: str | None) -> Timestamps:

@@ -223,6 +223,24 @@ def test_standard_input_and_a_pipe_are_loaded(rows, monkeypatch, tmp_path):
     assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-21 00:00", None, 2.0, None)]
 
 
+def test_a_closed_standard_input_is_bad_input(rows, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    assert (seed.main(["--csv", "-"]), rows()) == (2, None)
+    assert capsys.readouterr().err == "seed.py: -: standard input is closed: redirect a file to it\n"
+
+
+def test_a_name_below_the_home_folder_is_expanded(rows, monkeypatch, tmp_path, capsys):
+    """The shell expands the name alone, not --csv=~/x.csv."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.csv").write_bytes("timestamp,power\n2024-05-20,1\nnow,2\n".encode("utf-16"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert seed.main(["--csv=~/x.csv", "--skip-bad-rows"]) == 0
+    assert f"written to {tmp_path / 'x.csv.bad'}\n" in capsys.readouterr().out
+    assert (tmp_path / "x.csv.bad").read_text(encoding="utf-16") == "timestamp,power\nnow,2\n"
+    assert len(rows()) == 1
+
+
 @pytest.mark.parametrize(
     ("written", "options", "expected"),
     [
@@ -247,6 +265,13 @@ def test_standard_input_and_a_pipe_are_loaded(rows, monkeypatch, tmp_path):
         ("05 20 240000", ["--timestamp-format=%m %d %y%H%M"], "2024-05-20 00:00"),
         ("20240520 240000", ["--timestamp-format=%Y%m%d %H%M%S"], "2024-05-21 00:00"),
         ("9999-12-30 23:59", ["--csv-timezone=America/New_York"], "9999-12-31 04:59"),
+        ("May  5 2024 01:02", ["--timestamp-format=%b %d %Y %H:%M"], "2024-05-05 01:02"),
+        ("May  5 2024\t0102", ["--timestamp-format=%b %d %Y %H%M"], "2024-05-05 01:02"),
+        # Numbers without a separator, beside texts of any length.
+        ("2024-05-20 0105 PM", ["--timestamp-format=%Y-%m-%d %I%M %p"], "2024-05-20 13:05"),
+        ("2024-05-20 0105 +01:00", ["--timestamp-format=%Y-%m-%d %H%M %z"], "2024-05-20 00:05"),
+        ("2 September 2024 0105", ["--timestamp-format=%d %B %Y %H%M"], "2024-09-02 01:05"),
+        ("20240520t010559.000000", ["--timestamp-format=%Y%m%dT%H%M%S.%f"], "2024-05-20 01:05"),
     ],
 )
 def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options, expected):
@@ -278,6 +303,12 @@ TOO_FAR = "is not within 0001-01-02 to 9999-12-30"
         ("12.05.24", ["--timestamp-format=%d.%m.%Y"], "does not follow"),
         ("05/20/2024", ["--timestamp-format=%d/%m/%Y"], "does not follow"),
         ("20240520 105", ["--timestamp-format=%Y%m%d %H%M"], "does not follow"),
+        ("2024-05-20 105 PM", ["--timestamp-format=%Y-%m-%d %I%M %p"], "does not follow"),
+        ("2024-05-20 1 105 AM", ["--timestamp-format=%Y-%m-%d %S %I%M %p"], "does not follow"),
+        ("2024-05-20 105 +01:00", ["--timestamp-format=%Y-%m-%d %H%M %z"], "does not follow"),
+        ("20 June 2024 105", ["--timestamp-format=%d %B %Y %H%M"], "does not follow"),
+        ("2024-05-20 10500.1234567", ["--timestamp-format=%Y-%m-%d %H%M%S.%f"], "does not follow"),
+        ("2024-05-20 10:05:5123456", ["--timestamp-format=%Y-%m-%d %H:%M:%S%f"], "does not follow"),
         ("2024-05-20 25 24:00", ["--timestamp-format=%Y-%m-%d %H %M:%S"], "does not follow"),
         ("2024-05-20 24:00 24:00", ["--timestamp-format=%Y-%m-%d %H:%M %S:%f"], "does not follow"),
         ("2024-05-20 24:00 PM", ["--timestamp-format=%Y-%m-%d %I:%M %p"], "does not follow"),
@@ -299,6 +330,27 @@ def test_an_ambiguous_or_invalid_timestamp_is_refused(rows, load, written, optio
     assert rows() is None
 
 
+@pytest.mark.parametrize(
+    ("date", "time", "form", "expected"),
+    [
+        ("20240520", "5", "%Y%m%d %H%M", "2024-05-20 00:05"),
+        ("2024", "5", "%Y %j", "2024-01-05 00:00"),
+        ("50520", "105", "%y%m%d %H%M", "2005-05-20 01:05"),
+        ("1052024", "105", "%d%m%Y %H%M", "2024-05-01 01:05"),
+        ("240520", "0", "%Y%m%d %H%M", None),
+        ("0240520", "0", "%Y%m%d %H%M", None),
+        ("24141", "0", "%Y%j %H%M", None),
+        ("24", "5", "%Y %j", None),
+        ("524", "5", "%d%m%Y %H%M", None),
+    ],
+)
+def test_leading_zeros_are_restored_but_make_no_year(rows, load, date, time, form, expected):
+    options = ["--timestamp", "Date", "Time", "--timestamp-format", form]
+    code, out = load(f"Date;Time;power\n{date};{time};1\n", *options)
+    assert (code, rows()) == ((0, [(expected, None, 1.0, None)]) if expected else (2, None))
+    assert expected or "1 bad row, nothing was loaded: line 2: timestamp '" in out.err
+
+
 @pytest.mark.parametrize("form", ["%H:%M", "%d.%m %H:%M", "%Y %H:%M", "%Y-%m", "%Q", "Y-m-d"])
 def test_a_format_without_a_whole_day_is_refused(rows, load, form):
     code, out = load("timestamp,power\n2024-05-20,1\n", f"--timestamp-format={form}")
@@ -312,6 +364,66 @@ def test_a_format_without_a_whole_hour_is_refused(rows, load, hour):
     code, out = load("timestamp,power\n2024-05-20 12:00,1\n", f"--timestamp-format=%Y-%m-%d {hour}")
     assert (code, rows()) == (2, None)
     assert f"--timestamp-format '%Y-%m-%d {hour}' gives no hour: expected %H, or %I and %p" in out.err
+
+
+@pytest.mark.parametrize(
+    ("times", "options", "expected"),
+    [
+        (["00:01", "00:02", "03:10"], [], ["00:00", "00:01", "03:09"]),
+        (["00:05", "03:10"], ["--interval=1"], ["00:04", "03:09"]),
+        (["00:05"], ["--interval=0.5"], ["00:04"]),
+        (["00:10", "00:20"], ["--interval=5"], ["00:05", "00:15"]),
+    ],
+)
+def test_the_label_of_the_end_is_moved_by_the_interval(rows, load, times, options, expected):
+    content = "".join(["timestamp,power\n", *(f"2024-05-20 {each},1\n" for each in times)])
+    assert load(content, "--label=end", *options)[0] == 0
+    assert [row[0] for row in rows()] == [f"2024-05-20 {each}" for each in expected]
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [(60, "1"), (600, "10"), (10, "0.166666666666667"), (86400, "1440")])
+@pytest.mark.parametrize("bad", [[3], [3, 5], [3, 5, 7]])
+def test_bad_rows_labelled_with_the_end_are_repaired_with_the_interval_of_their_file(
+    rows, load, tmp_path, seconds, minutes, bad
+):
+    """The gaps between bad rows are not the interval, even where they are equal."""
+    ends = [datetime(2024, 5, 20) + timedelta(seconds=seconds * each) for each in range(1, 10)]
+    lines = ["timestamp,power", *(f"{end},{'much' if place in bad else 1}" for place, end in enumerate(ends))]
+    code, out = load("\n".join([*lines, ""]), "--label=end", "--skip-bad-rows", "--dry-run")
+    assert (code, "--interval" in out.out) == (0, False)
+    code, out = load("\n".join([*lines, ""]), "--label=end", "--skip-bad-rows")
+    said = f"written to {tmp_path / 'some.csv.bad'}: correct it, and load it with --interval {minutes}\n"
+    assert (code, said in out.out) == (0, True)
+    corrected = (tmp_path / "some.csv.bad").read_text(encoding="utf-8-sig").replace("much", "2")
+    code, out = load(corrected, "--label=end", name="some.csv.bad")
+    assert (code, len(rows())) == (2, 9 - len(bad))
+    assert "--label end needs --interval MINUTES: these rows do not show it" in out.err
+    assert load(corrected, "--label=end", f"--interval={minutes}", name="some.csv.bad")[0] == 0
+    expected = [f"{end - timedelta(seconds=seconds):%Y-%m-%d %H:%M}" for end in ends]
+    assert [row[0] for row in rows()] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--header-line=-1"], "argument --header-line: -1: expected 0 to 999"),
+        (["--header-line", "-1"], "argument --header-line: -1: expected 0 to 999"),
+        (["--header-line=1000"], "argument --header-line: 1000: expected 0 to 999"),
+        (["--first-row=-1"], "argument --first-row: -1: expected 0 to 999"),
+        (["--first-row=1e2"], "argument --first-row: invalid number value: '1e2'"),
+        (["--label=end", "--interval=0"], "argument --interval: 0: expected 0.001 to 1440"),
+        (["--label=end", "--interval=-1"], "argument --interval: -1: expected 0.001 to 1440"),
+        (["--label=end", "--interval=nan"], "argument --interval: nan: expected 0.001 to 1440"),
+        (["--label=end", "--interval=1441"], "argument --interval: 1441: expected 0.001 to 1440"),
+        (["--label=end", "--interval=ten"], "argument --interval: invalid number value: 'ten'"),
+        (["--interval=10"], "argument --interval: belongs to --label end"),
+    ],
+)
+def test_an_impossible_line_or_interval_is_refused(capsys, options, said):
+    with pytest.raises(SystemExit) as ended:
+        seed.main(["--csv", "some.csv", *options])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"seed.py: {said}; see seed.py --help\n"
 
 
 @pytest.mark.parametrize("label", ["start", "end"])
@@ -367,12 +479,7 @@ def test_all_bad_rows_are_counted_and_the_first_five_named(rows, load):
     assert (code, rows()) == (2, None)
     assert out.err.count("\n") == 1
     assert "10 bad rows, nothing was loaded: line 3: power 'much' is no number with the decimal mark ." in out.err
-    for number, said in (
-        (5, "3 fields instead of 2"),
-        (6, "1 fields instead of 2"),
-        (7, "an open quote"),
-        (8, "'now'"),
-    ):
+    for number, said in ((5, "3 fields instead of 2"), (6, "1 field instead of 2"), (7, "an open quote"), (8, "'now'")):
         assert f"line {number}: " in out.err
         assert said in out.err
     assert "line 9" not in out.err
@@ -420,8 +527,21 @@ def packed(content):
 @pytest.mark.parametrize(
     ("content", "name", "options", "said"),
     [
-        ("", "a.csv", [], "no row after the first 0 lines"),
-        ("timestamp,power\n", "a.csv", [], "no row after the first 1 lines"),
+        ("", "a.csv", [], "no row in lines 1 to 1,000"),
+        ("timestamp,power\n", "a.csv", [], "no row in lines 2 to 1,000"),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--first-row=9"], "no row in lines 9 to 1,000"),
+        (
+            "timestamp,power\n2024-05-20,1\n",
+            "a.csv",
+            ["--first-row=1"],
+            "--first-row 1: expected a line below the header, line 1",
+        ),
+        (
+            "x\ny\ntimestamp,power\n2024-05-20,1\n",
+            "a.csv",
+            ["--header-line=3", "--first-row=2"],
+            "--first-row 2: expected a line below the header, line 3",
+        ),
         ("time,power\n2024-05-20,1\n", "a.csv", [], "no delimiter gives the columns timestamp, some of "),
         ("timestamp,power,power\n2024-05-20,1,1\n", "a.csv", [], "each once"),
         (
@@ -451,7 +571,13 @@ def packed(content):
         (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
         (b"no zip", "a.zip", [], "File is not a zip file"),
         (packed("timestamp,power\n" + "2024-05-20,1\n" * 999), "a.csv.gz", [], "ended before the end-of-stream"),
-        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--label=end"], "--label end needs two rows"),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--label=end"], "--label end needs --interval MINUTES"),
+        (
+            "timestamp,power\n0001-01-02,1\n0003-01-02,1\n",
+            "a.csv",
+            ["--label=end"],
+            "--label end needs --interval MINUTES",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, content, name, options, said):
@@ -460,6 +586,26 @@ def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, conte
     assert said in out.err
     assert out.err.count("\n") == 1
     assert not rows()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "options", "said"),
+    [
+        (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], ""),
+        ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], ""),
+        (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
+        ("timestamp,power\n2024-05-20 1,1\n", "a.csv", ["--timestamp-format=%Y-%m-%d %Q"], "'Q' is a bad directive"),
+        (BAD, "full.csv", ["--skip-bad-rows"], "No space left on device"),
+        (BAD, "folder.csv", ["--skip-bad-rows"], "Is a directory"),
+    ],
+)
+def test_the_encoding_is_the_remedy_of_failures_to_decode_alone(rows, load, tmp_path, content, name, options, said):
+    (tmp_path / "full.csv.bad").symlink_to("/dev/full")
+    (tmp_path / "folder.csv.bad").mkdir()
+    code, out = load(content, *options, name=name)
+    assert (code, rows(), out.err.count("\n")) == (2, None, 1)
+    assert said in out.err
+    assert ("--encoding names its encoding" in out.err) == (not said)
 
 
 ROWS = [
@@ -478,7 +624,7 @@ def test_a_unit_separator_anywhere_is_bad_input_that_names_its_line(rows, load, 
         code, out = load("\n".join([*lines, ""]))
     assert (code, rows()) == (2, None)
     # Some versions of pandas find too few fields instead.
-    assert re.search(rf"line {number}(: \d fields instead of 2| holds the control character 0x1f: remove it)", out.err)
+    assert re.search(rf"line {number}(: \d fields? instead of 2| holds the control character 0x1f: remove it)", out.err)
     assert out.err.count("\n") == 1
 
 
@@ -524,8 +670,8 @@ def test_a_dry_run_shows_the_format_and_loads_nothing(load, rows):
     assert code == 0
     for said in (
         "delimiter ';', timestamp from timestamp, power from power",
-        "2024-05-20 00:00:00    1.0\n2024-05-20 00:05:00    4.0\ninterval 1 min, 4 rows, 1 missing, ",
-        "1 power outside -500 to 9000, 1 gaps, ",
+        "2024-05-20 00:00:00    1.0\n2024-05-20 00:05:00    4.0\ninterval 1 min, rows: 4, missing: 1, ",
+        "power outside -500 to 9000: 1, gaps: 1, rows not after the one before: 0\n",
         "nothing was loaded, because of --dry-run",
     ):
         assert said in out.out
@@ -544,6 +690,14 @@ def test_missing_values_are_marked_by_texts_or_numbers(rows, load):
     content = "timestamp,power\n" + "".join(f"2024-05-20 00:0{n},{value}\n" for n, value in enumerate(values))
     assert load(content, "--missing", "-999", "Bad")[0] == 0
     assert [row[2] for row in rows()] == [None] * 8 + [-998.0]
+
+
+def test_a_failed_database_does_not_promise_that_nothing_was_written(monkeypatch, capsys):
+    """With --live, each minute before was."""
+    monkeypatch.setenv("FONTE_DATABASE_URL", "postgresql://127.0.0.1:1/fonte")
+    for options in ([], ["--live"], ["--csv", "some.csv"]):
+        assert seed.main(options) == 3
+        assert capsys.readouterr().err.endswith("; check FONTE_DATABASE_URL and run again\n")
 
 
 def test_without_pandas_the_install_command_is_printed(capsys, monkeypatch):
