@@ -62,7 +62,9 @@ class Client(httpx.Client):
     def rest_s(self, patience_s: float | None = None) -> float:
         """Return how many seconds of patience remain; patience_s overrides the client's."""
         patience_s = self.patience_s if patience_s is None else patience_s
-        return max(0.0, patience_s - (monotonic() - self.failing_since if self.failing_since else 0))
+        # Another thread may reset it meanwhile.
+        since = self.failing_since
+        return max(0.0, patience_s - (monotonic() - since if since else 0))
 
 
 def connect(base_url: str, patience_s: float | None = None) -> Client:
@@ -133,10 +135,13 @@ class Variable(NamedTuple):
 
 
 def variables(http: Client) -> dict[str, Variable]:
-    """Ask the connector once for its variables, by name; empty if it does not describe them."""
+    """Ask the connector for its variables, by name; empty if it does not describe them. An answer is kept."""
     if http.variables is None:
         try:
-            told = json.loads(ask(http, "columns")[1])
+            status, body = ask(http, "columns")
+            if status == 429 or status >= 500:
+                return {}
+            told = json.loads(body)
             ranges = {str(each["name"]): (each.get("lowest", "-inf"), each.get("highest", "inf")) for each in told}
             units = {str(each["name"]): str(each["unit"]) for each in told}
             http.variables = {name: Variable(units[name], *map(float, ranges[name])) for name in units}

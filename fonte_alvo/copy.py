@@ -151,5 +151,6 @@ class CopyOut:
             finally:
                 with self._connected:
                     self._raw = None
-                    if self._closed:
+                    # The rollback over a lost connection would fail, and hide why it was lost.
+                    if self._closed or cursor.connection.closed:
                         connection.invalidate()

@@ -117,9 +117,7 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
 
     def start(connection: extensions.connection, record: ConnectionPoolEntry, *_: object) -> None:
         stop(connection, record)
-        record.info["limit"] = limit = Timer(limit_s, cut, [connection])
-        limit.daemon = True
-        limit.start()
+        record.info["limit"] = _limited(connection, limit_s)
 
     def stop(connection: extensions.connection, record: ConnectionPoolEntry) -> None:
         if limit := record.info.pop("limit", None):
@@ -147,9 +145,28 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
             raise
         return connection
 
+    plain_ping = engine.dialect.do_ping
+
+    def ping(connection: Any) -> bool:  # noqa: ANN401
+        # SQLAlchemy tests a pooled connection before the checkout.
+        limit = _limited(connection, CONNECT_TIMEOUT_S)
+        try:
+            return plain_ping(connection)
+        finally:
+            limit.cancel()
+
+    engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkout", start)
     event.listen(engine, "checkin", stop)
+
+
+def _limited(connection: extensions.connection, limit_s: float) -> Timer:
+    """Cut a connection after this time, unless the timer is cancelled."""
+    limit = Timer(limit_s, cut, [connection])
+    limit.daemon = True
+    limit.start()
+    return limit
 
 
 def cut(connection: extensions.connection) -> None:

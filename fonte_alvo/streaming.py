@@ -77,7 +77,7 @@ class Stream(StreamingResponse):
                 with fail_after(STREAM_TIMEOUT_S):
                     await super().__call__(scope, receive, send)
             except TimeoutError:
-                client = scope["client"][0]
+                client = scope["client"] and scope["client"][0]
                 _log.warning("%s took longer than %s s to read an answer: broken off", client, STREAM_TIMEOUT_S)
             except Exception as error:
                 _log.error("an answer was broken off: %s", engine.reason(error))

@@ -82,7 +82,8 @@ def run(
 
     found = {name: int(np.isfinite(values).sum()) for name, values in samples.items()}
     interval = sampling_interval(timestamps)
-    expected = max((day.end - day.start) // interval, *found.values())
+    # Alvo's integer bounds it.
+    expected = min(max((day.end - day.start) // interval, *found.values()), 2**31 - 1)
     records = [Record(name, statistics, found[name], expected) for name in columns]
     with failures("Alvo", "it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again"):
         signals = _unasked(columns, window_starts) | signals

@@ -286,9 +286,13 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
 def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: ANN401
     """Wait for a worker; raise ClusterError where the scheduler or a worker has other versions than this process."""
     command.notice("waiting for the Dask cluster to have a worker")
-    while not (found := client.get_versions(packages=[PROJECT]))["workers"]:
+    found: dict[str, Any] = {}
+    while not found.get("workers"):
         check()
-        sleep(CHECK_EVERY_S)
+        # A scheduler that is lost or frozen is check's to report.
+        with suppress(OSError):
+            found = client.sync(client._get_versions, packages=[PROJECT], callback_timeout=DASK_TIMEOUT_S)
+        sleep(0 if found.get("workers") else CHECK_EVERY_S)
     for where, there in {"its scheduler": found["scheduler"], **found["workers"]}.items():
         for name in ("python", "dask", "distributed", PROJECT):
             here, has = (str(each["packages"][name]) for each in (found["client"], there))

@@ -107,7 +107,7 @@ export class Panel {
       cursor: {y: false, points: {show: false}, sync: SYNC, drag: {x: true, y: false, setScale: false}},
       scales: {
         x: {time: true, range: () => [this.shown.start / 1e3, this.shown.end / 1e3]},
-        y: {range: padded},
+        y: {range: (u, low, high) => padded(u, ...this.extremes(low, high))},
       },
       axes: [
         axis({
@@ -145,6 +145,12 @@ export class Panel {
     this.chart.setCursor({left: this.chart.valToPos(middles[index], "x"), top: 0});
   }
 
+  // Samples may lie beyond the statistics: those may lack minimum and maximum, or be older.
+  extremes(...bounds) {
+    const drawn = [...bounds, ...(this.shown.samples?.values ?? [])].filter((value) => value !== null);
+    return drawn.length ? [drawn.reduce((a, b) => Math.min(a, b)), drawn.reduce((a, b) => Math.max(a, b))] : bounds;
+  }
+
   columns() {
     const {from, bucket, statistics: {windows, mean, min, max, std}, std: wanted} = this.shown;
     const empty = windows.map(() => null);
@@ -152,7 +158,9 @@ export class Panel {
     let spread = (wanted || bucket > LONG) && mean && std ? [off(-1), off(1)] : [empty, empty];
     // No value is beyond the extremes, and so is no band.
     if (bucket > LONG && min && max) {
-      spread = spread.map((values) => values.map((value, i) => value && Math.min(Math.max(value, min[i]), max[i])));
+      spread = spread.map((values) => values.map((value, i) => (
+        value === null ? null : Math.min(Math.max(value, min[i]), max[i])
+      )));
     }
     return [
       windows.map((_, i) => (from + (i + 0.5) * bucket) / 1e3), mean ?? empty, min ?? empty, max ?? empty, ...spread,
@@ -230,7 +238,10 @@ export function coverage({start, end, from, bucket, statistics: {windows}}, now)
   const cells = [];
   for (let first = 0; first < windows.length; first += length / bucket) {
     const begin = from + first * bucket;
-    const expected = Math.floor((Math.min(begin + length, end, now) - begin) / window);
+    // The period's first window; in zones such as Asia/Kathmandu a period begins within one.
+    const within = Math.max(begin, Math.ceil(start / window) * window);
+    const ended = Math.floor((now - within) / window);
+    const expected = Math.min(Math.ceil((Math.min(begin + length, end) - within) / window), ended);
     const found = windows.slice(first, first + length / bucket).reduce((sum, count) => sum + count, 0);
     const part = expected <= 0 && !found ? null : Math.min(1, found / Math.max(expected, found));
     cells.push({start: begin, end: Math.min(begin + length, end), part, found, expected: Math.max(expected, found)});

@@ -27,7 +27,7 @@ DAYS_PER_RUN = 366
 class Options(dg.Config):
     """How a run carries its days."""
 
-    variables: list[str] = Field(COLUMNS, description="what is fetched, such as ambient_temperature")
+    variables: list[str] = Field(COLUMNS, min_length=1, description="what is fetched, such as ambient_temperature")
     days_at_once: int = Field(days.AT_ONCE, ge=1, le=100, description="days loaded at once; of Dask, tasks in hand")
     dask: str | None = Field(None, description="scheduler of a Dask cluster that carries the days, tcp://HOST:PORT")
 
@@ -119,14 +119,19 @@ def run_etl(
     alvo: dg.ResourceParam[AlvoDatabase],
 ) -> None:
     """Carry the days of a range, the last one included, as `python etl.py START_DATE END_DATE` does."""
-    outcomes = []
+    outcomes, empty = [], 0
     with connected(context, fonte, alvo, config.days_at_once) as (http, engine):
         for each, done in _carried(_between(config.start_date, config.end_date), config, http, engine):
             _log(context, each, done)
-            if not isinstance(done, EmptyPeriod):
+            if isinstance(done, EmptyPeriod):
+                empty += 1
+            else:
                 outcomes.append(done)
-    context.log.info(days.total(outcomes))
-    context.add_output_metadata({"total": days.total(outcomes)})
+    total = days.total(outcomes, empty)
+    if not outcomes:
+        raise EmptyPeriod(f"Fonte holds nothing of this range: {total}")
+    context.log.info(total)
+    context.add_output_metadata({"total": total})
 
 
 YESTERDAY = dg.RunConfig(ops={"run_etl": Range()})  # type: ignore[call-arg]

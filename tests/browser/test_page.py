@@ -282,6 +282,13 @@ def test_the_local_day_of_a_clock_change_has_23_hours(open_page):
     assert "144 of 144 windows" in page.locator(POWER).inner_text()
 
 
+def test_a_local_day_that_begins_within_a_window_has_all_its_windows(open_page):
+    day = "start=2024-05-20T18:15Z&end=2024-05-21T18:15Z&zone=local"
+    page = open_page(day, timezone_id="Asia/Kathmandu")
+    drawn(page, "2024-05-21 Asia/Kat")
+    assert "144 of 144 windows" in page.locator(POWER).inner_text()
+
+
 def test_a_link_reproduces_the_view(open_page):
     page = open_page(DAY)
     drag(page, "power", 0.25, 0.5)
@@ -316,6 +323,12 @@ def test_the_samples_of_fonte_are_drawn_for_a_day_or_less(open_page):
     wait_until(lambda: SAMPLE in pixels(page, "power", 0, 1))
     page.get_by_role("button", name="Week").click()
     page.get_by_text("1-minute samples are shown for a day or less: zoom in.").wait_for()
+
+
+def test_samples_beyond_the_statistics_are_drawn(open_page, hour_api):
+    # Its means are below 6, Fonte's samples are hundreds of kW.
+    page = open_page(f"{HOUR}&samples=1", url=hour_api("power_mean").url)
+    wait_until(lambda: SAMPLE in pixels(page, "power", 0, 1))
 
 
 @pytest.fixture

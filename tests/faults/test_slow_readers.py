@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,19 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+from psycopg2 import Error as PostgresError
 from sqlalchemy import text
-from support.project import DAY, alvo_api, connector_over, copying_threads, running, stalled_reader, wait_until
+from sqlalchemy.exc import SQLAlchemyError
+from support.project import (
+    DAY,
+    alvo_api,
+    connector_over,
+    copying_threads,
+    running,
+    stalled_reader,
+    terminate,
+    wait_until,
+)
 
 from fonte.connector import MEDIA_TYPES
 from fonte_alvo import engine
@@ -155,6 +166,15 @@ def test_a_close_just_after_a_piece_is_read_ends_the_query_and_its_thread(admini
     with administrator.connect() as connection:
         wait_until(lambda: running(connection, large_fonte.database) == 0)
     wait_until(lambda: descriptors_and_copies()[1] == 0)
+
+
+def test_an_answer_that_the_server_ends_says_why(administrator, large_fonte, make_pool):
+    with closing(CopyOut(make_pool(large_fonte), "SELECT * FROM data", {}, "FORMAT csv")) as rows:
+        assert next(iter(rows))
+        with administrator.connect() as connection:
+            terminate(connection, large_fonte.database)
+        with pytest.raises((SQLAlchemyError, PostgresError), match="terminating connection|server closed the"):
+            list(rows)
 
 
 def test_a_connection_that_is_gone_already_is_cut_without_an_error(administrator, fonte, make_pool):

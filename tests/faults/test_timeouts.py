@@ -83,6 +83,17 @@ def test_a_connection_that_returns_in_time_is_not_cut(alvo, monkeypatch):
     pool.dispose()
 
 
+def test_a_pooled_connection_that_fell_silent_is_replaced(alvo, monkeypatch):
+    with stalling((alvo.host, alvo.port), b"SELECT 1") as port:
+        pool = engine.create(alvo.set(port=port), "test", check_pooled=True)
+        with pool.connect() as connection:
+            silent = connection.scalar(text("SELECT pg_backend_pid()"))
+        monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 0.1)
+        with pool.connect() as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) != silent
+        pool.dispose()
+
+
 def test_an_answer_that_arrives_byte_by_byte_is_given_up(monkeypatch):
     monkeypatch.setattr(client, "DOWNLOAD_TIMEOUT_S", 0.2)
     drops = http(body=b"[" + b" " * 10_000, length=10**9)

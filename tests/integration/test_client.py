@@ -630,6 +630,14 @@ def test_the_variables_are_those_of_the_connector(shared_connector):
         }
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_description_that_failed_once_is_asked_for_again(status):
+    described = http(body=[{"name": "power", "unit": "kW"}])
+    with answering(http(status), described, every_route=True) as server, client.connect(server.url) as connected:
+        assert client.variables(connected) == {}
+        assert client.variables(connected) == {"power": ("kW", -math.inf, math.inf)}
+
+
 def test_a_connector_may_describe_no_ranges():
     described = http(body=[{"name": "power", "unit": "kW"}])
     with answering(described, every_route=True) as server, client.connect(server.url) as connected:

@@ -136,6 +136,28 @@ def test_a_cluster_that_loses_its_last_worker_ends_the_run(fonte_api, alvo, monk
                 wait_until(check)
 
 
+def test_a_scheduler_that_falls_silent_before_a_worker_comes_ends_the_run(fonte_api, alvo, monkeypatch, capsys):
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = started("distributed.cli.dask_scheduler", "--host", address, "--no-dashboard")
+    monkeypatch.setattr(days, "WORKER_LIMIT_S", 1)
+
+    def silence(said):
+        monkeypatch.setattr(days, "DASK_TIMEOUT_S", 0.5)
+        scheduler.send_signal(signal.SIGSTOP)
+
+    try:
+        monkeypatch.setattr(days.command, "notice", silence)
+        # The end of the client would wait for the scheduler too.
+        monkeypatch.setattr(distributed.Client, "close", lambda client, *_: None)
+        assert etl.main([*RANGE, "--dask", address]) == 1
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+    said = capsys.readouterr().err
+    assert said.startswith(f"etl.py: no worker of the Dask cluster at {address} answers for 1 s: start")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("where", ["scheduler", "workers"])
 @pytest.mark.parametrize(
     ("name", "version", "said"),
@@ -149,14 +171,14 @@ def test_a_cluster_that_loses_its_last_worker_ends_the_run(fonte_api, alvo, monk
 def test_different_versions_are_one_line_with_the_install_command(
     asked, fonte_api, alvo, monkeypatch, capsys, where, name, version, said
 ):
-    get_versions = distributed.Client.get_versions
+    get_versions = distributed.Client._get_versions
 
-    def changed(client, **asked):
-        found = get_versions(client, **asked)
+    async def changed(client, **asked):
+        found = await get_versions(client, **asked)
         (found[where] if where == "scheduler" else next(iter(found[where].values())))["packages"][name] = version
         return found
 
-    monkeypatch.setattr(distributed.Client, "get_versions", changed)
+    monkeypatch.setattr(distributed.Client, "_get_versions", changed)
     assert etl.main(asked) == 1
     error = capsys.readouterr().err
     assert error.startswith("etl.py: the Dask cluster cannot run a day: ")

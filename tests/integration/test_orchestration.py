@@ -642,7 +642,7 @@ def test_a_range_uses_the_resources_of_its_configuration(instance, shared_connec
     places = resource("fonte", shared_connector) | resource("alvo", {"env": "ELSEWHERE"})
     run = run_range(instance, "2024-05-28", "2024-05-30", places, variables=["power"])
     # The first day has a gap.
-    assert total(run) == "2 days: 1,104 values written, 0 unchanged, 0 removed"
+    assert total(run) == "2 days loaded, 1 empty: 1,104 values written, 0 unchanged, 0 removed"
     assert len(alvo_values(url)) == 1104
 
 
@@ -654,6 +654,8 @@ def test_a_range_uses_the_resources_of_its_configuration(instance, shared_connec
         ((DAY, DAY), resource("fonte", "localhost:8000"), {}, "SettingsError"),
         ((DAY, DAY), resource("alvo", "mysql://localhost"), {}, "SettingsError"),
         ((DAY, DAY), {}, {"days_at_once": 0}, "ValidationError"),
+        ((DAY, DAY), {}, {"variables": []}, "ValidationError"),
+        (("2001-01-01", "2001-01-02"), {}, {}, "EmptyPeriod"),
     ],
 )
 def test_a_wrong_run_configuration_fails_at_once(instance, fonte_api, alvo, dates, places, config, kind):

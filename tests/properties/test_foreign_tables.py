@@ -207,6 +207,14 @@ def test_an_unreadable_table_is_an_error_that_names_the_cause(fonte, make_pool, 
             assert httpx.get(f"{base_url}/health").json()["detail"].startswith("Fonte's database is not set up")
 
 
+def test_samples_microseconds_apart_are_loaded(fonte_api, alvo_pool):
+    (asked,) = days.between(date(2024, 5, 20), date(2024, 5, 20), ZoneInfo("UTC"))
+    timestamps = np.datetime64("2024-05-20", "us") + np.array([0, 20, 40], "timedelta64[us]")
+    with client.connect(fonte_api) as http:
+        outcome = day.run(http, alvo_pool, asked, ["power"], held=(timestamps, {"power": np.ones(3)}, 0.0))
+    assert outcome.report.written == 4
+
+
 @pytest.mark.parametrize(
     ("steps_s", "expected_s"),
     [

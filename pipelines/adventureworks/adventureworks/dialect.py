@@ -230,7 +230,9 @@ class Rows:
         count = matched = piece.count(b"\n")
         if self._template:
             piece, matched = self._plain.subn(self._template, piece)
-        if matched != count or not (self._template or self._plain.fullmatch(piece)):
+        # Where the decimal mark is the delimiter too, only quotes tell them apart.
+        ambiguous = self.dialect.delimiter in self.dialect.decimals.values()
+        if ambiguous or matched != count or not (self._template or self._plain.fullmatch(piece)):
             raise NotPlain
         self.rows += count
         return self._as_text(piece) if b'"' in piece or b"\\" in piece else piece

@@ -82,8 +82,8 @@ def database_url(*, or_embedded: bool = False) -> URL:
 
 
 def _secret(identifier: str) -> str:
-    client = boto3.client("secretsmanager", config=NETWORK)
     try:
+        client = boto3.client("secretsmanager", config=NETWORK)
         return str(client.get_secret_value(SecretId=identifier)["SecretString"])
     except (ClientError, BotoCoreError, KeyError) as error:
         raise SettingsError(f"the secret {identifier} cannot be read as text: {error}") from error

@@ -322,6 +322,15 @@ def test_a_file_that_mixes_two_forms_of_null_is_refused_until_the_event_names_on
         assert [row[3] for row in staged(administrator, probe(sa.Text()), [body], {"null": null})][::40_001] == values
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_delimiter_is_never_read_as_a_decimal_comma(administrator, plain):
+    table = probe(Money(19, 4), Money(19, 4), nullable=False)
+    with pytest.raises(dialect.FileError, match="line 3: extra data"):
+        staged(administrator, table, [b"Number,A,B\n1,2,3\n2,0,12,5\n"], plain=plain)
+    quoted = staged(administrator, table, [b'Number,A,B\n1,2,3\n2,0,"12,5"\n'], plain=plain)
+    assert quoted == [(2, None, 1, 2, 3), (3, None, 2, 0, Decimal("12.5"))]
+
+
 LAST_LINES = [
     (b"1;2011-05-31 00:00:00.000\n2;2011-06-01 00:00:00.000", True),
     (b"1;2011-05-31 00:00:00.000\n2;2011-06-01 00:00:00.000\r", True),

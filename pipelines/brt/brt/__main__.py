@@ -43,11 +43,12 @@ def main() -> int:
 def _start() -> None:
     services.start()
     print(f"Prefect     http://127.0.0.1:{settings.prefect_port()}")
-    print(f"API         {settings.api_url()}" + (" (the stand-in)" if settings.api_is_stand_in() else ""))
+    stand_in_alone = " (the stand-in)" if settings.api_is_stand_in() else ""
+    print(f"API         {command.shown_url(settings.api_url())}{stand_in_alone}")
     print(f"captures    {pipeline.captures_folder()}")
     url = settings.database_url()
     password = f"; the password is in {settings.postgres_folder()}{os.sep}password"
-    print(f"PostgreSQL  {url}" + (password if settings.database_is_embedded() else ""))
+    print(f"PostgreSQL  {url.set(query={})}" + (password if settings.database_is_embedded() else ""))
     print(f"logs        {settings.folder()}{os.sep}*.log")
     print("`make stop` stops all of it, `make map` draws where the buses are, once they are loaded")
 

@@ -179,3 +179,12 @@ def test_every_command_of_the_readme_exists(tmp_path):
     assert {"run_dbt", "start", "stop", "map"} <= {target for each in targets for target in each.split()}
     for each in targets:
         subprocess.run(["make", "--dry-run", "PYTHON=python", *each.split()], cwd=PROJECT, check=True)
+
+
+def test_start_prints_no_secret(monkeypatch, capsys):
+    monkeypatch.setenv("BRT_API_URL", "https://user:secret@host/gps?token=secret")
+    monkeypatch.setenv("BRT_DATABASE_URL", "postgresql://user:secret@host/brt?password=secret")
+    monkeypatch.setattr(__main__.services, "start", lambda: None)
+    __main__._start()
+    assert "secret" not in (said := capsys.readouterr().out)
+    assert "https://host/gps" in said
