@@ -101,8 +101,11 @@ def _run(options: argparse.Namespace, first: date, last: date) -> int:
             if note:
                 print(note)
             if options.plot and code in (0, EmptyPeriod.exit_code):
-                drawn = command.run("etl.py", lambda: _plot(options, asked, alvo, fonte), debug=options.debug)
-                return code or drawn
+                try:
+                    _plot(options, asked, alvo, fonte)
+                except command.Failure as error:
+                    undrawn = command.failed("etl.py", error, debug=options.debug)
+                    return code or undrawn
             return code
 
 
@@ -197,8 +200,8 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
     return next(iter(codes.values()), 0)
 
 
-def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> int:
-    """Draw these days, as Alvo holds them, into the file; return 0. A failure leaves the file as it was."""
+def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:
+    """Draw these days, as Alvo holds them, into the file; a failure leaves the file as it was."""
     # Imported here, because Matplotlib takes longer than the day.
     from alvo import plot, screen
 
@@ -207,7 +210,7 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
         shown = screen.signals(alvo, options.columns, first.start, last.end, PLOT_POINTS)
     if shown is None:
         print(f"{options.plot} is not drawn: Alvo holds nothing yet")
-        return 0
+        return
     window_starts, signals, window = shown
     known = variables(fonte)
     axes = {name: f"{name} ({known[name].unit})" if name in known else name for name in options.columns}
@@ -223,7 +226,6 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
             unfinished.unlink()
         raise PictureError(f"{options.plot} is not written: {error.strerror}; Alvo keeps what it holds") from error
     print(f"drawn: {options.plot}")
-    return 0
 
 
 def _again(options: argparse.Namespace, ranges: Sequence[tuple[date, date]], *more: str) -> str:

@@ -1,14 +1,16 @@
 """The picture of a day or a range: its lines, bands, gaps and labels, and the option --plot."""
 
 import re
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from support.project import SIXTY_DAYS, alvo_values, connector_over
+from support.project import SIXTY_DAYS, alvo_values, bare, connector_over
 
 import etl
 from alvo import plot, screen
@@ -232,6 +234,16 @@ def test_an_empty_day_keeps_its_exit_code_if_the_picture_cannot_be_written(fonte
     empty, unwritten = capsys.readouterr().err.splitlines()
     assert "no finite sample" in empty
     assert unwritten.startswith(f"etl.py: {picture} is not written: File name too long")
+
+
+def test_a_full_standard_output_is_reported_once_beside_a_picture(fonte_api, alvo, tmp_path, folder):
+    url = alvo.render_as_string(hide_password=False)
+    environment = bare(folder) | {"FONTE_API_URL": fonte_api, "ALVO_DATABASE_URL": url}
+    command = [sys.executable, "etl.py", "2024-05-20", "--plot", str(tmp_path / "day.png")]
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(command, cwd=folder, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr.count("\n")) == (6, 1)
+    assert (tmp_path / "day.png").exists()
 
 
 def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_path):
