@@ -6,7 +6,7 @@
 
 exit codes:
   0  done
-  1  the Dask cluster failed
+  1  the Dask cluster failed, or anything unexpected
   2  bad input: arguments, settings, or a request that Fonte refuses
   3  Fonte failed
   4  Alvo failed
@@ -249,7 +249,7 @@ def _parser() -> command.Parser:
     )
     zones = "time zone whose days are meant, such as America/Sao_Paulo; default: UTC"
     parser.add_argument("--timezone", type=command.zone, metavar="ZONE", default=ZoneInfo("UTC"), help=zones)
-    per_request = f"days that one request to Fonte asks for, fewer where they are large; default: {days.PER_REQUEST}"
+    per_request = f"days per request to Fonte, fewer if their data are large; default: {days.PER_REQUEST}"
     parser.add_argument("--days-per-request", type=_positive, metavar="N", default=days.PER_REQUEST, help=per_request)
     at_once = f"days loaded at once, each with a connection to Alvo; on Dask, requests at once; default: {days.AT_ONCE}"
     parser.add_argument("--days-at-once", type=_positive, metavar="N", default=days.AT_ONCE, help=at_once)
@@ -260,7 +260,7 @@ def _parser() -> command.Parser:
     chosen.add_argument("--incomplete", action="store_true", help=incomplete)
     keep_going = "continue a range after a failed day, and print at its end how to run those days again"
     parser.add_argument("--keep-going", action="store_true", help=keep_going)
-    dask = "run the days on a Dask cluster, by its scheduler's address, such as tcp://10.0.0.1:8786; default: here"
+    dask = "run the days on a Dask cluster: its scheduler's address, as in tcp://10.0.0.1:8786; default: this process"
     parser.add_argument("--dask", metavar="ADDRESS", help=dask)
     picture = "draw the days, as Alvo then holds them, into this file, which ends in .png or .svg"
     parser.add_argument("--plot", type=_picture_file, metavar="FILE", help=picture)

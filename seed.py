@@ -10,8 +10,8 @@ A run writes everything or nothing; --live commits each minute.
 A CSV file has a header, a column `timestamp` in ISO 8601, and a column for each variable that it holds; options
 describe any other form. docs/your-own-data.md shows five kinds of files, each with its command.
 
-Exit codes: 0 done, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot be written, 130
-interrupted, 141 the reader of a pipe is gone.
+Exit codes: 0 done, 1 an unexpected failure, 2 bad input, 3 Fonte's database failed, 6 done, but standard output cannot
+be written, 130 interrupted, 141 the reader of a pipe is gone.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def _parser() -> tuple[command.Parser, list[argparse.Action]]:
     parser.add_argument("--random-seed", type=int, metavar="N", default=seeding.RANDOM_SEED, help=seed)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--once", action="store_true", help="do nothing where Fonte has its table already")
-    live = "fill from the last value, ten days ago at most, to now, and then each minute, until Ctrl-C"
+    live = "fill from the last row, ten days back at most, to now; then add a row each minute, until Ctrl-C"
     what.add_argument("--live", action="store_true", help=live)
     what.add_argument("--csv", nargs="+", type=_file, metavar="FILE", help="load these files, - for standard input")
     return parser, _of_files(parser.add_argument_group("with --csv").add_argument)
@@ -164,7 +164,7 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
         add("--missing", nargs="+", default=[], metavar="MARKER", help=markers),
         add("--delimiter", choices=delimiters, help="(default: the one that fits)"),
         add("--decimal", choices=[".", ","], help="decimal mark (default: the one that fits)"),
-        add("--encoding", metavar="NAME", help="such as latin-1 (default: utf-8, utf-16 where its mark is there)"),
+        add("--encoding", metavar="NAME", help="such as latin-1 (default: utf-8, or utf-16 if the file has its mark)"),
         add("--comment", metavar="MARK", help="leave out lines that begin with it"),
         add("--header-line", type=lines, metavar="N", help=header),
         add("--first-row", type=lines, default=0, metavar="N", help="first row's line (default: after the header)"),

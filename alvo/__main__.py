@@ -9,7 +9,6 @@ Alvo is the database that ALVO_DATABASE_URL names; unset, it is the embedded one
 
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -95,11 +94,7 @@ def _serve(port: int) -> int:
     # A wrong setting would end the server after its address is printed.
     settings.admin("Alvo")
     settings.allowed("Alvo")
-    try:
-        listener = socket.create_server(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        raise settings.SettingsError(f"port {port} cannot be used: {error}; choose another by --port") from error
-    with listener, local.base_url() as base_url:
+    with command.listener(port) as listener, local.base_url() as base_url:
         with engine.failures("Alvo", FIX):
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)

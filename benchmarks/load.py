@@ -111,7 +111,7 @@ async def load(base_url, seconds, workers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", nargs="?", help="of a connector that runs; default: one is started")
+    parser.add_argument("url", nargs="?", help="URL of a running connector (default: start one)")
     parser.add_argument("--seconds", type=int, default=60, help="how long (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=8, help="requests at once (default: %(default)s)")
     arguments = parser.parse_args()

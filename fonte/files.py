@@ -185,8 +185,9 @@ class File:
             if len(fields) == len(self._names) and not line.count('"') % 2:
                 rows[number] = [field.strip() for field in fields]
             else:
-                said = f"{count(len(fields), 'field')} instead of {len(self._names)}, or an open quote"
-                problems[number] = f"{said}: {_shown(line)}"
+                wrong = f"{count(len(fields), 'field')} instead of {len(self._names)}"
+                wrong = "an open quote" if line.count('"') % 2 else wrong
+                problems[number] = f"{wrong}: {_shown(line)}"
         table = pd.DataFrame.from_dict(rows, orient="index", columns=range(len(self._names)), dtype=object)
         values = {name: self._numbers(table[place], name, problems) for name, place in self._places.items()}
         timestamps = self._timestamps(table, problems)

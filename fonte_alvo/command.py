@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +27,12 @@ class Failure(Exception):
     """A failure that a command reports on one line: the value, the cause and the remedy."""
 
     exit_code = 1
+
+
+class PortError(Failure):
+    """A port of this machine cannot be used, such as one that another program has."""
+
+    exit_code = 2
 
 
 class Output(FileIO):
@@ -188,6 +195,14 @@ def failed(program: str, error: BaseException, *, debug: bool) -> int:
     said = clean(f"{type(error).__name__}: {error}")
     complain(f"{program}: unexpected {said}; run with --debug for the traceback, and report it")
     return 1
+
+
+def listener(port: int) -> socket.socket:
+    """Listen at a port of the loopback interface, 0 for any free one. Raises PortError."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise PortError(f"port {port} cannot be used: {error}; choose another by --port") from error
 
 
 def count(number: int, noun: str) -> str:

@@ -67,6 +67,7 @@ def _serve(port: str) -> int:
     # Ctrl-C has to work even if the shell that started this set it to be ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
+    command.listener(int(port)).close()
     # Report a missing service here on one line, instead of in failing runs. An embedded Fonte gets a row per minute.
     with FonteApi().connect(live=True) as http:
         with AlvoDatabase().connect(connections=1):

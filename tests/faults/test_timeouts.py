@@ -74,7 +74,7 @@ def test_a_connection_that_returns_in_time_is_not_cut(alvo, monkeypatch):
     with pool.connect() as connection:
         first = connection.scalar(text("SELECT pg_backend_pid()"))
         limits = set(threading.enumerate()) - others
-    # The limit of the connection's first queries may still run.
+    # The timer of the connection's first queries may still run too.
     assert limits
     for limit in limits:
         limit.join()

@@ -1,4 +1,4 @@
-"""A range on a Dask cluster in other processes."""
+"""A range on a Dask cluster, in other processes or in threads of this one."""
 
 import os
 import re
@@ -30,9 +30,9 @@ from orchestration import days
 distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
 
 
-def local_cluster(workers):
+def local_cluster(workers, **how):
     here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **here)
+    return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **here, **how)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,16 @@ def cluster():
         yield cluster
 
 
-@pytest.fixture
-def asked(cluster):
-    return [*RANGE, "--dask", cluster.scheduler_address]
+@pytest.fixture(scope="module")
+def asked():
+    """A range on a cluster whose workers are threads of this process."""
+    with local_cluster(2, processes=False, protocol="tcp") as cluster:
+        yield [*RANGE, "--dask", cluster.scheduler_address]
 
 
-def test_a_cluster_gives_the_same_results(asked, fonte_api, alvo_pool, undisturbed, capsys):
+def test_a_cluster_gives_the_same_results(cluster, fonte_api, alvo_pool, undisturbed, capsys):
     capsys.readouterr()
-    assert etl.main(asked) == 0
+    assert etl.main([*RANGE, "--dask", cluster.scheduler_address]) == 0
     assert alvo_values(alvo_pool) == undisturbed
     lines = capsys.readouterr().out.splitlines()
     assert [line[:10] for line in lines[:-1]] == [f"2024-05-{day}" for day in range(20, 30)]

@@ -24,7 +24,7 @@ STATISTICS = ("mean", "min", "max", "std")
 
 @pytest.fixture
 def own_fonte(connector, monkeypatch):
-    """A connector over the Fonte of one test, which FONTE_API_URL names."""
+    """Set FONTE_API_URL to a connector over a Fonte that only this test uses."""
     monkeypatch.setenv("FONTE_API_URL", connector)
 
 
@@ -400,7 +400,7 @@ def test_an_interrupted_day_is_exit_code_130_and_one_line(fonte_api, alvo, capsy
     assert run_failing(capsys, "2024-05-20") == (130, "etl.py: interrupted; nothing is left half done\n")
 
 
-def test_a_fresh_checkout_needs_nothing_but_python(run_command, folder):
+def test_the_commands_run_without_any_setting(run_command, folder):
     first = run_command("etl.py", "2024-05-20")
     assert (first.returncode, first.stderr) == (0, "")
     assert "1,152 values written" in first.stdout
@@ -441,7 +441,7 @@ def test_the_tables_can_be_created_beforehand(run_command, alvo, alvo_pool):
     assert run_command("-m", "alvo.schema", ALVO_DATABASE_URL="postgresql://127.0.0.1:1/x").returncode == 4
 
 
-def test_help_names_options_units_exit_codes_and_the_folder_of_the_data(run_command, folder):
+def test_help_names_options_settings_exit_codes_and_the_data_folder(run_command, folder):
     for command, words in (
         (
             "etl.py",
@@ -500,7 +500,7 @@ def test_the_embedded_server_starts_during_the_imports_and_no_description_is_bui
 
 
 def test_no_server_is_left_running_when_the_interpreter_ends(run_command):
-    """A thread of a server at that moment crashed one process in thirty, after the day was loaded."""
+    """A server's thread that still ran at exit crashed one process in thirty, after the day was loaded."""
     code = "import etl, threading; etl.main(['2024-05-20']); print([each.name for each in threading.enumerate()])"
     assert "serve" not in run_command("-c", code).stdout.splitlines()[-1]
 

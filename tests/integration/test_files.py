@@ -27,7 +27,11 @@ GREENBYTE = """\
 # This file was exported by Greenbyte at 2022-02-02 12:00:00.
 #
 # Turbine: Example 1
+# Turbine type: Example
 # Time zone: UTC
+# Time interval: 2016-01-03 00:00:00 - 2016-01-03 00:20:00
+# Time step: 10 minutes
+#
 #
 # Date and time,Wind speed (m/s),"Wind speed, Standard deviation (m/s)",Power (kW),Nacelle ambient temperature (°C)
 2016-01-03 00:00:00,6.25,0.5,333.125,8.5
@@ -68,12 +72,12 @@ TOA5 = """\
 GERMAN = "Datum;Zeit;Wind;Leistung\r\n20.05.2024;02:00;5,3;1234,5\r\n20.05.2024;02:01;4;-0,5\r\n"
 EXCEL = 'Time\tWind\tRemark\r\n5/20/2024 12:01:00 AM\t5.5\tgut\r\n5/20/2024 1:02:00 PM\t6.5\tÖl, "neu"\r\n'
 
-# Name: the bytes, the options as docs/your-own-data.md has them, and the rows in Fonte:
+# Name: the bytes, the options, and the rows in Fonte:
 # (timestamp, wind_speed, power, ambient_temperature).
 REAL = {
     "Greenbyte": (
         GREENBYTE.encode(),
-        """--comment '#' --header-line 6 --timestamp 'Date and time' --column 'wind_speed=Wind speed (m/s)'
+        """--comment '#' --header-line 10 --timestamp 'Date and time' --column 'wind_speed=Wind speed (m/s)'
         'power=Power (kW)' 'ambient_temperature=Nacelle ambient temperature (°C)'""",
         [("2016-01-03 00:00", 6.25, 333.125, 8.5), ("2016-01-03 00:10", None, None, 8.25)],
     ),
@@ -230,7 +234,7 @@ def test_a_closed_standard_input_is_bad_input(rows, monkeypatch, capsys):
 
 
 def test_a_name_below_the_home_folder_is_expanded(rows, monkeypatch, tmp_path, capsys):
-    """The shell expands the name alone, not --csv=~/x.csv."""
+    """The shell expands ~/x.csv, but not --csv=~/x.csv."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.csv").write_bytes("timestamp,power\n2024-05-20,1\nnow,2\n".encode("utf-16"))
     (tmp_path / "elsewhere").mkdir()
@@ -344,7 +348,7 @@ def test_an_ambiguous_or_invalid_timestamp_is_refused(rows, load, written, optio
         ("524", "5", "%d%m%Y %H%M", None),
     ],
 )
-def test_leading_zeros_are_restored_but_make_no_year(rows, load, date, time, form, expected):
+def test_leading_zeros_are_restored_except_in_a_four_digit_year(rows, load, date, time, form, expected):
     options = ["--timestamp", "Date", "Time", "--timestamp-format", form]
     code, out = load(f"Date;Time;power\n{date};{time};1\n", *options)
     assert (code, rows()) == ((0, [(expected, None, 1.0, None)]) if expected else (2, None))
@@ -616,7 +620,7 @@ ROWS = [
 @pytest.mark.parametrize("number", [1, 2, 1000, 1001, 2881])
 @pytest.mark.parametrize("put", ["\x1f", "\x1f\x1f\x1f", "\x1f7", '"\x1f"'])
 def test_a_unit_separator_anywhere_is_bad_input_that_names_its_line(rows, load, number, put):
-    """pandas reads lines as the first of the fields between unit separators."""
+    """The reader gives pandas the unit separator as delimiter, so that each line is one field."""
     lines = ["timestamp,power", *ROWS]
     lines[number - 1] = lines[number - 1][:9] + put + lines[number - 1][9:]
     # As in a command: pytest turns every warning into an error.
@@ -633,7 +637,7 @@ def test_a_unit_separator_anywhere_is_bad_input_that_names_its_line(rows, load, 
     [
         ("2024-05-20,1,2", "line 3: 3 fields instead of 2"),
         ('2024-05-20,1,"2,3"', "line 3: 3 fields instead of 2"),
-        ('2024-05-20,"1', "line 3: 2 fields instead of 2, or an open quote"),
+        ('2024-05-20,"1', "line 3: an open quote"),
     ],
 )
 def test_a_row_of_other_fields_than_the_header_is_a_bad_row(rows, load, row, said):

@@ -4,6 +4,7 @@ import base64
 import importlib
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -548,7 +549,7 @@ def test_the_resource_reads_the_period_of_fonte(fonte_api):
         http(body={"first_timestamp": "soon", "last_timestamp": "later", "rows": 1}),
     ],
 )
-def test_an_unreported_period_is_none(answer):
+def test_an_absent_or_invalid_period_is_none(answer):
     with answering(http(), answer) as server, FonteApi(server.url).connect() as connection:
         assert resources.period(connection) is None
 
@@ -768,13 +769,23 @@ def test_the_one_command_names_an_invalid_setting(run_command, fonte_api, name, 
     "port", ["abc", "0", "-1", "65536", "70000", "9" * 5000, "8e3", "٣٠٠٠", " 3000", "", "--debug"]
 )
 @pytest.mark.parametrize("more", [[], ["--code-server", "127.0.0.1"]])
-def test_the_one_command_refuses_a_port_that_cannot_be_one(monkeypatch, capsys, port, more):
+def test_the_one_command_refuses_an_invalid_port(monkeypatch, capsys, port, more):
     monkeypatch.setattr(sys, "argv", ["dagster", *more, "--port", port])
     with pytest.raises(SystemExit) as stopped:
         one_command.main()
     said = capsys.readouterr()
     assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
     assert "argument --port: " in said.err
+
+
+def test_the_one_command_reports_a_busy_port_before_its_services_start(run_command, folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        run = run_command("-m", "orchestration.dagster", "--port", port)
+    assert (run.returncode, run.stdout) == (2, "")
+    said = rf"python -m orchestration.dagster: port {port} cannot be used: .*; choose another by --port\n"
+    assert re.fullmatch(said, run.stderr)
+    assert not (folder / ".embedded").exists()
 
 
 def test_the_partitions_of_a_code_server_start_with_the_data_of_fonte(connector, fonte_pool, alvo, folder):

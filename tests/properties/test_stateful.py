@@ -429,20 +429,20 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job=jobs(one_day=True), others=st.data())
     def two_days_are_run_at_once(self, job, others):
-        """The days may be equal or overlap: the result is that of one after the other, in some order."""
+        """The days may be equal or overlap; the result equals running them one after the other, in some order."""
         pair = [job, others.draw(st.just(job) | jobs(one_day=True))]
         outcomes, seen = self._at_once(pair)
-        futures = []
+        serial = []
         for order in permutations(range(2)):
             states, reports = [(self.alvo, self.records)], {}
             for number in order:
                 state, code, report = self.after(states[-1], pair[number], pair[number].periods())
                 states.append(state)
                 reports[number] = None if code == EMPTY else report
-            futures.append((states, [reports[0], reports[1]]))
+            serial.append((states, [reports[0], reports[1]]))
         held = self.world.held(), self.world.records()
-        assert any(held == states[-1] and outcomes == reports for states, reports in futures)
-        assert all(any(snapshot == values for states, _ in futures for values, _ in states) for snapshot in seen)
+        assert any(held == states[-1] and outcomes == reports for states, reports in serial)
+        assert all(any(snapshot == values for states, _ in serial for values, _ in states) for snapshot in seen)
         self.alvo, self.records = held
 
     def _at_once(self, pair):

@@ -1,4 +1,4 @@
-"""Chromium, Alvo's API over a year of windows, and the page of both."""
+"""Chromium, and Alvo's API and page over a year of windows."""
 
 import shutil
 import socket
@@ -17,7 +17,7 @@ from fonte import seeding, synthetic
 from fonte_alvo import engine
 from support.project import wait_until
 
-# Debian's Chromium, without its background requests to the network.
+# The browser's options: no sandbox, and no background requests to the network.
 BROWSER = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

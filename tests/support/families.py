@@ -57,7 +57,7 @@ def neighbours_one_ulp_apart():
 
 @st.composite
 def near_ties(draw):
-    """Without one value, tiny or zero or as large as the rest, the mean lies halfway between two doubles.
+    """With one value, zero or far smaller than the rest, taken as zero, the mean lies halfway between two doubles.
 
     k - 1 integers of 53 bits add up to k * (mean + 1/2) for an integer mean and an even k.
     """

@@ -47,7 +47,7 @@ class Script:
         self.begin({})
 
     def begin(self, faults, lasting=False):
-        """Restart the count. faults: number of the operation to kind; lasting: the last one strikes all later too."""
+        """Restart the count. faults: {operation's number: kind}; lasting: the last one strikes all later ones too."""
         with self._lock:
             self._faults, self._lasting = dict(faults), lasting
             self.operations, self.struck = [], []

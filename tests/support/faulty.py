@@ -94,7 +94,7 @@ def answering(*answers, every_route=False) -> Iterator[Faulty]:
 
 @contextmanager
 def stalling(target, at: bytes) -> Iterator[int]:
-    """Serve a proxy before target, (host, port); from these bytes on it forwards nothing. Yield its port."""
+    """Serve a proxy for target, (host, port); it drops what a client sends from these bytes on. Yield its port."""
     ends = []
 
     def forward(source, sink, watched):

@@ -43,16 +43,15 @@ def pytest_addoption(parser):
         help="use TEST_POSTGRES_URL, a container of postgres:18, or the embedded server; default: the first there is",
     )
     parser.addoption(
-        "--build-network", help="of the images of test_stack.py: host, where only the machine itself has a way out"
+        "--build-network", help="network for the images of test_stack.py; host if only the machine reaches the internet"
     )
-    parser.addoption("--kills", type=int, default=10, help="how often the kill tests kill")
-    parser.addoption(
-        "--faults", choices=["sample", "all"], default="sample", help="a fault at every operation, or all there are"
-    )
+    parser.addoption("--kills", type=int, default=10, help="number of kills in each kill test")
+    faults = "sample: each operation fails once; all: in every way, for good, and in all pairs"
+    parser.addoption("--faults", choices=["sample", "all"], default="sample", help=faults)
 
 
 def pytest_configure(config):
-    # A shell ignores them for its background jobs, and so would the commands that tests end by them.
+    # A shell makes background jobs ignore these signals; the commands that tests signal would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -95,13 +94,13 @@ def server(pytestconfig, tmp_path_factory) -> Iterator[URL]:
         try:
             yield prepared(make_url(container.get_connection_url()).set(host="127.0.0.1"))
         finally:
-            # It holds gigabytes: nobody waits until Docker has deleted them.
+            # The container holds gigabytes: do not wait until Docker has deleted them.
             remove = f"docker rm --force --volumes {container.get_wrapped_container().id} >/dev/null"
             os.spawnlp(os.P_NOWAIT, "sh", "sh", "-c", remove)
 
 
 def _without_fsync(url: URL) -> URL:
-    """Make a server of the tests not wait for the disk: killed processes lose nothing by that."""
+    """Turn off fsync: the tests kill processes, not the machine, so no data is lost."""
     pool = create_engine(url, isolation_level="AUTOCOMMIT")
     with pool.connect() as connection:
         for name in ("fsync", "full_page_writes"):
@@ -120,7 +119,7 @@ def administrator(server):
 
 @pytest.fixture(scope="session")
 def make_database(administrator, server, pytestconfig):
-    """Make a function that creates a database, a copy of a template if it names one, and returns its URL."""
+    """Return a function that creates a database, from a template if given, and returns its URL."""
     made = []
 
     def make(template: str | None = None) -> URL:
@@ -239,7 +238,7 @@ def serve(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path):
-    """Hide the machine's settings from the test, and let no retry wait."""
+    """Hide the machine's settings from the test, and turn off the client's retries."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path / "home"))
@@ -258,7 +257,7 @@ def pauses_s(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with only the two scripts, and an embedded server that only this test uses."""
+    """A copy of the scripts' folder, for an embedded server that only this test uses."""
     copy = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     return copy
@@ -283,7 +282,7 @@ def run_command(folder) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """A loopback port on which nobody listens, held so that nobody can."""
+    """A loopback port that refuses connections; it stays bound, so that no process can listen on it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -47,7 +47,7 @@ SETTINGS = (
 
 
 def scripts() -> Path:
-    """Make a folder with only the two scripts, so that Python imports the installed packages from there."""
+    """Make a folder with only the scripts and log.json, so that Python imports the installed packages."""
     folder = Path(tempfile.mkdtemp(prefix="fonte-alvo-")) / "scripts"
     folder.mkdir()
     atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
@@ -171,7 +171,7 @@ def fill_year(connection):
 
 
 def plans(source):
-    """Return a list to which the plan of each query on data is added, of an engine or a connection."""
+    """Return a list that collects the plan of each query on data that this engine or connection runs."""
     found = []
 
     def explain(connection, cursor, statement, parameters, *others):
@@ -209,7 +209,7 @@ def running(connection, database):
 
 
 def copying_threads():
-    """The threads of connectors in this process that still copy; the kernel may hold tens of megabytes beside them."""
+    """The threads of this process's connectors that still copy."""
     return [thread for thread in threading.enumerate() if "_copy" in thread.name]
 
 
@@ -217,7 +217,7 @@ def wait_until(condition):
     """Poll a condition; if it never holds, fail instead of hanging."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition never held"
 
 
 def stalled_reader(base_url):

@@ -1,7 +1,7 @@
 """How the files are written: found from a file's first bytes, or named by the event.
 
 UTF-8, with or without a byte order mark; fields in double quotes where they need them, a quote doubled. PostgreSQL
-reads the rows. Here they are cut at line ends, and compared with the plain form, which PostgreSQL reads faster.
+reads the rows. This module cuts them at line ends, and checks for the plain form, which PostgreSQL reads faster.
 """
 
 import csv
@@ -116,7 +116,7 @@ _FORMS = {
 
 
 def form(column: sa.Column[Any], dialect: Dialect) -> tuple[str, str]:
-    """Return the regular expression of a value, as Python and PostgreSQL read it, and what other values are not.
+    """Return a regular expression for the column's valid values, and the reason to give for any other value.
 
     Texts have no expression.
     """
@@ -195,13 +195,13 @@ class Rows:
         for piece in self._whole_lines():
             if self._mixed and (other := self._mixed.search(piece)):
                 both = f"{self.dialect.null or 'empty fields'} and {other[1].decode()}"
-                raise FileError(f'has {both} as well: name which is no value in the event, as "null"')
+                raise FileError(f'has both {both}: set "null" in the event to the one that means no value')
             if checked := self._plain_text(piece) if self.plain else self._checked_quotes(piece):
                 yield checked
         if self._open:
             raise FileError("ends within a quoted field, as if cut off: copy it again")
         if not self.rows:
-            raise FileError("holds no rows: an empty file is no reason to empty a table")
+            raise FileError("holds no rows: an empty file never empties a table")
 
     def _whole_lines(self) -> Iterator[bytes]:
         """Cut the chunks at line ends; the last line is held back, with the blank lines after it."""
@@ -220,7 +220,7 @@ class Rows:
             yield line + self.dialect.line_end
 
     def _refuse_if_cut(self, line: bytes, before: bytes) -> None:
-        """Take a last line without its end only where its last field has a fixed length, and has it."""
+        """Refuse a last line without a line end, unless its last field has a fixed length and is complete."""
         mark = self.dialect.delimiter.encode()
         fixed = isinstance(self.dialect.columns[-1].type, sa.Uuid | sa.DateTime)
         if not fixed or not before or len(line.rpartition(mark)[2]) != len(before.rpartition(mark)[2]):

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: None) -> dict[str, Report]:
     """Make the tables hold what the files hold, in one transaction.
 
-    replace: rows of which a file holds nothing go, unless a table outside these files needs them; upsert: they stay.
+    replace: remove rows that a file no longer holds, unless a table outside these files needs them; upsert: keep them.
     open_file: returns the bytes of a file in pieces, and does so again if the load reads it twice. tell: is called for
     each file before the load is committed or fails. Raises FileError, SQLAlchemyError or psycopg2.Error.
     """
@@ -50,7 +50,7 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
         for table in tables:
             _mark(connection, table, reports, plan.mode)
         staged = {table: report for table, report in reports.items() if not report.is_direct}
-        # Before the deletes: a row that stays may leave a parent that goes.
+        # Write before deleting: a row that stays may move away from a parent that is removed.
         for table, report in staged.items():
             report.before = _count(connection, table.fullname)
             run(connection, _write(table))
@@ -67,7 +67,7 @@ def load(engine: sa.Engine, plan: Plan, open_file: Open, tell: Act = lambda *_: 
 
 
 def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mode) -> None:
-    """Write into each row that cannot be loaded the reason why; a row of a new table becomes a staged one for that."""
+    """Mark each row that cannot be loaded with the reason; a row of a new table moves to its staging table."""
     report, name, names = reports[table], table.name, _names(table.columns)
     if (checks := table.info["checks"].items()) and not report.is_direct:
         reasons = " ".join(f"WHEN NOT ({check}) THEN $$breaks {rule}: {check}$$" for rule, check in checks)
@@ -78,7 +78,7 @@ def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mo
         report.rejected += marked
     for key in model.enforced(connection, table):
         parent = reports.get(key.referred_table)
-        # A key that no row breaks needs no other look at the rows.
+        # If the key can be added, no row breaks it.
         if report.is_direct and (not parent or parent.is_direct) and model.add(connection, key):
             continue
         absent = _absent(connection, key, reports, mode)
@@ -96,7 +96,7 @@ def _mark(connection: sa.Connection, table: sa.Table, reports: Reports, mode: Mo
 
 
 def _repeated_keys(table: sa.Table) -> str:
-    """Let the first row of a key stand, of those that nothing else breaks."""
+    """Return SQL that rejects each loadable row whose key an earlier loadable row has."""
     first = f"min(line) OVER (PARTITION BY {_names(table.primary_key.columns)})"
     return f"""
         UPDATE staged_{table.name} AS s SET reason = 'repeats the key of line ' || n.first
@@ -105,7 +105,7 @@ def _repeated_keys(table: sa.Table) -> str:
 
 
 def _absent(connection: sa.Connection, key: sa.ForeignKeyConstraint, reports: Reports, mode: Mode) -> str:
-    """Return the condition that row s refers to one which will not be there when all tables are written."""
+    """Return the condition that row s refers to a row that will be absent after the load."""
     parent, same, there, kept = key.referred_table, _refers(key, "s", "p"), [], "true"
     if (report := reports.get(parent)) and not report.is_direct:
         there.append(f"EXISTS (SELECT FROM staged_{parent.name} AS p WHERE p.reason IS NULL AND {same})")
@@ -117,9 +117,9 @@ def _absent(connection: sa.Connection, key: sa.ForeignKeyConstraint, reports: Re
 
 
 def _kept(connection: sa.Connection, table: sa.Table, report: Report, alias: str) -> str:
-    """Return the condition that a row of the table may be one that the file holds unreadably; nothing if none is.
+    """Return the condition that a row of the table may be an unreadable row of the file; empty if the file has none.
 
-    Such a row stays as it is. If not even an unreadable row's key can be read, that is true of all of them.
+    Such a row stays as it is. If even a key is unreadable, the condition holds for every row.
     """
     if not report.unreadable:
         return ""
@@ -132,7 +132,7 @@ def _kept(connection: sa.Connection, table: sa.Table, report: Report, alias: str
 
 
 def _write(table: sa.Table) -> str:
-    """Write the rows that are new or differ, and touch no other: ON CONFLICT alone would write all that it meets."""
+    """Return SQL that writes only new and changed rows; ON CONFLICT alone would rewrite unchanged ones too."""
     keys, others = table.primary_key.columns, [column for column in table.columns if not column.primary_key]
     rows = f"staged_{table.name} AS s LEFT JOIN {table.fullname} AS t ON {_equal(keys, 's', 't')}"
     differ = f"({_names(table.columns, 's')}) IS DISTINCT FROM ({_names(table.columns, 't')})"
@@ -145,7 +145,7 @@ def _write(table: sa.Table) -> str:
 def _remove(connection: sa.Connection, table: sa.Table, report: Report) -> int:
     """Remove the rows that the file no longer holds, and return their number.
 
-    Rows that are referred to stay: by tables outside the event, for those within it lose their rows first.
+    Rows that tables outside the event refer to stay; tables within it have already lost their rows.
     """
     # Every row that is not rejected is in the table now.
     if _count(connection, table.fullname) == report.loaded:
@@ -185,11 +185,11 @@ def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
     """Raise FileError where too many rows are rejected, or too many rows of the table would go."""
     reject, shrink = plan.limits
     if report.rejected > reject * report.rows or not report.loaded:
-        cannot = f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded, more than {reject:.3g} of them"
+        cannot = f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded; the limit is {100 * reject:.3g} %"
         remedy = f"nothing was written: correct the file, or raise {REJECT_LIMIT}"
         raise FileError("; ".join([f"{file} has {cannot}", remedy, *report.reasons]))
     if report.removed > shrink * report.before and not plan.allow_shrink:
-        would = f"{report.removed:,} rows of {report.before:,} from its table, more than {shrink:.3g} of them"
+        would = f"{report.removed:,} rows of {report.before:,} from its table; the limit is {100 * shrink:.3g} %"
         remedy = 'nothing was written: if the file is whole, allow it in the event by "allow_shrink": true'
         raise FileError(f"{file} would remove {would}; {remedy}")
 

@@ -42,7 +42,7 @@ def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence
 
 
 def show(url: sa.URL, most: int, folder: Path | None) -> int:
-    """Print so many rows of each answer; write the whole answers into the folder, where there is one; return 0.
+    """Print the first rows of each answer; write the whole answers into the folder, if given; return 0.
 
     Raises DatabaseError and SettingsError.
     """

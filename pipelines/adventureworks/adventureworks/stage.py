@@ -25,9 +25,9 @@ Open = Callable[[str], Iterable[bytes]]
 class Report:
     """The numbers of a file's rows: read, left out, and loaded though something is missing.
 
-    unreadable: rejected rows that cannot be read, or break a check; before, removed: the table's rows before the load,
-    and those of them that the file no longer holds; is_direct: the rows went right into the table, with
-    their lines in line_TABLE, and only those that break a reference are in staged_TABLE; reasons: the first ones.
+    unreadable: rejected rows that cannot be read, or break a check; before: the table's rows before the load;
+    removed: how many of them it removed; is_direct: the rows went straight into the table, with their lines in
+    line_TABLE, and only those that break a reference are in staged_TABLE; reasons: the first ones.
     """
 
     rows: int
@@ -48,10 +48,10 @@ class Report:
 def stage(
     connection: sa.Connection, table: sa.Table, open_file: Open, named: Mapping[str, Any], *, is_new: bool
 ) -> Report:
-    """Bring a file's rows into the table staged_TABLE, or right into their own where that is new and takes them all.
+    """Copy a file's rows into staged_TABLE, or straight into the table if it is new and accepts all of them.
 
-    It has each row's line, the reason why it cannot be loaded, and whether it is unreadable. open_file: called a
-    second time for a file that needs a closer look. named: what the event says of the dialect. Raises FileError.
+    staged_TABLE has each row's line, the reason why it cannot be loaded, and whether it is unreadable. open_file: is
+    called again for a file that needs a closer look. named: what the event says of the dialect. Raises FileError.
     """
     file, unreadable, is_direct = table.info["file"], 0, is_new
     try:
@@ -60,8 +60,7 @@ def stage(
                 rows = Rows(open_file(file), table, named, plain=True)
                 _create(connection, table, rows.first_line)
                 if is_new:
-                    # FREEZE, as if the rows had always been there, is for tables that were emptied here; a primary key
-                    # is made faster over its rows than before them.
+                    # FREEZE needs a table that this transaction emptied; a primary key is added faster after the rows.
                     run(connection, f"TRUNCATE {table.fullname}")
                     run(connection, f"ALTER TABLE {table.fullname} DROP CONSTRAINT {table.name}_pkey")
                 _copy(connection, table.fullname if is_new else f"staged_{table.name}", rows, "FREEZE, " * is_new)
@@ -145,7 +144,7 @@ def _copy(connection: sa.Connection, name: str, rows: Rows, frozen: str = "") ->
 def _judge(connection: sa.Connection, table: sa.Table, rows: Rows) -> int:
     """Copy a file as text, and read its values one by one; return how many rows are unreadable.
 
-    What COPY itself refuses fails with its line.
+    If COPY refuses a row, the load fails with the row's line.
     """
     raw, target = f"raw_{table.name}", f"staged_{table.name}"
     try:

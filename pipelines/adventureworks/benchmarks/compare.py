@@ -1,10 +1,10 @@
 """The load beside the usual way: each file whole into pandas, then to_sql(method="multi").
 
-python benchmarks/compare.py [TIMES] [--rounds N] [--against CHECKOUT]: the sample, or the sample that many times with
-keys of its own; with a checkout, beside what that one takes instead.
-Both ways read the same objects from moto's S3 and write into the same embedded PostgreSQL, each in a process of its
-own; time is from the first request to the last commit, imports aside, and memory the process's peak. The tables of
-to_sql have no key, no check and no rejects, and its money is a float: it is asked for less.
+python benchmarks/compare.py [TIMES] [--rounds N] [--against CHECKOUT]: loads TIMES copies of the sample, with distinct
+keys; with CHECKOUT, compares with that checkout instead of pandas.
+Each way runs in a separate process, reads the same objects from moto's S3, and writes to the same embedded PostgreSQL.
+Time runs from the first request to the last commit, without imports; memory is the process's peak. to_sql does less:
+its tables have no key, no check and no rejects, and its money is a float.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def compared(times, rounds, against):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=int, nargs="?", default=1)
-    parser.add_argument("--rounds", type=int, default=1, help="the fastest of so many counts (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds; the fastest counts (default: %(default)s)")
     parser.add_argument(
         "--against", type=Path, help="another checkout of the project, such as an older commit's, instead of pandas"
     )

@@ -143,7 +143,7 @@ def contents(pool):
 
 
 def rejects(pool):
-    """The rejected rows: (file, line, reason, loaded)."""
+    """The rows of load.reject: (file, line, reason, loaded)."""
     with pool.connect() as connection:
         return connection.execute(text("SELECT * FROM load.reject ORDER BY file, line")).all()
 

@@ -180,7 +180,7 @@ def _compare(file, body, before, now, *, allow):
     for key, row in rows.items():
         if key in readable and row == readable[key]:
             continue
-        # If the file lacks a row, or has it unreadable or against a check, the old row stays.
+        # A row that differs from the file is an old one: unreadable, breaking a check, or needed by another table.
         assert row == before[key]
         assert key in unreadable or in_doubt or key in needed or key in readable
     for key, row in readable.items():
@@ -203,7 +203,7 @@ def test_a_file_that_would_remove_too_many_rows_fails_the_load_with_the_counts(l
     def opened(file):
         return [body] if file == "Sales.Customer" else sample(file)
 
-    expected = r"Sales.Customer would remove [0-9,]+ rows of 19,820 from its table, more than 0.05 of them; nothing was"
+    expected = r"Sales.Customer would remove [0-9,]+ rows of 19,820 from its table; the limit is 5 %; nothing was"
     with pytest.raises(dialect.FileError, match=expected):
         load.load(loaded, load.Plan(["Sales.Customer"]), opened)
     assert contents(loaded) == before
@@ -233,7 +233,7 @@ def test_too_many_rejects_fail_the_load_with_the_first_reasons(loaded):
     with pytest.raises(dialect.FileError) as failure:
         load.load(loaded, load.Plan(["Sales.Customer"]), lambda _: [body])
     assert str(failure.value).startswith(
-        "Sales.Customer has 1,500 rows of 19,820 that cannot be loaded, more than 0.05"
+        "Sales.Customer has 1,500 rows of 19,820 that cannot be loaded; the limit is 5 %"
     )
     assert "; line 2: ModifiedDate '2014-09-12 11:15:7.263' is no time: expected" in str(failure.value)
     assert contents(loaded) == before

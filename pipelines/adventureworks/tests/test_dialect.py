@@ -287,7 +287,7 @@ FILES = [
     (b"key;text\n1;a\n", "line 1 does not name its columns"),
     (b"Number;A\rB\n1;a\n", "line 1 does not name its columns"),
     ("Number;A\n1;a\n".encode("utf-16"), "is not UTF-8 in its line 1: save it as UTF-8"),
-    (HEADER, "holds no rows: an empty file is no reason to empty a table"),
+    (HEADER, "holds no rows: an empty file never empties a table"),
     (HEADER + b"\r\n\r\n", "holds no rows"),
     (HEADER + b"1;a\n2;b", "ends within a line, as if cut off"),
     (HEADER + b'1;a\n2;"b\n', "ends within a quoted field, as if cut off"),
@@ -316,7 +316,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused(administrator, body, expect
 def test_a_file_that_mixes_two_forms_of_null_is_refused_until_the_event_names_one(administrator, first, later):
     body = HEADER + f"1;{first}\n".encode() + b"2;a\n" * 40_000 + f"3;{later}\n".encode()
     both = f"{first or 'empty fields'} and {later}".replace("\\", "\\\\")
-    with pytest.raises(dialect.FileError, match=f"has {both} as well: name which is no value in the event"):
+    with pytest.raises(dialect.FileError, match=f'has both {both}: set "null" in the event'):
         staged(administrator, probe(sa.Text()), [body])
     for null, values in ((first, [None, later]), (later, [first, None])):
         assert [row[3] for row in staged(administrator, probe(sa.Text()), [body], {"null": null})][::40_001] == values

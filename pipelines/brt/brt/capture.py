@@ -164,7 +164,7 @@ def _differences(found: Iterable[Mapping[str, object]], beside: Iterable[str], s
     said = [f"the vehicles have the unknown field {clean(name)!r}" for name in sorted(names.difference(FIELDS))]
     said += [f"no vehicle has the field {name!r}" for name in FIELDS if name not in names]
     said += [f"the answer has the unknown field {clean(name)!r}" for name in sorted(beside)]
-    return said + ["some items are no vehicles"] * (strangers > 0)
+    return said + ["some items are not vehicles"] * (strangers > 0)
 
 
 def clean(text: str) -> str:

@@ -1,8 +1,8 @@
 """Copy the captured files into the table brt_raw: one transaction per file, and no line is lost.
 
 A row is a signal of a vehicle, (codigo, dataHora); the latest capture counts, whatever the order of the loads. A line
-without vehicle, time or position is no signal: brt_reject keeps it with the reason. Any other unreadable field is NULL,
-and the column `extra` keeps its text.
+without vehicle, time or position is not a signal: brt_reject keeps it with the reason. Any other unreadable field is
+NULL, and the column `extra` keeps its text.
 """
 
 import csv
@@ -29,7 +29,7 @@ LAST_MOMENT_MS = 253_402_300_799_999
 # Far longer than any real one. PostgreSQL refuses a key of some kilobytes, which would fail the whole file.
 CODIGO_CHARACTERS = 100
 DEGREES = {"latitude": 90.0, "longitude": 180.0}
-# Without these a line is no signal.
+# Without these a line is not a signal.
 REQUIRED = (CAPTURED_AT, "codigo", "dataHora", *DEGREES)
 OPTIONAL_NUMBERS = ("velocidade", "hodometro", "direcao")
 # A larger share of a file's lines fails the load.
@@ -47,7 +47,7 @@ _NEWEST = "SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USIN
 
 
 class RejectedError(Failure):
-    """Too many lines of a file are no signals; all other lines are loaded."""
+    """Too many lines of a file are not signals; all other lines are loaded."""
 
     exit_code = 8
 
@@ -56,8 +56,8 @@ class RejectedError(Failure):
 class Report:
     """The outcome of a load.
 
-    loaded, skipped: files; signals: lines; rejected, unread: lines and values that no earlier load has reported;
-    faulty: files with too many rejected lines.
+    loaded, skipped: files; signals: lines; rejected: lines that no earlier load has reported; unread: values of the
+    files that have more of them than before; faulty: files with too many rejected lines.
     """
 
     loaded: int = 0

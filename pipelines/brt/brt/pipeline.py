@@ -80,10 +80,10 @@ def load_new() -> load.Report:
 
 
 def refuse_faulty(report: load.Report) -> None:
-    """Raise RejectedError if too many lines of a file are no signals."""
+    """Raise RejectedError if too many lines of a file are not signals."""
     if report.faulty:
         remedy = "the others are loaded, and the table brt_reject has the reasons"
-        raise load.RejectedError(f"too many lines are no signals: {'; '.join(report.faulty):.500}; {remedy}")
+        raise load.RejectedError(f"too many lines are not signals: {'; '.join(report.faulty):.500}; {remedy}")
 
 
 def run_dbt(*arguments: str) -> None:

@@ -24,7 +24,7 @@ from fonte_alvo.command import Failure
 
 # In the environment of each process of a service, and of no other process.
 MARK = "BRT_SERVICE"
-# In the order of stopping: the flows while Prefect's server still records their end.
+# In stopping order: flows before prefect, whose server then still records their end.
 NAMES = ("keeper", "flows", "prefect", "stand-in", "postgres")
 ENDED = re.compile(r"^\S+ ended with code .*$", re.MULTILINE)
 STARTS_WITHIN_S = 180
@@ -91,7 +91,7 @@ def keep() -> None:
 
 
 def hold_postgres() -> None:
-    """Keep the embedded PostgreSQL running until it ends. Raises ServiceError, and the errors of database_url."""
+    """Keep the embedded PostgreSQL running. Raises ServiceError when it ends, and the errors of database_url."""
     with create_engine(settings.database_url()).connect() as connection:
         select.select([connection.connection.fileno()], [], [])
     raise ServiceError("PostgreSQL has ended")

@@ -67,8 +67,8 @@ def database_url() -> URL:
     except ValueError as error:
         raise SettingsError(f"BRT_DATABASE_URL {error}") from None
     if not (url.host and url.username and url.database):
-        wanted = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, because dbt needs all three"
-        raise SettingsError(f"BRT_DATABASE_URL names no host, user or database: {wanted}")
+        wanted = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        raise SettingsError(f"BRT_DATABASE_URL lacks a host, user or database, which dbt needs: {wanted}")
     return url
 
 

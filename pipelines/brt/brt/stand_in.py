@@ -47,7 +47,7 @@ class Fleet:
 
 
 def _moved(way: list[dict[str, Any]], step: int, now_ms: int) -> dict[str, Any]:
-    """Return a bus that many steps after its last capture; it first drives back."""
+    """Return a bus as it is some steps after its last capture; it first drives back."""
     last = way[-1]
     if len({vehicle["dataHora"] for vehicle in way}) == 1:
         return last

@@ -200,7 +200,7 @@ def test_only_a_capture_within_the_last_half_minute_is_just_now(api, pool, age_s
     assert pipeline.captured_just_now() == just_now
 
 
-def test_an_outage_of_three_minutes_loses_only_their_captures(api, pool, monkeypatch):
+def test_an_outage_of_three_minutes_loses_only_three_captures(api, pool, monkeypatch):
     api.answers(json.dumps([vehicle()]).encode())
     pipeline.capture_once()
     before = contents(pipeline.captures_folder())

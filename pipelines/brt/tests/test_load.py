@@ -152,7 +152,7 @@ def test_a_text_is_loaded_unchanged(folder, pool, given):
         (line(codigo="9\0"), r"codigo is 9\x00: no UTF-8, or with NUL"),
     ],
 )
-def test_a_bad_line_is_kept_with_its_reason_and_stops_no_other(folder, pool, bad, reason):
+def test_a_bad_line_is_kept_with_its_reason_and_the_others_are_loaded(folder, pool, bad, reason):
     file = write(folder, line(), bad, line(codigo="2"))
     assert counts(load.load(pool, folder)) == (1, 0, 2, 1)
     assert [row["codigo"] for row in table(pool)] == ["2", "901008"]
@@ -203,7 +203,7 @@ def test_a_file_with_a_byte_order_mark_or_without_the_extra_column_is_loaded(fol
 @pytest.mark.parametrize(
     ("bad", "code", "said"),
     [
-        (400, 8, "brt: too many lines are no signals: 400 of 400 lines of brt_20230726T015300Z.csv; the others are"),
+        (400, 8, "brt: too many lines are not signals: 400 of 400 lines of brt_20230726T015300Z.csv; the others are"),
         (40, 8, "40 of 400 lines"),
         (20, 0, ""),
         (0, 0, ""),

@@ -163,7 +163,7 @@ def failed_tests():
 
 @pytest.mark.parametrize(("minutes", "failed"), [(59, []), (61, ["new_signals_arrive"])])
 def test_an_hour_of_captures_without_a_new_signal_fails_the_build(pool, minutes, failed):
-    """The API repeats the last signals; the hour is one of 2023, by the captures' clock."""
+    """The API repeats the last signals for an hour of 2023, by the captures' times."""
     last = vehicle(dataHora=milliseconds(FIRST_MINUTE))
     load_captures(captured(last), captured(last, after_minutes=minutes), build_fails=bool(failed))
     assert positions(pool).keys() == {"901008"}

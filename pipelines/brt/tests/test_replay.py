@@ -146,7 +146,7 @@ def test_unknown_fields_and_items_are_kept_unchanged(folder, pool):
         {"item": None},
     ]
     assert sorted(found.differences) == [
-        "some items are no vehicles",
+        "some items are not vehicles",
         "the answer has the unknown field 'versão'",
         *(f"the vehicles have the unknown field {name!r}" for name in sorted(unknown)),
     ]
