@@ -146,7 +146,7 @@ def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engin
     """Warn of removed statistics, or after the first load say where the embedded Alvo is."""
     if any(outcome.report.removed for outcome in outcomes) and not set(STATISTICS) <= set(options.statistics):
         asked = " ".join(options.statistics)
-        return f"\nAlvo keeps only these statistics, {asked}: the others of these variables are removed"
+        return f"\nAlvo keeps only these statistics of these variables: {asked}"
     new = [outcome for outcome in outcomes if not outcome.report.unchanged]
     # The days are loaded: if Alvo is lost now, they have not failed.
     with suppress(*engine.ERRORS):
@@ -164,7 +164,7 @@ def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
 
 
 def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alvo: Engine, fonte: Client) -> int:
-    """Run day after day; return the exit code of the first failure. An empty day does not stop the range."""
+    """Run day after day; return the exit code of the first failure, or that of empty days, which stop no range."""
     outcomes: list[Outcome] = []
     codes: dict[Day, int] = {}
     how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
@@ -174,9 +174,10 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
                 bar.update()
                 if isinstance(result, Outcome):
                     outcomes.append(result)
-                    # On a terminal the bar replaces the lines.
-                    if bar.disable or not sys.stdout.isatty():
-                        print(day.line(each, result), flush=True)
+                    # On a terminal the bar replaces the lines of plain days.
+                    if bar.disable or not sys.stdout.isatty() or day.oddities(result):
+                        with bar.external_write_mode():
+                            command.say(day.line(each, result))
                     continue
                 if isinstance(result, EmptyPeriod) and not codes:
                     result = _explained(result, fonte)
@@ -189,15 +190,16 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             bar.close()
             rest = _again(options, days.ranges(wanted[len(outcomes) + len(codes) :]))
-            command.complain(f"etl.py: interrupted; finishing the running days. Continue with:\n  {rest}")
+            where = "; on Dask, tasks that run finish all their days" if options.dask else ""
+            command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")
             return 130  # 128 + SIGINT, as a shell reports it
     failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
     counts = (len(codes) - len(failed), len(failed), left_out)
-    print(days.total(outcomes, *counts) + _notes(options, outcomes, alvo))
+    command.say(days.total(outcomes, *counts) + _notes(options, outcomes, alvo))
     if failed and options.keep_going:
         again = _again(options, days.ranges(failed))
         command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")
-    return next(iter(codes.values()), 0)
+    return next((codes[each] for each in failed), EmptyPeriod.exit_code if codes else 0)
 
 
 def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:
@@ -271,8 +273,11 @@ def _picture_file(name: str) -> Path:
     file = Path(name)
     if file.suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{name!r} is no picture: expected a file that ends in .png or .svg")
-    if not file.parent.is_dir() or file.is_dir():
-        raise argparse.ArgumentTypeError(f"{name!r} is a folder, or its folder is missing")
+    try:
+        if not file.parent.is_dir() or file.is_dir():
+            raise argparse.ArgumentTypeError(f"{name!r} is a folder, or its folder is missing")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be written: {error.strerror}") from error
     if find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("a picture needs Matplotlib: python -m pip install '.[plot]'")
     return file

@@ -23,7 +23,7 @@ from starlette.types import Scope
 
 from alvo import load, schema, screen
 from fonte import client
-from fonte.client import FonteError, RequestRefused
+from fonte.client import AnswerRefused, FonteError, RequestRefused
 from fonte_alvo import serving, settings
 from fonte_alvo.admin import CHANGING, AdminEngine, Changed, audit, delete_rows
 from fonte_alvo.copy import CopyOut
@@ -249,6 +249,8 @@ async def samples(request: Request, query: Annotated[SamplesQuery, Query()]) -> 
         raise HTTPException(422, f"Fonte refused the request: {error.__cause__}") from error
     except FonteError as error:
         logging.getLogger("uvicorn.error").error("%s", error)
+        if isinstance(error, AnswerRefused):
+            raise HTTPException(503, f"Fonte's answer cannot be used: {error.__cause__}") from error
         raise HTTPException(503, "Fonte does not answer as it should; ask again later", {"Retry-After": "1"}) from error
 
 

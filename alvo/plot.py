@@ -47,7 +47,8 @@ def picture(
     panels = figure.subplots(len(axes), sharex=True, squeeze=False)[:, 0]
     for panel, (variable, label) in zip(panels, axes.items(), strict=True):
         _draw(panel, edges, window, *(_gridded(edges, window_starts, signals[f"{variable}_{s}"]) for s in STATISTICS))
-        panel.set_title(label.replace("_", " ").replace("(degC)", "(°C)"), loc="left", fontsize=10)
+        # Matplotlib would read text between two $ as a formula.
+        panel.set_title(label.replace("_", " ").replace("(degC)", "(°C)").replace("$", r"\$"), loc="left", fontsize=10)
         panel.grid(color="#e6e6e6", linewidth=0.6)
         panel.set(xlim=(first, last), axisbelow=True)
         panel.spines[["top", "right"]].set_visible(False)

@@ -51,6 +51,10 @@ class RequestRefused(FonteError):
     exit_code = 2
 
 
+class AnswerRefused(FonteError):
+    """The client refused Fonte's answer; it would be the same again."""
+
+
 class Client(httpx.Client):
     """An HTTP client of one connector. All its fetches share one time limit for retries."""
 
@@ -107,7 +111,8 @@ def fetch(
     there is no value. A naive start or end means UTC. Transient failures (no connection, a timeout, 429, 502, 503, 504)
     are retried with growing random pauses while the client's patience lasts. http: a client of connect(base_url);
     without one, this fetch makes its own. most_bytes: a larger answer in Arrow is refused; MAX_DECODED_BYTES by
-    default. patience_s overrides the client's. Raises RequestRefused for a 422 and FonteError for every other failure.
+    default. patience_s overrides the client's. Raises RequestRefused for a 422, AnswerRefused for an answer that cannot
+    be used, and FonteError for every other failure.
     """
     if repeated := [name for name in columns if columns.count(name) > 1]:
         raise RequestRefused(f"the column {repeated[0]} is asked for twice: name each once")
@@ -123,7 +128,8 @@ def fetch(
         said = (clean(str(error)) or type(error).__name__) + _through_proxy(httpx.URL(base_url), error)
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 422:
             raise RequestRefused(f"{fonte} refused the request: {said}") from error
-        raise FonteError(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
+        kind = FonteError if isinstance(error, httpx.HTTPError) else AnswerRefused
+        raise kind(f"{fonte} failed: {said}; check FONTE_API_URL and that a connector runs there") from error
 
 
 class Variable(NamedTuple):
@@ -135,7 +141,7 @@ class Variable(NamedTuple):
 
 
 def variables(http: Client) -> dict[str, Variable]:
-    """Ask the connector for its variables, by name; empty if it does not describe them. An answer is kept."""
+    """Ask the connector for its variables, by name; empty if it describes none. Answers and timeouts are kept."""
     if http.variables is None:
         try:
             status, body = ask(http, "columns")
@@ -145,7 +151,10 @@ def variables(http: Client) -> dict[str, Variable]:
             ranges = {str(each["name"]): (each.get("lowest", "-inf"), each.get("highest", "inf")) for each in told}
             units = {str(each["name"]): str(each["unit"]) for each in told}
             http.variables = {name: Variable(units[name], *map(float, ranges[name])) for name in units}
-        except (httpx.HTTPError, FonteError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            # A restart is over soon. A timeout would cost each day of a range as much again.
+            return {}
+        except (httpx.HTTPError, FonteError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             http.variables = {}
     return http.variables
 
@@ -198,9 +207,11 @@ def _get(client: Client, request: _Request, patience_s: float | None) -> tuple[s
             client.failing_since = None
             return answer
         except httpx.HTTPError as error:
+            if not _is_transient(error):
+                raise
             client.failing_since = client.failing_since or monotonic()
             rest_s = client.rest_s(patience_s)
-            if not _is_transient(error) or rest_s <= 0:
+            if rest_s <= 0:
                 raise
             said = clean(str(error)) or type(error).__name__
             command.notice(f"Fonte does not answer: {said}; it is asked again for {rest_s:.0f} s")
@@ -228,7 +239,7 @@ def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple
     timeout = httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S)
     with client.stream("GET", "data", params=request.parameters, headers=HEADERS, timeout=timeout) as response:
         if response.status_code != 200:
-            said, detailed = _detail(_read(response, MAX_ERROR_BYTES, began))
+            said, detailed = detail(_read(response, MAX_ERROR_BYTES, began))
             if to := response.headers.get("Location"):
                 said = f"it is at {shown_url(to)} now"
             asked = f", at {shown_url(response.url)}" if response.status_code == 404 else ""
@@ -259,7 +270,7 @@ def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:
     return body
 
 
-def _detail(body: bytes | bytearray) -> tuple[str, bool]:
+def detail(body: bytes | bytearray) -> tuple[str, bool]:
     """Return the detail of an error's JSON body and True, or the beginning of any other body and False."""
     try:
         return str(json.loads(body)["detail"]), True

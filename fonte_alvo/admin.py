@@ -56,7 +56,7 @@ def _refused(request: Request, status: int, why: str, challenge: str | None = No
 def audit(request: Request, level: int = logging.INFO, **facts: object) -> None:
     """Log a request for a change, its client and its result on one line of key=value. Facts are never secret."""
     client = request.client.host if request.client else None
-    line = {"action": f"{request.method} {request.url.path}", "client": client, **facts}
+    line = {"action": f"{request.method} {request.scope['path']}", "client": client, **facts}
     _log.log(level, "audit %s", " ".join(f"{name}={json.dumps(value, default=str)}" for name, value in line.items()))
 
 

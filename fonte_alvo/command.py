@@ -108,7 +108,8 @@ def clean(text: str, most: int = 500) -> str:
 
 def shown_url(url: object) -> str:
     """Return a URL without the parts that may be secret: user and password, query and fragment."""
-    return clean(re.split("[?#]", str(url), maxsplit=1)[0])
+    shown = re.split("[?#]", str(url), maxsplit=1)[0]
+    return clean(shown if "://" in shown else shown.rpartition("@")[2])
 
 
 def begin(program: str) -> None:
@@ -140,6 +141,15 @@ def complain(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def say(line: str) -> None:
+    """Write a line to standard output at once. If that fails, `finished` reports it; a closed pipe ends the command."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
 
 
 def finished(program: str, code: int) -> int:

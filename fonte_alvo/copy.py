@@ -17,7 +17,7 @@ from fonte_alvo.engine import cut, send
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _EPOCH = np.datetime64("2000-01-01", "us")
-_WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "int16": ">i2", "float64": ">f8"}
+_WIRE_TYPES = {"datetime64[us]": ">i8", "int32": ">i4", "float64": ">f8"}
 # psycopg2 calls write() once per row: large buffers save system calls.
 _CHUNK_BYTES = 256 * 1024
 

@@ -248,7 +248,7 @@ async def _not_found(request: Request, error: Exception) -> JSONResponse:
 
 async def _not_allowed(request: Request, error: Exception) -> Response:
     # Starlette's answer would list only the methods of the first route with this path.
-    path = request.url.path
+    path = request.scope["path"]
     route = path.removeprefix(request.scope.get("root_path", ""))
     methods = {method.upper() for method in request.app.openapi()["paths"].get(route, ["get"])}
     methods |= {"OPTIONS", *(["HEAD"] if "GET" in methods else [])}

@@ -194,18 +194,19 @@ def _read(name: str) -> str | None:
 def _file() -> tuple[dict[str, str | None], set[str]]:
     """Return the values in the file, and the names that they refer to."""
     file = home() / ".env"
-    if not file.exists():
-        return {}, set()
-    from dotenv import dotenv_values
-    from dotenv.parser import parse_stream
-
     try:
         # A byte order mark would be part of the first name.
         content = file.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, set()
     except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error}") from error
+        raise SettingsError(f"{file} cannot be read: {error.strerror}; FONTE_ALVO_HOME names another folder") from error
     except ValueError:
         content = "\0"
+    # Imported here, because there is often no file.
+    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
+
     # UTF-16 without a byte order mark is often valid UTF-8, with a NUL in each character.
     if "\0" in content:
         raise SettingsError(f"{file} is not UTF-8: save it as UTF-8")

@@ -7,9 +7,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Engine
 
-from alvo.aggregation import ALL_STATISTICS, STATISTICS, Timestamps, Values, aggregate
+from alvo.aggregation import ALL_STATISTICS, STATISTICS, WINDOW_S, Timestamps, Values, aggregate
 from alvo.load import Record, Report, replace_period
 from fonte.client import Client, Variable, fetch, variables
 from fonte_alvo.command import Failure, count
@@ -47,7 +48,7 @@ class Samples(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a day: finite samples and windows per variable, counts of oddities, seconds per phase.
+    """The result of a day: finite samples, and windows with some, per variable; counts of oddities; seconds per phase.
 
     interval: that of sampling_interval; expected: how many samples of a variable the day then has.
     """
@@ -93,7 +94,7 @@ def run(
     known = variables(fonte)
     return Outcome(
         samples=found,
-        windows={name: max(int(np.isfinite(signals[f"{name}_{s}"]).sum()) for s in statistics) for name in samples},
+        windows={name: _windows(timestamps[np.isfinite(values)]) for name, values in samples.items()},
         interval=interval,
         expected=expected,
         implausible={name: _implausible(values, known[name]) for name, values in samples.items() if name in known},
@@ -121,24 +122,37 @@ def extract(fonte: Client, columns: Names, days: Sequence[Day], patience_s: floa
 
 
 def sampling_interval(timestamps: Timestamps) -> timedelta:
-    """Return the most frequent step between ascending timestamps, rounded to a second where it is longer than one.
+    """Return the most frequent step between ascending timestamps; a minute, where there is no step.
 
-    Of equally frequent steps the shortest counts; a minute, where there is no step. Gaps are multiples of it. If less
-    than half of a hundred steps or more are, the times have jitter: then the median step counts, or a usual interval
-    within its sampling error, three quartile ranges by the root of the number.
+    Of equally frequent steps the shortest counts. Gaps are multiples of it. If less than half of the steps are, or less
+    than a tenth equal it, the times have jitter, and steps longer than a second are rounded to seconds. If less than
+    half of a hundred steps or more still are, the median step counts, or a usual interval within its sampling error,
+    three quartile ranges by the root of the number.
     """
     steps_us = np.diff(timestamps).astype(np.int64)
     if len(steps_us) == 0:
         return MINUTE
-    steps_us = np.where(steps_us > 1_000_000, (steps_us + 500_000) // 1_000_000 * 1_000_000, steps_us)
-    different_us, times = np.unique(steps_us, return_counts=True)
-    interval_us = different_us[np.argmax(times)]
+    interval_us, times = _most_frequent(steps_us)
+    if 10 * times < len(steps_us) or np.mean(steps_us % interval_us == 0) < 0.5:
+        steps_us = np.where(steps_us > 1_000_000, (steps_us + 500_000) // 1_000_000 * 1_000_000, steps_us)
+        interval_us, _ = _most_frequent(steps_us)
     if len(steps_us) >= 100 and np.mean(steps_us % interval_us == 0) < 0.5:
         low_us, interval_us, high_us = np.percentile(steps_us, [25, 50, 75])
         usual_us = min(USUAL_INTERVALS_US, key=lambda each: abs(each - interval_us))
         is_close = abs(usual_us - interval_us) <= 3 * (high_us - low_us) / len(steps_us) ** 0.5
         interval_us = usual_us if is_close else interval_us
     return timedelta(microseconds=int(interval_us))
+
+
+def _most_frequent(steps_us: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Return the most frequent step, the shortest of several, and how often it occurs."""
+    different_us, times = np.unique(steps_us, return_counts=True)
+    return int(different_us[np.argmax(times)]), int(times.max())
+
+
+def _windows(timestamps: Timestamps) -> int:
+    """Count the windows that hold these timestamps."""
+    return len(np.unique(timestamps.astype(np.int64) // (WINDOW_S * 1_000_000)))
 
 
 def _implausible(values: Values, variable: Variable) -> int:

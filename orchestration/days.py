@@ -113,7 +113,8 @@ def running(
     """Run days with these connections, or on a Dask cluster; give an iterator over the results, in order.
 
     Each day comes with its outcome, or with the exception that ended it. When the context ends, no new day starts and
-    running days finish. Raises ClusterError, and SettingsError where Dask cannot be used.
+    running days finish; on Dask, running tasks finish all their days, and nobody waits for them. Raises ClusterError,
+    and SettingsError where Dask cannot be used.
     """
     limit = Limit(per_request)
     groups = requests(days, limit)
@@ -259,7 +260,7 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
         # _check_versions reports different versions on one line instead.
         warnings.filterwarnings("ignore", module="distributed.client")
         client: Any = Client(dask, timeout=DASK_TIMEOUT_S)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         said = f"no Dask scheduler answers at {address}: {clean(str(error))}"
         raise ClusterError(f"{said}; start it, or correct its address") from error
     seen_at = monotonic()
@@ -279,8 +280,6 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
         _check_versions(client, check)
         cluster = client.get_executor(retries=DASK_RETRIES)
         yield cluster, check
-        if client.status == "running":
-            cluster.shutdown()
 
 
 def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: ANN401

@@ -12,7 +12,7 @@ import httpx
 from sqlalchemy import Engine
 
 from fonte import client, local
-from fonte.client import Client, FonteError, RequestRefused
+from fonte.client import AnswerRefused, Client, FonteError, RequestRefused
 from fonte_alvo import engine, settings
 from fonte_alvo.command import Failure, clean, shown_url
 from fonte_alvo.engine import DatabaseError
@@ -40,10 +40,11 @@ class FonteApi(NamedTuple):
         live: an embedded Fonte gets a row per minute meanwhile.
         """
         with local.base_url(self.url, live=live) as base_url, client.connect(base_url) as http:
-            status, _ = get(http, "health")
+            status, body = get(http, "health")
             # A connector need not have this route.
             if status >= 500:
-                raise FonteError(f"Fonte at {shown_url(http.base_url)} is not ready: it answers {status}; {REMEDY}")
+                said = f"it answers {status}, {clean(client.detail(body)[0]) or 'without a reason'}"
+                raise FonteError(f"Fonte at {shown_url(http.base_url)} is not ready: {said}; {REMEDY}")
             yield http
 
 
@@ -122,7 +123,7 @@ def period(http: Client) -> Period | None:
         told = json.loads(body)
         first, last = (datetime.fromisoformat(told[f"{end}_timestamp"]) for end in ("first", "last"))
         return Period(_aware(first), _aware(last), int(told["rows"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -139,8 +140,11 @@ def connected(
         with fonte.connect() as http, alvo.connect(connections) as alvo_engine:
             yield http, alvo_engine
     except Failure as error:
-        transient = isinstance(error, (FonteError, DatabaseError, ClusterError))
-        if transient and not isinstance(error, RequestRefused) and context.retry_number < RETRIES:
+        # alvo.load refuses a table of other types; other failures of Alvo have a cause.
+        refused = isinstance(error, DatabaseError) and error.__cause__ is None
+        permanent = refused or isinstance(error, (RequestRefused, AnswerRefused))
+        transient = isinstance(error, (FonteError, DatabaseError, ClusterError)) and not permanent
+        if transient and context.retry_number < RETRIES:
             context.log.warning(f"will be tried again: {error}")
             raise dg.RetryRequested(RETRIES, BACKOFF_S * 2**context.retry_number) from error
         raise dg.Failure(str(error), allow_retries=False) from error

@@ -297,11 +297,12 @@ def test_a_variable_that_prevents_a_client_is_named(monkeypatch, name, value):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_unreachable_proxy_is_named_as_the_proxy(monkeypatch, refused_port, scheme):
-    monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:secret@127.0.0.1:{refused_port}")
+@pytest.mark.parametrize("begin", ["http://", ""])
+def test_an_unreachable_proxy_is_named_as_the_proxy(monkeypatch, refused_port, scheme, begin):
+    monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"{begin}user:secret@127.0.0.1:{refused_port}")
     with pytest.raises(FonteError) as failure:
         fetch(f"{scheme}://fonte.example", START, END, ["power"])
-    assert f"refused (through the proxy http://127.0.0.1:{refused_port} of the environment)" in str(failure.value)
+    assert f"refused (through the proxy {begin}127.0.0.1:{refused_port} of the environment)" in str(failure.value)
     assert "secret" not in str(failure.value)
 
 
@@ -630,10 +631,10 @@ def test_the_variables_are_those_of_the_connector(shared_connector):
         }
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_description_that_failed_once_is_asked_for_again(status):
+@pytest.mark.parametrize("failure", [http(429), http(500), http(503), RESET])
+def test_a_description_that_failed_once_is_asked_for_again(failure):
     described = http(body=[{"name": "power", "unit": "kW"}])
-    with answering(http(status), described, every_route=True) as server, client.connect(server.url) as connected:
+    with answering(failure, described, every_route=True) as server, client.connect(server.url) as connected:
         assert client.variables(connected) == {}
         assert client.variables(connected) == {"power": ("kW", -math.inf, math.inf)}
 
@@ -647,6 +648,16 @@ def test_a_connector_may_describe_no_ranges():
 def test_the_period_is_that_of_the_connector(shared_connector):
     with client.connect(shared_connector) as connected:
         assert client.period(connected) == "Fonte holds 2024-05-20 00:00 to 2024-05-29 23:59 UTC"
+
+
+def test_a_refused_request_takes_nothing_of_the_patience_with_others(pauses_s):
+    refused = http(422, body={"detail": "no"})
+    with answering(refused, http(503), http(body=[row(0)])) as server, client.connect(server.url) as given:
+        with pytest.raises(RequestRefused):
+            fetch(server.url, START, END, ["power"], given)
+        assert given.rest_s() == given.patience_s
+        pauses_s.append(100)
+        assert len(fetch(server.url, START, END, ["power"], given)[0]) == 1
 
 
 def test_a_repeated_column_is_refused_before_any_request():
@@ -677,6 +688,7 @@ def test_a_connector_that_is_not_set_up_is_not_retried(pauses_s):
         http(body=["power"]),
         http(body=b"7"),
         http(body=[{"name": "power", "unit": "k" * 4 * client.MAX_ERROR_BYTES}]),
+        http(body=[{"name": "power", "unit": "kW", "highest": 10**400}]),
     ],
 )
 def test_a_connector_without_a_description_is_accepted(answer):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.project import ROOT, SCRIPTS, bare, external
+from support.project import RANGE, ROOT, SCRIPTS, alvo_values, bare, external
 
 from fonte_alvo import command
 
@@ -111,6 +111,13 @@ def test_full_or_closed_standard_streams_change_only_the_exit_code(folder, fonte
         assert "0 values written, 1,152 unchanged" in again.stdout
 
 
+def test_a_range_is_loaded_to_its_end_although_standard_output_is_full(folder, fonte_api, alvo, undisturbed):
+    line = f"{sys.executable} etl.py {' '.join(RANGE)} >/dev/full"
+    run = shell(folder, line, external(fonte_api, alvo))
+    assert (run.returncode, run.stderr) == (6, NOT_WRITTEN.format("No space left on device"))
+    assert alvo_values(alvo) == undisturbed
+
+
 def test_a_name_beyond_the_encoding_of_standard_output_is_escaped(folder, fonte_api, alvo):
     environment = external(fonte_api, alvo) | {"PYTHONIOENCODING": "ascii", "FONTE_ALVO_HOME": str(folder / "größe")}
     assert shell(folder, f"{DAY} --help", environment).stdout.count(r"gr\xf6\xdfe") == 2
@@ -140,7 +147,7 @@ def test_foreign_text_is_cut_and_cleaned(text, said):
     [
         ("http://user:pass@host:8000/api/?token=secret#more", "http://host:8000/api/"),
         ("http://host/", "http://host/"),
-        ("user:pass@host", "user:pass@host"),
+        ("user:pass@host", "host"),
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url, said):

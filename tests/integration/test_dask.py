@@ -1,4 +1,4 @@
-"""A range on a Dask cluster, in other processes or in threads of this one."""
+"""A range on a Dask cluster in other processes."""
 
 import os
 import re
@@ -30,9 +30,9 @@ from orchestration import days
 distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' has it")
 
 
-def local_cluster(workers, **how):
+def local_cluster(workers):
     here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **here, **how)
+    return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **here)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,14 @@ def cluster():
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def asked():
-    """A range on a cluster whose workers are threads of this process."""
-    with local_cluster(2, processes=False, protocol="tcp") as cluster:
-        yield [*RANGE, "--dask", cluster.scheduler_address]
+@pytest.fixture
+def asked(cluster):
+    return [*RANGE, "--dask", cluster.scheduler_address]
 
 
-def test_a_cluster_gives_the_same_results(cluster, fonte_api, alvo_pool, undisturbed, capsys):
+def test_a_cluster_gives_the_same_results(asked, fonte_api, alvo_pool, undisturbed, capsys):
     capsys.readouterr()
-    assert etl.main([*RANGE, "--dask", cluster.scheduler_address]) == 0
+    assert etl.main(asked) == 0
     assert alvo_values(alvo_pool) == undisturbed
     lines = capsys.readouterr().out.splitlines()
     assert [line[:10] for line in lines[:-1]] == [f"2024-05-{day}" for day in range(20, 30)]
@@ -233,6 +231,13 @@ def test_without_its_package_the_option_prints_the_install_command(fonte_api, al
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert etl.main([*RANGE, "--dask", "tcp://127.0.0.1:8786"]) == 2
     assert "python -m pip install '.[dask]'" in capsys.readouterr().err
+
+
+def test_an_address_that_needs_a_configuration_is_one_line(fonte_api, alvo, capsys):
+    assert etl.main([*RANGE, "--dask", "tls://127.0.0.1:9"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("etl.py: no Dask scheduler answers at tls://127.0.0.1:9: ")
+    assert said.count("\n") == 1
 
 
 def test_an_unreachable_scheduler_is_one_line(fonte_api, alvo, refused_port, monkeypatch, capsys):

@@ -122,6 +122,8 @@ def test_a_bar_is_shown_only_on_a_terminal(connector, alvo):
     assert b"12/12" in shown
     assert b"day/s" in shown
     assert b"2024-05-20 UTC  2,880" not in shown
+    # A day with an oddity has its line on a terminal too.
+    assert b"left out: 123 values that are NULL, NaN or infinite" in shown
     assert b"Fonte holds no finite sample of wind_speed, power from 2024-05-18" in shown
     assert b"10 days loaded, 2 empty: 11,472 values written" in shown
     piped = subprocess.run(
@@ -199,6 +201,13 @@ def test_keep_going_runs_the_other_days_and_prints_how_to_run_the_failed_ones(al
         "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going --days-per-request 1",
         "  python etl.py 2024-05-24 --columns power --keep-going --days-per-request 1",
     ]
+
+
+def test_a_failed_day_decides_the_exit_code_also_after_an_empty_one(alvo, monkeypatch, capsys):
+    with answering(http(body=[]), http(500)) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main([RANGE[0], "2024-05-21", "--columns", "power", "--days-per-request", "1"]) == 3
+    assert capsys.readouterr().out.startswith("0 days loaded, 1 empty, 1 failed: ")
 
 
 @contextmanager

@@ -98,6 +98,15 @@ def test_only_the_asked_variables_are_replaced(own_fonte, fonte_pool, alvo_pool,
     assert len([name for _, name in changed if name == "power_mean"]) == 144
 
 
+def test_windows_with_one_sample_count_although_they_have_no_std(alvo, monkeypatch, capsys):
+    body = [{"timestamp": f"2024-05-20T00:{minute}0:00Z", "power": minute} for minute in range(5)]
+    with answering(http(body=body)) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main(["2024-05-20", "--columns", "power", "--statistics", "mean", "std"]) == 0
+        assert etl.main(["2024-05-20", "--columns", "power", "--statistics", "std"]) == 0
+    assert capsys.readouterr().out.count("5 of 144 samples (3.5%), 5 windows\n") == 2
+
+
 def test_only_the_asked_statistics_of_a_variable_are_kept(own_fonte, alvo_pool, capsys):
     def held():
         return {name for _, name in alvo_values(alvo_pool)}
@@ -106,7 +115,7 @@ def test_only_the_asked_statistics_of_a_variable_are_kept(own_fonte, alvo_pool, 
     assert etl.main(["2024-05-20", "--columns", "power", "--statistics", "mean", "count"]) == 0
     said = capsys.readouterr().out
     assert "Alvo: 144 values written, 144 unchanged, 432 removed" in said
-    assert said.endswith("only these statistics, mean count: the others of these variables are removed\n")
+    assert said.endswith("Alvo keeps only these statistics of these variables: mean count\n")
     assert held() == {"power_mean", "power_count", *(f"wind_speed_{statistic}" for statistic in STATISTICS)}
     assert {value for (_, name), value in alvo_values(alvo_pool).items() if name == "power_count"} == {10.0}
     assert etl.main(["2024-05-20", "--columns", "power"]) == 0

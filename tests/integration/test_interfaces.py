@@ -200,6 +200,13 @@ def test_every_answer_has_the_security_headers(served, side, method, path, statu
     assert {name.lower(): value for name, value in HEADERS.items()}.items() <= answer.headers.items()
 
 
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_no_host_makes_a_wrong_method_an_error_of_the_server(served, side):
+    answer = served[side].put("/data", headers={"Host": "["})
+    assert answer.status_code == 405
+    assert answer.json()["detail"].startswith("PUT /data: expected ")
+
+
 def test_the_root_of_the_connector_redirects_to_its_docs_by_a_relative_path(served):
     answer = served["Fonte"].get("/")
     assert (answer.status_code, answer.headers["location"]) == (307, "docs")

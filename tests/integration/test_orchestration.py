@@ -28,6 +28,7 @@ import grpc  # noqa: E402
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
+from alvo import schema  # noqa: E402
 from fonte.client import FonteError  # noqa: E402
 from fonte_alvo.settings import SettingsError  # noqa: E402
 from orchestration import day as one  # noqa: E402
@@ -292,7 +293,7 @@ def test_a_connector_without_its_database_fails_the_run(materialise, alvo, monke
     with answering(http(503, body={"detail": "Fonte does not answer"})) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
         run = materialise()
-    assert "is not ready: it answers 503; check FONTE_API_URL" in failure(run).message
+    assert "is not ready: it answers 503, Fonte does not answer; check FONTE_API_URL" in failure(run).message
     assert len(server.requests) == 1 + resources.RETRIES
 
 
@@ -305,6 +306,24 @@ def test_a_transient_fault_costs_only_a_retry(materialise, alvo, monkeypatch):
     assert run.success
     assert len(events(run, Type.STEP_UP_FOR_RETRY)) == 1
     assert len(alvo_values(alvo)) == 6
+
+
+def test_an_answer_that_cannot_be_used_is_not_asked_for_again(materialise, alvo, monkeypatch):
+    record = {"timestamp": f"{DAY}T00:00:00Z", "wind_speed": 5.0, "power": 300.0}
+    with answering(http(), http(body=[record, record | {"power": 301.0}])) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        run = materialise()
+    assert "power" in failure(run).message
+    assert (events(run, Type.STEP_UP_FOR_RETRY), len(server.requests)) == ([], 2)
+
+
+def test_a_table_of_other_types_is_not_tried_again(materialise, fonte_api, alvo_pool):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("ALTER TABLE data ALTER COLUMN value TYPE bigint"))
+    run = materialise()
+    assert "ALTER TABLE data ALTER COLUMN value TYPE" in failure(run).message
+    assert events(run, Type.STEP_UP_FOR_RETRY) == []
 
 
 def as_it_is(monkeypatch, fonte):

@@ -14,6 +14,7 @@ from support.project import SIXTY_DAYS, alvo_values, bare, connector_over
 
 import etl
 from alvo import plot, screen
+from alvo.aggregation import STATISTICS
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -246,6 +247,14 @@ def test_a_full_standard_output_is_reported_once_beside_a_picture(fonte_api, alv
     assert (tmp_path / "day.png").exists()
 
 
+def test_a_label_with_dollar_signs_is_no_formula(figures):
+    midnight = datetime(2024, 5, 20, tzinfo=UTC)
+    signals = {f"power_{statistic}": np.array([1.0]) for statistic in STATISTICS}
+    starts = np.array(["2024-05-20"], "datetime64[us]")
+    plot.picture("day", midnight, midnight + timedelta(days=1), starts, signals, {"power": "power ($x^$)"})
+    assert figures[0].axes[0].get_title(loc="left") == r"power (\$x^\$)"
+
+
 def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_path):
     monkeypatch.setenv("FONTE_API_URL", f"http://127.0.0.1:{refused_port}")
     assert run_plot(tmp_path / "days.png", "2024-05-21") == 3
@@ -259,6 +268,7 @@ def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_pat
         ("day", "is no picture"),
         ("none/day.png", "is a folder, or its folder is missing"),
         ("folder.png", "is a folder, or its folder is missing"),
+        (f"{'x' * 300}.png", "cannot be written: File name too long"),
     ],
 )
 def test_an_invalid_file_is_refused_before_the_load(fonte_api, alvo, tmp_path, capsys, name, said):

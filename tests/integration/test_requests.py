@@ -4,6 +4,7 @@ import re
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -162,6 +163,49 @@ def test_the_next_request_runs_while_days_of_the_last_one_load(serve, alvo, monk
     monkeypatch.setattr(one, "replace_period", wait_for_the_next_request)
     assert etl.main(["2024-05-20", "2024-05-28", *POWER, "--days-per-request", "3", "--days-at-once", "1"]) == 0
     assert seen == [2, 2, 2, 3, 3, 3, 3, 3, 3]
+
+
+# A task of a Dask cluster, here on threads: test_dask.py has a cluster.
+
+
+@pytest.fixture
+def on_threads(monkeypatch):
+    """The options of a range whose tasks run on threads of this process."""
+
+    @contextmanager
+    def executor(dask, at_once):
+        with ThreadPoolExecutor(at_once) as threads:
+            yield threads, lambda: None
+
+    monkeypatch.setattr(days, "_executor", executor)
+    return ["--dask", "threads"]
+
+
+@pytest.mark.parametrize("per_request", [1, 4, 100])
+def test_tasks_give_the_same_results(on_threads, fonte_api, alvo_pool, undisturbed, capsys, per_request):
+    capsys.readouterr()
+    assert etl.main(["2024-05-19", *RANGE[1:], *on_threads, "--days-per-request", str(per_request)]) == 5
+    assert alvo_values(alvo_pool) == undisturbed
+    output = capsys.readouterr()
+    assert re.findall("^2024-05-(..)", output.out, re.MULTILINE) == [str(day) for day in range(20, 30)]
+    assert output.err.startswith("etl.py: 2024-05-19: Fonte holds no finite sample of ")
+
+
+@pytest.mark.parametrize("asked", [["power", "mean"], ["ambient_temperature", "std", "count"]])
+def test_tasks_load_the_asked_variables_and_statistics(on_threads, fonte_api, alvo_pool, asked):
+    column, *statistics = asked
+    assert etl.main([*RANGE, *on_threads, "--columns", column, "--statistics", *statistics]) == 0
+    assert {signal for _, signal in alvo_values(alvo_pool)} == {f"{column}_{statistic}" for statistic in statistics}
+
+
+@pytest.mark.parametrize(("options", "lost"), [([], range(23, 30)), (["--keep-going"], [23])])
+def test_a_task_ends_at_a_failed_day_and_a_new_one_runs_the_others(serve, on_threads, alvo_pool, options, lost):
+    connector = serve(Connector(http(500), holds(BAD_DAY)))
+    assert etl.main([*RANGE, *POWER, *on_threads, *options]) == 3
+    assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {*range(20, 30)} - {*lost}
+    one_by_one = [(day, day) for day in range(20, 24)]
+    last = [(24, 29)] if options else []
+    assert [(first.day, last.day) for first, last in connector.asked] == [(20, 29), *one_by_one, *last]
 
 
 # Large answers.

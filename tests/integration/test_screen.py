@@ -246,6 +246,17 @@ def test_an_unreachable_fonte_affects_only_units_and_samples(filled, refused_por
         assert httpx.get(f"{base_url}/view", params=asked(START, START + DAY)).status_code == 200
 
 
+def test_samples_that_cannot_be_used_are_a_503_that_says_why_and_not_to_ask_later(filled, monkeypatch):
+    twice = [{"timestamp": "2024-05-20T00:00:00Z", "power": value} for value in (1.0, 2.0)]
+    with answering(http(body=twice), every_route=True) as fonte:
+        monkeypatch.setenv("FONTE_API_URL", fonte.url)
+        with served(filled) as base_url:
+            answer = httpx.get(f"{base_url}/samples", params=asked(START, START + DAY, columns="power"))
+    assert answer.status_code == 503
+    assert "retry-after" not in answer.headers
+    assert answer.json()["detail"].startswith("Fonte's answer cannot be used: ")
+
+
 def test_the_units_come_once_fonte_answers(filled, monkeypatch):
     with answering(http(503), http(body=[{"name": "power", "unit": "kW"}]), every_route=True) as fonte:
         monkeypatch.setenv("FONTE_API_URL", fonte.url)

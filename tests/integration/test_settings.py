@@ -324,6 +324,14 @@ def test_an_unreadable_file_is_an_error(env_file, content, said):
     assert "secret" not in str(failure.value)
 
 
+def test_a_home_that_cannot_be_searched_is_named(monkeypatch):
+    monkeypatch.setenv("FONTE_ALVO_HOME", f"/{'x' * 300}")
+    with pytest.raises(
+        settings.SettingsError, match=r"/\.env cannot be read: File name too long; FONTE_ALVO_HOME names another"
+    ):
+        settings.fonte_api_url()
+
+
 def test_a_byte_order_mark_is_ignored(env_file):
     env_file.write_bytes(b"\xef\xbb\xbfALVO_DATABASE_URL=postgresql://named/d\r\nFONTE_API_URL=http://b\r\n")
     assert settings.alvo_database_url().host == "named"

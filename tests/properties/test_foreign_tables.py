@@ -225,13 +225,15 @@ def test_samples_microseconds_apart_are_loaded(fonte_api, alvo_pool):
         ([60] * 5 + [1] * 3, 60),
         ([59.4, 60.4, 60.2, 59.9], 60),
         ([0.1] * 20, 0.1),
+        ([1.4] * 20, 1.4),
+        ([2.5] * 20 + [5.0] * 9, 2.5),
         ([60, 120], 60),
         ([10_200, 7_440, 300, 5_000], 300),
         ([3600], 3600),
     ],
 )
 def test_the_sampling_interval_is_the_most_frequent_step(steps_s, expected_s):
-    moments = np.cumsum([0, *steps_s]) * 1_000_000
+    moments = np.rint(np.cumsum([0, *steps_s]) * 1_000_000)
     timestamps = np.datetime64("2024-05-20", "us") + moments.astype("int64").astype("timedelta64[us]")
     assert day.sampling_interval(timestamps[: len(steps_s) + 1]) == timedelta(seconds=expected_s)
 
@@ -266,7 +268,7 @@ def test_a_logger_that_waits_between_samples_has_an_interval_that_is_not_usual(t
 
 
 @settings(deadline=None)
-@given(interval_s=st.sampled_from([0.1, *USUAL_S[:8], 7]), random_seed=st.integers(0, 99))
+@given(interval_s=st.sampled_from([0.1, 1.25, *USUAL_S[:8], 7]), random_seed=st.integers(0, 99))
 def test_missing_samples_do_not_change_the_interval_even_if_they_are_most(interval_s, random_seed):
     grid_s = np.arange(0, 86_400, interval_s)
     kept = np.random.default_rng(random_seed).random(len(grid_s)) < 0.4
