@@ -88,6 +88,8 @@ def test_closing_a_range_starts_no_day_and_finishes_the_running_ones():
 def test_consecutive_days_are_joined_to_ranges():
     chosen = [period for period in some_days(9) if period.date.day in (1, 2, 3, 5, 8, 9)]
     assert [(first.day, last.day) for first, last in days.ranges(chosen)] == [(1, 3), (5, 5), (8, 9)]
+    decade = list(days.between(date(2014, 1, 1), date(2023, 12, 31), ZoneInfo("UTC")))
+    assert days.ranges(decade) == [(date(2014, 1, 1), date(2023, 12, 31))]
 
 
 def test_a_range_prints_a_line_per_day_and_a_total(fonte_api, alvo_pool, undisturbed, capsys):
@@ -201,6 +203,22 @@ def test_keep_going_runs_the_other_days_and_prints_how_to_run_the_failed_ones(al
         "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going --days-per-request 1",
         "  python etl.py 2024-05-24 --columns power --keep-going --days-per-request 1",
     ]
+
+
+def test_the_line_of_a_day_names_all_its_oddities(alvo, monkeypatch, capsys):
+    rows = [
+        {"timestamp": f"2024-05-2{day}T00:{10 * step}:00Z", "power": 9999} for day in (0, 1) for step in range(1, 6)
+    ]
+    rows[0]["power"] = None
+    described = http(body=[{"name": "power", "unit": "kW", "lowest": 0, "highest": 9000}])
+    with answering(http(body=rows), described, every_route=True) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main([RANGE[0], "2024-05-21", "--columns", "power"]) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    odd = "one sample every 600 s, power: 4 implausible values, left out: 1 value that is NULL, NaN or infinite"
+    assert first.endswith(f" s, {odd}")
+    assert first.startswith("2024-05-20 UTC  4 of 144 samples, 12 values written, ")
+    assert second.endswith(" s, one sample every 600 s, power: 5 implausible values")
 
 
 def test_a_failed_day_decides_the_exit_code_also_after_an_empty_one(alvo, monkeypatch, capsys):
