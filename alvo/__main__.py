@@ -20,18 +20,23 @@ if __name__ == "__main__":
 
 import uvicorn
 from psycopg2 import Error as PostgresError
-from psycopg2.errors import UndefinedTable
+from psycopg2.errors import InsufficientPrivilege, UndefinedTable
 from sqlalchemy import URL, text
 
 from alvo import api, schema
 from fonte import local
+from fonte.client import connect
 from fonte_alvo import command, engine, settings
 
-# SQLSTATE classes that are no fault of the query: connection, resources, an operator's intervention, the system.
-_NOT_THE_QUERY = ("08", "53", "57", "58", "XX")
+# SQLSTATE classes that are no fault of the query: connection, conflicts, resources, locks, an operator, the system.
+_NOT_THE_QUERY = ("08", "40", "53", "55", "57", "58", "XX")
 # Refuses all but one statement. A query could otherwise close COPY's parenthesis, COMMIT, and write.
 _ONE = "DO $$ DECLARE one refcursor; BEGIN OPEN one FOR EXECUTE current_setting('alvo.query'); END $$"
 ONE_SELECT = "correct it: one SELECT"
+REMEDIES = {
+    UndefinedTable: "correct its name, or load a day first",
+    InsufficientPrivilege: "use a role that may read it",
+}
 FIX = "set ALVO_DATABASE_URL, or correct what the message names"
 
 
@@ -69,8 +74,8 @@ def _answer(query: str) -> int:
             cursor.copy_expert(copy, sys.stdout)
         except BaseException as error:
             if isinstance(error, PostgresError) and error.pgcode and not error.pgcode.startswith(_NOT_THE_QUERY):
-                absent = "correct its name, or load a day first" if isinstance(error, UndefinedTable) else ONE_SELECT
-                raise QueryError(f"the query failed: {error.diag.message_primary}; {absent}") from error
+                remedy = REMEDIES.get(type(error), ONE_SELECT)
+                raise QueryError(f"the query failed: {error.diag.message_primary}; {remedy}") from error
             # Otherwise the rollback would first receive the rest of the result, or hide why the connection was lost.
             connection.invalidate()
             raise
@@ -95,6 +100,7 @@ def _serve(port: int) -> int:
     settings.admin("Alvo")
     settings.allowed("Alvo")
     with command.listener(port) as listener, local.base_url() as base_url:
+        connect(base_url).close()
         with engine.failures("Alvo", FIX):
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)

@@ -152,7 +152,7 @@ def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, Values]:
     picked = {name: grids[name][row] for name, row in (("min", 1), ("max", 2), ("mean", 3)) if name in grids}
     if "std" in grids and "mean" in grids:
         *_, mean, variance = grids["std"]
-        # The variance of all samples is that within the windows and that between them.
+        # Within a window it is the sample variance (n - 1): the sum is a few percent above the variance of all samples.
         picked["std"] = np.sqrt(mean**2 + variance + grids["mean"][4])
     windows = np.max([np.zeros(count), *(np.nan_to_num(grid[0]) for grid in grids.values())], axis=0)
     return {**picked, "windows": windows}

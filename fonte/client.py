@@ -147,16 +147,19 @@ def variables(http: Client) -> dict[str, Variable]:
             status, body = ask(http, "columns")
             if status == 429 or status >= 500:
                 return {}
-            told = json.loads(body)
-            ranges = {str(each["name"]): (each.get("lowest", "-inf"), each.get("highest", "inf")) for each in told}
-            units = {str(each["name"]): str(each["unit"]) for each in told}
-            http.variables = {name: Variable(units[name], *map(float, ranges[name])) for name in units}
+            http.variables = {str(each["name"]): _variable(each) for each in json.loads(body)}
         except (httpx.NetworkError, httpx.RemoteProtocolError):
             # A restart is over soon. A timeout would cost each day of a range as much again.
             return {}
         except (httpx.HTTPError, FonteError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             http.variables = {}
     return http.variables
+
+
+def _variable(told: dict[str, Any]) -> Variable:
+    ends = (("lowest", "-inf"), ("highest", "inf"))
+    lowest, highest = (float(default if told.get(end) is None else told[end]) for end, default in ends)
+    return Variable(str(told["unit"] or ""), lowest, highest)
 
 
 def period(http: Client) -> str:

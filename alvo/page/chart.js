@@ -45,16 +45,20 @@ const axis = (more) => ({
 
 const valueAxis = (label) => axis({
   scale: "y", size: 52, ...(label && {label, labelSize: 20}),
-  values: (_, ticks) => ticks.map((tick) => (Math.abs(tick) < 1e6 ? tick.toLocaleString("en") : tick.toExponential(1))),
+  values: (u, ticks, index, space, increment) => {
+    const maximumFractionDigits = Math.min(Math.max(3, -Math.floor(Math.log10(increment))), 20);
+    const plain = (tick) => tick.toLocaleString("en", {maximumFractionDigits});
+    return ticks.map((tick) => (Math.abs(tick) < 1e6 ? plain(tick) : tick.toExponential(1)));
+  },
 });
 
 const padded = (_, low, high) => (low === null ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true));
 
 // uPlot scales, and draws axes and cursor; the curves are drawn here, so that a step is as long as its bucket.
-const undrawn = (label) => ({label, paths: () => null, points: {show: false}});
+const undrawn = () => ({paths: () => null, points: {show: false}});
 
 // The panels share the cursor, and nothing else: a selection is one panel's.
-const SYNC = {key: "time", setSeries: false, filters: {pub: (type) => type === "mousemove" || type === "mouseleave"}};
+const SYNC = {key: "time", filters: {pub: (type) => type === "mousemove" || type === "mouseleave"}};
 
 function sized(root, chart) {
   new ResizeObserver(() => {
@@ -116,7 +120,7 @@ export class Panel {
         }),
         valueAxis(),
       ],
-      series: [{}, undrawn("mean"), undrawn("min"), undrawn("max"), undrawn("mean - std"), undrawn("mean + std")],
+      series: [{}, ...this.columns().slice(1).map(undrawn)],
       hooks: {
         draw: [(u) => this.draw(u)],
         setSelect: [(u) => {
@@ -159,7 +163,7 @@ export class Panel {
     // No value is beyond the extremes, and so is no band.
     if (bucket > LONG && min && max) {
       spread = spread.map((values) => values.map((value, i) => (
-        value === null ? null : Math.min(Math.max(value, min[i]), max[i])
+        value === null ? null : Math.min(Math.max(value, min[i] ?? value), max[i] ?? value)
       )));
     }
     return [
@@ -266,7 +270,7 @@ export class Curve {
       },
       scales: {x: {time: false, range: padded}, y: {range: padded}},
       axes: [axis({size: 34, label: () => this.labels.x, labelSize: 20}), valueAxis(() => this.labels.y)],
-      series: [{}, undrawn("power")],
+      series: [{}, undrawn()],
       hooks: {
         draw: [(u) => this.draw(u)],
         setCursor: [(u) => onPoint(u.cursor.idxs?.[1] ?? null)],

@@ -8,7 +8,7 @@ import {
 const WINDOW = 10 * MINUTE;
 const SHORTEST = 30 * MINUTE, LONGEST = 36525 * DAY;
 const STEP = 2; // the width of a step in pixels, at least
-const MOST_SAMPLES = DAY + 60 * MINUTE; // the longest local day
+const MOST_SAMPLES = DAY + 120 * MINUTE; // the longest local day, in Antarctica/Troll
 // The years that the date field and the server share.
 const FIRST = Date.UTC(1000, 0), LAST = Date.UTC(9999, 11, 31);
 const STALE = 36 * 60 * MINUTE;
@@ -25,6 +25,7 @@ const state = {
   wanted: null, // {start, end, zone, std, samples}, as the address says
   held: {first: NaN, last: NaN, live: false}, // what Alvo holds
   units: new Map(), // of the variables that Fonte knows
+  labelled: "", // the variables of Alvo when the units were asked for
   view: null, // the answer of /view that is drawn
   power: null, // that of /power-curve
   panels: new Map(), // {section, panel} of each variable; an empty variable has no panel
@@ -41,31 +42,39 @@ class Away extends Error {}
 
 async function ask(route, parameters = {}) {
   const {signal: dropped} = state.asking;
-  let answer;
+  let answer, body;
   try {
     const signal = AbortSignal.any([dropped, AbortSignal.timeout(PATIENCE)]);
     answer = await fetch(`${route}?${new URLSearchParams(parameters)}`, {signal});
+    body = await (answer.ok ? answer.json() : answer.json().catch(() => ({})));
   } catch (error) {
     if (dropped.aborted) throw error;
     throw new Away("no answer");
   }
-  if (answer.ok) return answer.json();
-  const {detail} = await answer.json().catch(() => ({}));
-  throw new (answer.status >= 500 ? Away : Error)(detail ?? `HTTP ${answer.status}`);
+  if (answer.ok) return body;
+  const {status} = answer;
+  throw new (status >= 500 || [408, 429].includes(status) ? Away : Error)(body.detail ?? `HTTP ${status}`);
 }
 
 const bounds = () => ({start_timestamp: iso(state.wanted.start), end_timestamp: iso(state.wanted.end)});
 const zoneName = (zone) => (zone === "local" ? localZone : "UTC");
 
 function away(error) {
-  if (!(error instanceof Away)) return note("refused", `The server refuses this: ${error.message}.`);
+  clearTimeout(state.retry);
+  if (!(error instanceof Away)) {
+    state.retry = setTimeout(refresh, POLL);
+    return note("refused", `The server refuses this: ${error.message}.`);
+  }
   state.awaySince ??= Date.now();
   const zone = state.wanted?.zone ?? "utc";
   by("away").hidden = false;
-  by("away").firstElementChild.textContent =
-    `Alvo's API has been away since ${written(state.awaySince, zone)} ${zoneName(zone)}: ${error.message}. ` +
+  const line = by("away").firstElementChild;
+  const since = `${written(state.awaySince, zone)} ${zoneName(zone)}`;
+  const told = `Alvo's API has been away since ${since}: ${error.message}. ` +
     "The values shown are older; the page tries again by itself.";
-  clearTimeout(state.retry);
+  // What stays the same is not read out again.
+  if (line.textContent !== told) line.textContent = told;
+  if (state.wanted) tellAge();
   state.retry = setTimeout(refresh, state.pause);
   state.pause = Math.min(2 * state.pause, LONGEST_PAUSE);
 }
@@ -107,7 +116,7 @@ async function refresh() {
 
 // The connector knows both; the curves do not wait for it.
 async function tellUnitsAndSamples(current) {
-  if (!state.units.size) await label(current);
+  if (!state.units.size || state.labelled !== Object.keys(state.view.variables).join()) await label(current);
   if (current.signal.aborted) return;
   const told = await overlay().catch((error) => `No 1-minute samples: ${error.message}.`);
   if (!current.signal.aborted) note("samples", told);
@@ -115,10 +124,10 @@ async function tellUnitsAndSamples(current) {
 
 async function label(current) {
   const variables = await ask("variables").catch(() => []);
-  if (current.signal.aborted) return;
+  if (current.signal.aborted || !variables.length) return;
+  state.labelled = Object.keys(state.view.variables).join();
   state.units = new Map(variables.filter(({unit}) => unit !== null).map(({name, unit}) => [name, unit]));
-  const unknown = variables.length && !state.units.size;
-  note("units", unknown ? "The units are unknown: Fonte's connector does not tell them." : "");
+  note("units", !state.units.size ? "The units are unknown: Fonte's connector does not tell them." : "");
   draw();
 }
 
@@ -136,8 +145,8 @@ async function overlay() {
   const asked = [...Object.entries(bounds()), ...had.map((name) => ["columns", name])];
   const {timestamps, columns} = await ask("samples", asked);
   for (const [name, values] of Object.entries(columns)) {
-    const {panel} = state.panels.get(name);
-    panel?.show({...panel.shown, samples: {timestamps, values}});
+    const {section, panel} = state.panels.get(name);
+    if (!section.querySelector(".chart").hidden) panel.show({...panel.shown, samples: {timestamps, values}});
   }
   return timestamps.length ? told : "Fonte holds no 1-minute samples of this period.";
 }
@@ -190,7 +199,10 @@ function drawPanel(name, data) {
   if (state.wanted.samples && old?.start === data.start && old.end === data.end) data.samples = old.samples;
   describePanel(name, entry.section, totals(data));
   const root = entry.section.querySelector(".chart");
-  if (root.hidden) return;
+  if (root.hidden) {
+    entry.section.querySelector(".readout").textContent = "";
+    return;
+  }
   if (entry.panel) return entry.panel.show(data);
   const tell = readout(entry.section, (index) => readoutOf(entry.panel.shown, index, unitOf(state.units.get(name))));
   entry.panel = new Panel(root, data, zoom, tell);
@@ -203,7 +215,8 @@ function readout(section, text) {
   // All panels tell the values under the cursor; only the one in focus is read out.
   chart.addEventListener("focus", () => { line.ariaLive = "polite"; });
   chart.addEventListener("blur", () => { line.ariaLive = "off"; });
-  return (index) => { line.textContent = index === null ? "" : text(index); };
+  // The panels share the cursor with one that is hidden and holds the values of an earlier period.
+  return (index) => { line.textContent = index === null || chart.hidden ? "" : text(index); };
 }
 
 function readoutOf({statistics: {mean, min, max, std, windows}, from, bucket, zone}, index, unit) {
@@ -248,7 +261,10 @@ function describePanel(name, section, {mean, min, max, std, found, expected}) {
   const windows = `${found.toLocaleString("en")} of ${expected.toLocaleString("en")}`;
   const drawable = [mean, min, max].some((value) => value !== null);
   section.querySelector("h3").textContent = titleOf(name);
-  section.querySelector(".chart").hidden = !drawable;
+  const chart = section.querySelector(".chart");
+  // The keys work on, and the focus is not lost.
+  if (!drawable && document.activeElement === chart) by("next").focus();
+  chart.hidden = !drawable;
   section.querySelector(".summary").textContent = drawable
     ? `mean ${number(mean)}, min ${number(min)}, max ${number(max)} ${unit}; ${windows} windows (${percent})`
     : `${found ? "no mean, minimum or maximum" : "no values"}; ${windows} windows`;
@@ -303,12 +319,13 @@ function tellControls() {
   by("csv").download = `alvo_${iso(wanted.start)}_${iso(wanted.end)}.csv`.replaceAll(":", "");
   by("link").href = location.href;
   document.querySelector("#legend .samples").hidden = !wanted.samples || wanted.end - wanted.start > MOST_SAMPLES;
-  tellAge(all);
+  tellAge();
 }
 
 // Old values are an alarm only where they once came in time: a demo or an archive was never alive.
-function tellAge(all) {
+function tellAge() {
   const {held, wanted} = state;
+  const all = !Number.isNaN(held.first);
   const old = Date.now() - (held.last + WINDOW);
   const newest = `Newest value: ${written(held.last || 0, wanted.zone)} ${zoneName(wanted.zone)}`;
   by("age").textContent = !all ? "Alvo holds no values yet: python etl.py DATE loads a day"

@@ -27,7 +27,7 @@ from fonte_alvo import command, settings
 from orchestration.dagster import resources
 from orchestration.dagster.resources import AlvoDatabase, FonteApi
 
-DAGSTER = Path(sys.executable).with_name("dagster")
+DAGSTER = [sys.executable, "-m", "dagster"]
 DEFINITIONS = "orchestration.dagster.definitions"
 LOOK_EVERY_S = 0.5
 # Dagster lists a partition per day: one stray row of the year 1 would make 700,000.
@@ -59,14 +59,17 @@ def _serve_code(host: str, port: str) -> int:
     """Become a code server for a daemon and a webserver elsewhere, which set DAGSTER_HOME."""
     with FonteApi().connect() as http:
         environment = settings.child_environment(DAGSTER_START_DATE=str(_start_date(http)))
-    line = [str(DAGSTER), "api", "grpc", "--module-name", DEFINITIONS, "--host", host, "--port", port]
-    os.execve(DAGSTER, line, environment)
+    line = [*DAGSTER, "api", "grpc", "--module-name", DEFINITIONS, "--host", host, "--port", port]
+    os.execve(sys.executable, line, environment)
 
 
 def _serve(port: str) -> int:
     # Ctrl-C has to work even if the shell that started this set it to be ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
+    # The end of a terminal does not reach Dagster, which is in another session. nohup ignores it.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     command.listener(int(port)).close()
     # Report a missing service here on one line, instead of in failing runs. An embedded Fonte gets a row per minute.
     with FonteApi().connect(live=True) as http:
@@ -80,7 +83,7 @@ def _serve(port: str) -> int:
             # Dagster recommends `dg dev` instead, which needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
         )
-        line = [str(DAGSTER), "dev", "--module-name", DEFINITIONS, "--port", port]
+        line = [*DAGSTER, "dev", "--module-name", DEFINITIONS, "--port", port]
         # In another session, so that Ctrl-C reaches Dagster once, and the connector runs until Dagster has stopped.
         with subprocess.Popen(line, env=environment, start_new_session=True) as dagster:
             try:

@@ -404,6 +404,40 @@ def test_an_empty_variable_takes_one_line(open_page, hour_api, alvo_pool):
     assert page.wrong == []
 
 
+def test_a_variable_without_values_shows_those_of_no_other_period(open_page, hour_api, alvo_pool):
+    server = hour_api("power_mean", "pitch_mean")
+    with alvo_pool.begin() as connection:
+        later = "SELECT timestamp + INTERVAL '1 hour', signal_id, value FROM data JOIN signal ON id = signal_id"
+        connection.execute(text(f"INSERT INTO data {later} WHERE name = 'power_mean'"))
+    page = open_page(HOUR, url=server.url)
+    pitch = page.locator("[data-variable=pitch]")
+    pitch.locator(".chart").focus()
+    page.keyboard.press("ArrowRight")
+    pitch.locator(".summary", has_text="no values; 0 of 6 windows").wait_for()
+    assert page.evaluate("document.activeElement.id") == "next"
+    page.locator("[data-variable=power] .u-over").hover()
+    page.locator("[data-variable=power] .readout", has_text="2024-05-20 01:").wait_for()
+    assert pitch.locator(".readout").inner_text() == ""
+    assert pitch.locator(".summary").is_visible()
+
+
+def test_a_variable_that_appears_later_has_its_unit_too(open_page, hour_api):
+    server = hour_api("power_mean")
+    page = open_page(HOUR, url=server.url)
+    hour_api("wind_speed_mean")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.locator("#panels h3", has_text="wind speed (m/s)").wait_for()
+
+
+def test_a_band_is_not_cut_where_there_are_no_extremes(open_page):
+    columns = """async () => {
+        const {Panel} = await import("./page/chart.js");
+        const statistics = {windows: [6, 6], mean: [1000, 1000], std: [100, 100], min: [null, 950], max: [null, 1050]};
+        return Panel.prototype.columns.call({shown: {from: 0, bucket: 7.2e6, statistics}}).slice(-2);
+    }"""
+    assert open_page(DAY).evaluate(columns) == [[900, 950], [1100, 1050]]
+
+
 def test_the_page_shows_the_length_of_a_step(open_page):
     page = open_page(DAY)
     assert page.locator("#reduction").inner_text() == "in steps of 10 min"
@@ -581,6 +615,16 @@ def test_the_page_reports_a_stopped_api_and_notices_its_return(open_page, year, 
         drawn(page, "2024-05-22 UTC")
         page.get_by_role("alert").wait_for(state="hidden")
         assert "144 of 144" in page.locator(POWER).inner_text()
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(open_page):
+    page = open_page(DAY)
+    cut = {"status": 200, "content_type": "application/json", "body": "{"}
+    page.route("**/view?*", lambda route: route.fulfill(**cut), times=1)
+    page.get_by_role("button", name="Next period").click()
+    page.get_by_role("alert").get_by_text("no answer. The values shown are older").wait_for()
+    drawn(page, "2024-05-22 UTC")
+    assert page.get_by_text("The server refuses this").count() == 0
 
 
 def test_an_idle_page_notices_that_the_api_is_away(open_page, year, shared_connector):

@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from contextlib import contextmanager
 
 import httpx
 import psycopg2
 import pytest
+from sqlalchemy import text
 from support.project import alvo_values, bare
 from support.two_days import filled
 
@@ -113,6 +115,35 @@ def test_a_database_that_ends_a_query_is_exit_code_4(ask, two_days, monkeypatch,
     assert re.fullmatch(f"python -m alvo: Alvo failed: .*({said}).*\n", errors)
 
 
+def test_a_locked_table_is_exit_code_4(ask, two_days, make_pool, monkeypatch):
+    url = two_days.update_query_dict({"options": "-c lock_timeout=100"})
+    monkeypatch.setenv("ALVO_DATABASE_URL", url.render_as_string(hide_password=False))
+    with make_pool(two_days).begin() as holder:
+        holder.execute(text("LOCK TABLE data"))
+        code, _, errors = ask("SELECT count(*) FROM data")
+    assert code == 4
+    assert errors.startswith("python -m alvo: Alvo failed: canceling statement due to lock timeout")
+
+
+def test_a_table_that_a_role_may_not_read_is_named(ask, two_days, make_pool, monkeypatch):
+    pool = make_pool(two_days)
+    with pool.begin() as connection:
+        role = f"r{uuid.uuid4().hex}"
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
+    try:
+        monkeypatch.setenv(
+            "ALVO_DATABASE_URL", two_days.set(username=role, password="x").render_as_string(hide_password=False)
+        )
+        code, _, errors = ask("SELECT * FROM load")
+    finally:
+        with pool.begin() as connection:
+            connection.execute(text(f"DROP ROLE {role}"))
+    assert code == 2
+    assert errors == (
+        "python -m alvo: the query failed: permission denied for table load; use a role that may read it\n"
+    )
+
+
 FULL = "python -m alvo: standard output cannot be written: No space left on device; what was done stays done\n"
 
 
@@ -152,6 +183,14 @@ def test_a_setting_that_stops_an_api_is_named_before_any_address_is_printed(run_
     run = run_command("-m", "alvo", "--port", "0", **broken)
     assert (run.returncode, run.stdout) == (2, "")
     assert re.fullmatch(rf"python -m alvo: {side}_{name} .*: expected .*\n", run.stderr)
+
+
+def test_a_setting_that_stops_the_client_of_fonte_is_named_before_any_address_is_printed(run_command, alvo):
+    broken = {"FONTE_API_URL": "http://fonte.example", "HTTP_PROXY": "socks9://x"}
+    url = alvo.render_as_string(hide_password=False)
+    run = run_command("-m", "alvo", "--port", "0", ALVO_DATABASE_URL=url, **broken)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (3, "", 1)
+    assert run.stderr.startswith("python -m alvo: no HTTP client can be made: ")
 
 
 @contextmanager

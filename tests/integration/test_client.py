@@ -639,10 +639,12 @@ def test_a_description_that_failed_once_is_asked_for_again(failure):
         assert client.variables(connected) == {"power": ("kW", -math.inf, math.inf)}
 
 
-def test_a_connector_may_describe_no_ranges():
-    described = http(body=[{"name": "power", "unit": "kW"}])
+@pytest.mark.parametrize("ends", [{}, {"lowest": None, "highest": None}])
+@pytest.mark.parametrize(("unit", "shown"), [("kW", "kW"), (None, "")])
+def test_a_connector_may_describe_no_unit_and_no_range(unit, shown, ends):
+    described = http(body=[{"name": "power", "unit": unit} | ends])
     with answering(described, every_route=True) as server, client.connect(server.url) as connected:
-        assert client.variables(connected) == {"power": ("kW", -math.inf, math.inf)}
+        assert client.variables(connected) == {"power": (shown, -math.inf, math.inf)}
 
 
 def test_the_period_is_that_of_the_connector(shared_connector):

@@ -281,6 +281,10 @@ def test_an_image_can_neither_install_nor_compile(stack, service):
     assert stack.inside(service, "bash", "-c", look) == "65532\n"
 
 
+def test_the_commands_of_an_image_name_their_version(stack):
+    assert stack.inside("connector", "python", "etl.py", "--version").startswith("fonte-alvo ")
+
+
 @pytest.mark.parametrize("service", ["connector", "alvo-api", "fonte-database", "alvo-database", "dagster-code"])
 def test_a_killed_service_restarts_with_its_data(stack, service):
     before = stack.contents()
