@@ -221,6 +221,13 @@ def test_days_with_many_samples_get_smaller_requests(serve, alvo, monkeypatch):
     assert lengths == [10, 10, 3, 3, 3, 2]
 
 
+def test_a_day_that_fills_more_than_a_request_is_requested_alone(serve, alvo, monkeypatch):
+    connector = serve(Connector())
+    monkeypatch.setattr(days, "REQUEST_BYTES", 1)
+    assert etl.main(["2024-05-01", "2024-05-14", *POWER]) == 0
+    assert [(last - first).days + 1 for first, last in connector.asked] == [10, 1, 1, 1, 1]
+
+
 def test_the_days_of_a_too_large_answer_are_requested_one_by_one(serve, alvo_pool, monkeypatch):
     monkeypatch.setattr(one, "SEVERAL_DAYS_BYTES", 50_000)
     monkeypatch.setattr(days, "REQUEST_BYTES", 2 * 8 * 1440 * 2 + 100)
@@ -310,6 +317,12 @@ def test_a_connector_that_returns_in_time_needs_no_smaller_request(serve, alvo, 
     assert etl.main(["2024-05-20", "2024-05-29", *POWER]) == 0
     assert set(connector.asked) == {(date(2024, 5, 20), date(2024, 5, 29))}
     assert 0 < sum(pauses_s) < 60
+
+
+def test_a_fault_that_is_not_retried_shrinks_no_request(serve, alvo, pauses_s):
+    connector = serve(Connector(http(500), holds(BAD_DAY)))
+    assert etl.main(["2024-05-20", "2024-06-08", *POWER, "--keep-going"]) == 3
+    assert connector.asked[-1] == (date(2024, 5, 30), date(2024, 6, 8))
 
 
 def test_requests_shrink_where_a_connector_answers_only_short_ones(serve, alvo_pool, pauses_s):
