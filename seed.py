@@ -16,8 +16,10 @@ be written, 130 interrupted, 141 the reader of a pipe is gone.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
+from importlib.metadata import version
 from importlib.util import find_spec
 from threading import Event
 
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, of_files = _parser()
     options = parser.parse_args(arguments)
     most = date.max.toordinal() - options.start.toordinal()
+    if not most:
+        parser.error(f"argument --start: {options.start}: expected 9999-12-30 or earlier")
     if not 1 <= options.days <= most:
         parser.error(f"argument --days: {options.days} from {options.start} on: expected 1 to {most}")
     if options.random_seed < 0:
@@ -56,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     strays = [each.option_strings[0] for each in of_files if getattr(options, each.dest) != each.default]
     if strays and not options.csv:
         parser.error(f"argument {strays[0]}: belongs to --csv FILE")
+    if repeated := Counter(name for name, _ in options.column) - Counter(dict(options.column).keys()):
+        parser.error(f"argument --column: {next(iter(repeated))}: expected each variable once")
     if options.interval and options.label != "end":
         parser.error("argument --interval: belongs to --label end")
     if (options.csv or options.live) and (options.start, options.days) != (seeding.START, seeding.DAYS):
@@ -79,6 +85,9 @@ def _seed(options: argparse.Namespace) -> int:
             if not schema.create_absent(connection) and options.once:
                 print("Fonte has its table: nothing was written")
                 return 0
+            if options.csv:
+                # A pipe may pause for longer than the limit.
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             merged = _load(connection, options) if options.csv else _fill(connection, options)
         _report(merged, schema.extent(pool), options)
     return 0
@@ -104,16 +113,16 @@ def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
     merged = []
     for name in options.csv:
         with files.opened(name, options) as file:
-            print(file.form)
+            command.say(file.form)
             if connection is None:
-                print(files.look(file))
+                command.say(files.look(file))
             else:
                 merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:
             where = f", and written to {file.left_out}" if connection else ""
             if connection and options.label == "end":
                 where += f": correct it, and load it with --interval {file.interval.item().total_seconds() / 60:.15g}"
-            print(f"{name}: {count(file.bad_rows, 'bad row')} left out{where}")
+            command.say(f"{name}: {count(file.bad_rows, 'bad row')} left out{where}")
     return seeding.total(merged)
 
 
@@ -148,7 +157,7 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
     columns = "columns of the variables (default: those with their names)"
     times = "columns whose texts, joined by a blank, are the time; =1999 is the text 1999 (default: timestamp)"
     interval = "averaging interval with --label end (default: the most frequent step of the first rows)"
-    markers = "texts that mean no value, besides an empty field, NA, NaN, NULL and the like"
+    markers = "texts that mean no value, besides an empty field, NA, NaN, NULL and the like; --missing=-9999,9"
     header = "header's line; 0: none, columns are named 1, 2, 3 (default: the first line that is not empty)"
     # fonte.files.HEAD_LINES hold the header and the first row.
     lines = _within(0, 999)
@@ -161,7 +170,7 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
         add("--csv-timezone", type=command.zone, metavar="ZONE", help="zone of times without offset (default: UTC)"),
         add("--label", choices=["start", "end"], default="start", help="which end of its interval a time names"),
         add("--interval", type=_within(0.001, 1440, float), metavar="MINUTES", help=interval),
-        add("--missing", nargs="+", default=[], metavar="MARKER", help=markers),
+        add("--missing", nargs="+", action="extend", default=[], metavar="MARKER", help=markers),
         add("--delimiter", choices=delimiters, help="(default: the one that fits)"),
         add("--decimal", choices=[".", ","], help="decimal mark (default: the one that fits)"),
         add("--encoding", metavar="NAME", help="such as latin-1 (default: utf-8, or utf-16 if the file has its mark)"),
@@ -175,8 +184,11 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
 
 
 def _file(name: str) -> str:
-    if find_spec("pandas") is None:
-        raise argparse.ArgumentTypeError("files are read with pandas: python -m pip install '.[files]'")
+    held = version("pandas") if find_spec("pandas") else ""
+    # An older one reads 0.30000000000000004 as 0.3.
+    if not held or [int(part) for part in held.split(".")[:2]] < [3, 1]:
+        said = f"files are read with pandas 3.1 or newer{held and f', not {held}'}"
+        raise argparse.ArgumentTypeError(f"{said}: python -m pip install '.[files]'")
     return name
 
 

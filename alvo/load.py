@@ -59,7 +59,7 @@ _SIGNALS = text("""
 _REPLACE = text("""
     WITH differing AS MATERIALIZED (
         SELECT signal_id, timestamp, incoming.value
-        FROM incoming FULL JOIN (
+        FROM pg_temp.incoming FULL JOIN (
             SELECT signal_id, timestamp, value FROM data
             WHERE signal_id = ANY(:signal_ids) AND timestamp >= :start AND timestamp < :end
         ) AS old USING (signal_id, timestamp)
@@ -75,7 +75,7 @@ _REPLACE = text("""
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM written),
-        (SELECT count(*) FROM incoming) - (SELECT count(value) FROM differing),
+        (SELECT count(*) FROM pg_temp.incoming) - (SELECT count(value) FROM differing),
         (SELECT count(*) FROM removed)
 """)
 
@@ -203,10 +203,10 @@ def _check_types(held: Mapping[str, str]) -> None:
 
 def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], parameters: dict[str, Any]) -> Report:
     """Make the period hold these rows of these signals and no others; parameters are those of _REPLACE."""
-    # Not LIKE data: its columns may be more than ours.
+    # Not LIKE data: its columns may be more than ours. A search path may prefer a user's table of this name.
     incoming = "(timestamp timestamptz, signal_id integer, value double precision)"
     connection.execute(text(f"CREATE TEMP TABLE incoming {incoming} ON COMMIT DROP"))
-    copy.copy_in(connection, "incoming", rows)
+    copy.copy_in(connection, "pg_temp.incoming", rows)
     try:
         return Report(*connection.execute(_REPLACE, parameters).one())
     except DBAPIError as error:

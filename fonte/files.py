@@ -6,6 +6,7 @@ import lzma
 import os
 import re
 import sys
+import tarfile
 import warnings
 import zipfile
 import zlib
@@ -38,7 +39,9 @@ END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
 WIDTHS = {"Y": 4, "j": 3, "f": 6}
 # Zones, offsets and --label move a timestamp by up to a day, and it stays within the years 1 to 9999.
 FIRST_DAY, LAST_DAY = np.array(["0001-01-02", "9999-12-30"], "datetime64[D]")
-UNREADABLE = (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+BAD_ARCHIVE = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+# pandas raises ImportError where it needs another package, such as one for .zst.
+UNREADABLE = (OSError, EOFError, ImportError, LookupError, ValueError, *BAD_ARCHIVE)
 # A field may be as long as its line.
 csv.field_size_limit(2**31 - 1)
 
@@ -67,6 +70,11 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
             yield File(name, options, encoding, reader)
     except FileNotFoundError as error:
         raise FileError(f"{name}: there is no such file on this machine: correct its name, or download it") from error
+    except FileExistsError as error:
+        raise FileError(f"{error.filename} is there: load it, or remove it") from error
+    except BrokenPipeError:
+        # Standard output's, not the file's.
+        raise
     except (*UNREADABLE, pd.errors.ParserWarning) as error:
         said = _shown(error, 200)
         if separated := re.search(r"fields in line (\d+)|loss of data", said):
@@ -93,6 +101,10 @@ class File:
         # pandas reads an hour without %p as one before noon, and ignores %p beside %H.
         if parts & set("HIpMSf") and parts & set("HIp") not in ({"H"}, {"I", "p"}):
             raise FileError(f"--timestamp-format {form!r} gives no hour: expected %H, or %I and %p")
+        if "Z" in parts:
+            raise FileError(
+                f"--timestamp-format {form!r}: %Z is ambiguous: expected %z, or the name and --csv-timezone"
+            )
         head = self._lines(HEAD_LINES)
         # The header is the line that --header-line names, which may be a comment, or else the first that is not empty.
         number = options.header_line
@@ -197,7 +209,9 @@ class File:
 
     def _tell(self, problems: dict[int, str], lines: pd.Series) -> None:
         if problems and self.options.skip_bad_rows and not self.options.dry_run:
-            with self.left_out.open("a" if self.bad_rows else "w", encoding=self._encoding) as stream:
+            # An existing file may hold corrections.
+            new = "x" if self.left_out.is_file() else "w"
+            with self.left_out.open("a" if self.bad_rows else new, encoding=self._encoding) as stream:
                 start = [] if self.bad_rows else self._start
                 stream.writelines(f"{line}\n" for line in [*start, *lines[list(problems)]])
         told = [f"line {number}: {problem}" for number, problem in problems.items()]
@@ -205,10 +219,11 @@ class File:
         self.bad_rows += len(problems)
 
     def _numbers(self, texts: pd.Series, name: str, problems: dict[int, str]) -> Values:
-        mark, markers = self._decimal, [*MISSING, *self.options.missing]
-        points = texts if mark == "." else texts.str.translate(str.maketrans(",.", ".,"))
-        numbers = pd.to_numeric(points, errors="coerce").astype(float)
-        missing = texts.isin(markers) | numbers.isin(pd.to_numeric(pd.Series(markers), errors="coerce").dropna())
+        mark, markers = self._decimal, pd.Series([*MISSING, *self.options.missing])
+        numbers = _numeric(texts, mark)
+        # A marker may have a point where the file has commas.
+        marked = pd.concat([_numeric(markers, mark), _numeric(markers, ".")]).dropna()
+        missing = texts.isin(markers) | numbers.isin(marked)
         for number, text in texts[~missing & ~np.isfinite(numbers)].items():
             problems[number] = f"{name} {_shown(text)} is no number with the decimal mark {mark}"
         return np.asarray(numbers.mask(missing), float)
@@ -226,10 +241,10 @@ class File:
         written = parts[0].str.cat(parts[1:], sep=" ")
         # pandas takes words such as now for times.
         valid = written.str.contains(r"\d") & written.str.fullmatch(_pattern(form) if form else ISO_8601)
-        texts = written.where(valid.astype(bool), "")
+        texts = written.where(valid, "")
         wall = _parsed(texts, form)
         # 24 is a valid minute or day; only as the hour does it end the day.
-        late = np.isnat(wall) & (texts.str.count(END_OF_DAY) == 1).to_numpy(bool)
+        late = np.isnat(wall) & (texts.str.count(END_OF_DAY) == 1).to_numpy()
         wall[late] = _parsed(texts[late].str.replace(END_OF_DAY, "00", regex=True), form) + np.timedelta64(1, "D")
         far = (wall < FIRST_DAY) | (wall.astype("datetime64[D]") > LAST_DAY)
         wall[far] = np.datetime64("NaT")
@@ -285,11 +300,12 @@ def look(file: File) -> str:
         for name, _, _, lowest, highest in file.variables:
             outside = (table[name] < lowest) | (table[name] > highest)
             counts[f"{name} outside {lowest} to {highest}"] += int(outside.sum())
-    interval = max(steps, key=steps.__getitem__, default=0)
-    counts["gaps"] = sum(steps[step] for step in steps if step > interval)
+    # Negative where the file is sorted newest first.
+    interval = max((step for step in steps if step), key=steps.__getitem__, default=0)
+    counts["gaps"] = sum(steps[step] for step in steps if step * interval > interval**2)
     counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
     told = ", ".join(f"{name}: {number:,}" for name, number in counts.items())
-    return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {interval / 60e6:g} min, {told}"
+    return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {abs(interval) / 60e6:g} min, {told}"
 
 
 def _encoding(name: str) -> str:
@@ -302,9 +318,15 @@ def _encoding(name: str) -> str:
 
 
 def _padded(numbers: pd.Series, form: str) -> pd.Series:
-    """Restore the leading zeros that numbers have lost: 5 is 00:05 in %H%M. A year has none to lose."""
-    width = 0 if form.startswith("%Y") else len(datetime(2024, 5, 20, tzinfo=UTC).strftime(form))
+    """Restore the leading zeros that numbers have lost: 5 is 00:05 in %H%M. A year or a fraction has none to lose."""
+    width = 0 if form.startswith(("%Y", "%f")) else len(datetime(2024, 5, 20, tzinfo=UTC).strftime(form))
     return numbers.mask(numbers.str.isdecimal(), numbers.str.zfill(width))
+
+
+def _numeric(texts: pd.Series, mark: str) -> pd.Series:
+    """Return the numbers of texts with this decimal mark, NaN for other texts."""
+    points = texts if mark == "." else texts.str.translate(str.maketrans(",.", ".,"))
+    return pd.to_numeric(points, errors="coerce").astype(float)
 
 
 def _pattern(form: str) -> str:

@@ -34,6 +34,8 @@ YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01
 # The type to which the connector casts each column.
 _CASTS = {"timestamp": "timestamptz", **{each.name: "float8" for each in VARIABLES}}
 
+_VIEW = sa.text("SELECT relkind IN ('v', 'm') FROM pg_class WHERE oid = to_regclass('data')")
+
 _REQUIRED = sa.text("""
     SELECT quote_ident(attname) FROM pg_attribute
     WHERE attrelid = to_regclass('data') AND attnum > 0 AND NOT attisdropped AND attname <> ALL(:ours)
@@ -42,8 +44,8 @@ _REQUIRED = sa.text("""
 
 _KEYED = sa.text("""
     SELECT count(*) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
-    WHERE indrelid = to_regclass('data') AND indisunique AND indnkeyatts = 1 AND indpred IS NULL
-        AND attname = 'timestamp'
+    WHERE indrelid = to_regclass('data') AND indisunique AND indimmediate AND indisvalid AND indnkeyatts = 1
+        AND indpred IS NULL AND attname = 'timestamp'
 """)
 
 metadata = sa.MetaData()
@@ -104,7 +106,7 @@ def _absent(held: Mapping[str, str]) -> str | None:
     name = next((name for name in _CASTS if name not in held), None)
     if name is None:
         return None
-    mend = f"ADD COLUMN {name} double precision"
+    mend = f"ADD COLUMN {name} {_CASTS[name]}"
     if name == "ambient_temperature" and "ambient_temprature" in held:
         mend = "RENAME COLUMN ambient_temprature TO ambient_temperature"
     return f"its table data has no column {name}; as its owner: ALTER TABLE data {mend}"
@@ -115,6 +117,8 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
 
     The table may have more columns than ours. Raises SQLAlchemyError.
     """
+    if connection.scalar(_VIEW):
+        return "data is a view: write to the table that it reads"
     if absent := _absent(_columns(connection)):
         return absent
     required = connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first()
@@ -128,9 +132,12 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
 
 def create_absent(connection: sa.Connection) -> bool:
     """Create the table where it is absent, in the caller's transaction; return whether it was."""
+    # Not to_regclass: in one transaction it may repeat an old answer.
+    if sa.inspect(connection).has_table("data"):
+        return False
     # Two simultaneous first runs would both find nothing and then collide: the second waits here.
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("fonte.schema"))))
-    absent: bool = connection.scalar(sa.select(sa.func.to_regclass("data").is_(None))) is True
-    if absent:
-        metadata.create_all(connection, checkfirst=False)
-    return absent
+    if sa.inspect(connection).has_table("data"):
+        return False
+    metadata.create_all(connection, checkfirst=False)
+    return True

@@ -82,7 +82,8 @@ def live(pool: Engine, profile: str, random_seed: int, stop: Event) -> Iterator[
         now = datetime.now(UTC).replace(second=0, microsecond=0)
         with pool.begin() as connection:
             schema.create_absent(connection)
-            last = connection.scalar(text("SELECT max(timestamp) FROM data WHERE timestamp <= :now"), {"now": now})
+            query = "SELECT max(timestamp)::timestamptz FROM data WHERE timestamp <= :now"
+            last = connection.scalar(text(query), {"now": now})
             start = max(now - timedelta(days=LIVE_DAYS), (last or midnight(date.min)) + timedelta.resolution)
             merged = fill_synthetic(connection, start, now + timedelta(minutes=1), profile, random_seed)
         yield merged
@@ -104,13 +105,14 @@ def merge(
     temporary = f"CREATE TEMP TABLE incoming (timestamp timestamptz, {columns_of_ours}) ON COMMIT DROP"
     connection.execute(text(temporary))
     for columns in batches:
-        copy.copy_in(connection, "incoming", columns)
+        # A search path may prefer a user's table of this name.
+        copy.copy_in(connection, "pg_temp.incoming", columns)
     # The planner then knows how many rows there are.
-    connection.execute(text("ANALYZE incoming"))
+    connection.execute(text("ANALYZE pg_temp.incoming"))
     contradiction, *counts = connection.execute(text(_merge_sql(replace))).one()
     if contradiction is not None:
         raise Contradiction(f"{source}: two rows for {contradiction} hold different values: keep one of them")
-    connection.execute(text("DROP TABLE incoming"))
+    connection.execute(text("DROP TABLE pg_temp.incoming"))
     return Merged(*counts)
 
 
@@ -128,7 +130,7 @@ def _merge_sql(replace: bool) -> str:
     return f"""
         WITH offered AS MATERIALIZED (
             SELECT timestamp, {each(f"{highest} AS {{0}}")}, {each(f"{lowest} < {highest}", " OR ")} AS contradicts
-            FROM incoming GROUP BY timestamp
+            FROM pg_temp.incoming GROUP BY timestamp
         ), compared AS MATERIALIZED (
             SELECT offered.*, held.timestamp IS NOT NULL AS present,
                 held.timestamp IS NOT NULL AND ({each(fills, " OR ")}) AS filled, {each(differs, " OR ")} AS differing

@@ -41,15 +41,21 @@ class SettingsError(Failure):
 
 
 def home() -> Path:
-    """Return the folder of `.env` and `.embedded`: FONTE_ALVO_HOME, the checkout, or one for the user's data."""
-    if given := os.environ.get("FONTE_ALVO_HOME"):
-        return Path(given).absolute()
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "etl.py").is_file():
-        return checkout
-    # XDG Base Directory Specification: the folder of a user's data.
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "fonte-alvo"
+    """Return the folder of `.env` and `.embedded`: FONTE_ALVO_HOME, the checkout, or one for the user's data.
+
+    Raises SettingsError.
+    """
+    try:
+        if given := os.environ.get("FONTE_ALVO_HOME"):
+            return Path(given).expanduser().absolute()
+        checkout = Path(__file__).resolve().parent.parent
+        if (checkout / "etl.py").is_file():
+            return checkout
+        # XDG Base Directory Specification: the folder of a user's data; a relative one is ignored.
+        data = Path(os.environ.get("XDG_DATA_HOME", ""))
+        return (data if data.is_absolute() else Path.home() / ".local" / "share") / "fonte-alvo"
+    except RuntimeError as error:
+        raise SettingsError("the user's home folder is unknown: set FONTE_ALVO_HOME to a folder") from error
 
 
 def embedded_folder() -> Path:

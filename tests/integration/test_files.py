@@ -6,11 +6,13 @@ import lzma
 import os
 import re
 import shlex
+import subprocess
 import sys
 import threading
 import warnings
 import zipfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -18,10 +20,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy import text
-from support.project import ROOT
+from support.project import ROOT, bare, wait_until
 
 import seed
 from fonte import files
+from fonte_alvo import engine
 
 GREENBYTE = """\
 # This file was exported by Greenbyte at 2022-02-02 12:00:00.
@@ -227,6 +230,40 @@ def test_standard_input_and_a_pipe_are_loaded(rows, monkeypatch, tmp_path):
     assert rows() == [("2024-05-20 00:00", None, 1.0, None), ("2024-05-21 00:00", None, 2.0, None)]
 
 
+def test_a_pipe_may_pause_for_longer_than_a_transaction_may_be_idle(rows, monkeypatch, administrator):
+    database = os.environ["FONTE_DATABASE_URL"].rpartition("/")[2].partition("?")[0]
+
+    class Paused(io.BytesIO):
+        def read1(self, *size):
+            wait_until(paused_or_gone)
+            return super().read1(*size)
+
+    def paused_or_gone():
+        idle = "state = 'idle in transaction' AND clock_timestamp() - state_change > '1.5s'"
+        held = f"SELECT bool_and({idle}) IS NOT FALSE FROM pg_stat_activity"
+        with administrator.connect() as connection:
+            return connection.scalar(text(f"{held} WHERE datname = '{database}'"))
+
+    monkeypatch.setattr(engine, "IDLE_TIMEOUT_S", 1)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Paused(b"timestamp,power\n2024-05-20,1\n")))
+    assert seed.main(["--csv", "-"]) == 0
+    assert len(rows()) == 1
+
+
+@pytest.mark.parametrize(("reader", "code", "loaded"), [("full", 6, True), ("gone", 141, False)])
+def test_a_failed_standard_output_is_no_failure_of_the_file(rows, tmp_path, folder, reader, code, loaded):
+    (tmp_path / "some.csv").write_text("timestamp,power\n2024-05-20,1\n")
+    line = [sys.executable, "seed.py", "--csv", *[str(tmp_path / "some.csv")] * 200]
+    environment = {**bare(folder), "FONTE_DATABASE_URL": os.environ["FONTE_DATABASE_URL"]}
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as gone, Path("/dev/full").open("wb") as full:
+        output = {"full": full, "gone": gone}[reader]
+        ended = subprocess.run(line, cwd=folder, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, rows() is not None) == (code, loaded)
+    assert "some.csv" not in ended.stderr
+
+
 def test_a_closed_standard_input_is_bad_input(rows, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", None)
     assert (seed.main(["--csv", "-"]), rows()) == (2, None)
@@ -276,6 +313,7 @@ def test_a_name_below_the_home_folder_is_expanded(rows, monkeypatch, tmp_path, c
         ("2024-05-20 0105 +01:00", ["--timestamp-format=%Y-%m-%d %H%M %z"], "2024-05-20 00:05"),
         ("2 September 2024 0105", ["--timestamp-format=%d %B %Y %H%M"], "2024-09-02 01:05"),
         ("20240520t010559.000000", ["--timestamp-format=%Y%m%dT%H%M%S.%f"], "2024-05-20 01:05"),
+        ("2024-05-20 01:02 UTC", ["--timestamp-format=%Y-%m-%d %H:%M UTC"], "2024-05-20 01:02"),
     ],
 )
 def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options, expected):
@@ -355,11 +393,26 @@ def test_leading_zeros_are_restored_except_in_a_four_digit_year(rows, load, date
     assert expected or "1 bad row, nothing was loaded: line 2: timestamp '" in out.err
 
 
+def test_a_fraction_of_a_second_has_no_leading_zeros_to_restore(load):
+    options = ["--timestamp", "Time", "Fraction", "--timestamp-format", "%Y-%m-%dT%H:%M:%S %f", "--dry-run"]
+    code, out = load("Time;Fraction;power\n2024-05-20T00:01:00;500;1\n", *options)
+    assert code == 0
+    assert "2024-05-20 00:01:00.500" in out.out
+
+
 @pytest.mark.parametrize("form", ["%H:%M", "%d.%m %H:%M", "%Y %H:%M", "%Y-%m", "%Q", "Y-m-d"])
 def test_a_format_without_a_whole_day_is_refused(rows, load, form):
     code, out = load("timestamp,power\n2024-05-20,1\n", f"--timestamp-format={form}")
     assert (code, rows()) == (2, None)
     assert f"--timestamp-format {form!r} gives no day" in out.err
+
+
+def test_a_format_with_the_name_of_a_zone_is_refused(rows, load):
+    """Such a name has several meanings: CET in summer may be either of two hours."""
+    form = "--timestamp-format=%Y-%m-%d %H:%M %Z"
+    code, out = load("timestamp,power\n2024-05-20 00:00 UTC,1\n", form, "--csv-timezone=Europe/Berlin")
+    assert (code, rows()) == (2, None)
+    assert "%Z is ambiguous: expected %z, or the name and --csv-timezone" in out.err
 
 
 @pytest.mark.parametrize("hour", ["%I:%M", "%I", "%H:%M %p", "%I:%M %H", "%p", "%M", "%S", "%M:%S.%f", "%H %I %p"])
@@ -421,9 +474,21 @@ def test_bad_rows_labelled_with_the_end_are_repaired_with_the_interval_of_their_
         (["--label=end", "--interval=1441"], "argument --interval: 1441: expected 0.001 to 1440"),
         (["--label=end", "--interval=ten"], "argument --interval: invalid number value: 'ten'"),
         (["--interval=10"], "argument --interval: belongs to --label end"),
+        (["--column", "power=A", "power=B"], "argument --column: power: expected each variable once"),
+        (["--column=power=A", "--column=power=A"], "argument --column: power: expected each variable once"),
+        (
+            ["--column", "pressure=P"],
+            "argument --column: 'pressure=P': expected NAME=HEADER, NAME one of wind_speed, power, ambient_temperature",
+        ),
+        (
+            ["--csv-timezone", "Mars/Base"],
+            "argument --csv-timezone: 'Mars/Base' is not a time zone: expected one such as Europe/Berlin",
+        ),
+        (["--days", "3"], "--start and --days choose synthetic days: leave them out with --csv and with --live"),
+        (["--live"], "argument --live: not allowed with argument --csv"),
     ],
 )
-def test_an_impossible_line_or_interval_is_refused(capsys, options, said):
+def test_an_impossible_option_of_a_file_is_refused(capsys, options, said):
     with pytest.raises(SystemExit) as ended:
         seed.main(["--csv", "some.csv", *options])
     assert ended.value.code == 2
@@ -505,16 +570,18 @@ def test_skipped_rows_are_written_to_a_file_that_loads_once_corrected(rows, load
     assert len(rows()) == 3
 
 
+def test_a_file_of_bad_rows_is_never_overwritten(rows, load, tmp_path):
+    """It may hold corrections."""
+    left_out = tmp_path / "some.csv.bad"
+    left_out.write_text("corrected")
+    code, out = load(BAD, "--skip-bad-rows")
+    assert (code, rows(), left_out.read_text()) == (2, None, "corrected")
+    assert out.err == f"seed.py: {left_out} is there: load it, or remove it\n"
+
+
 def test_a_file_of_bad_rows_alone_is_refused(rows, load):
     code, _ = load("timestamp,power\nnow,1\n", "--skip-bad-rows")
     assert (code, rows()) == (2, None)
-
-
-def test_an_unwritable_file_of_bad_rows_is_an_error(rows, load, tmp_path):
-    (tmp_path / "some.csv.bad").mkdir()
-    code, out = load(BAD, "--skip-bad-rows")
-    assert (code, rows()) == (2, None)
-    assert "some.csv.bad" in out.err
 
 
 def test_text_of_a_file_is_repeated_cut_and_without_control_characters(rows, load):
@@ -574,6 +641,7 @@ def packed(content):
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], "unknown encoding: klingon"),
         (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
         (b"no zip", "a.zip", [], "File is not a zip file"),
+        (b"no tar", "a.tar.gz", [], "ReadError('not a gzip file')"),
         (packed("timestamp,power\n" + "2024-05-20,1\n" * 999), "a.csv.gz", [], "ended before the end-of-stream"),
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--label=end"], "--label end needs --interval MINUTES"),
         (
@@ -599,13 +667,10 @@ def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, conte
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], ""),
         (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
         ("timestamp,power\n2024-05-20 1,1\n", "a.csv", ["--timestamp-format=%Y-%m-%d %Q"], "'Q' is a bad directive"),
-        (BAD, "full.csv", ["--skip-bad-rows"], "No space left on device"),
-        (BAD, "folder.csv", ["--skip-bad-rows"], "Is a directory"),
+        (BAD, "x" * 255, ["--skip-bad-rows"], "File name too long"),
     ],
 )
-def test_the_encoding_is_the_remedy_of_failures_to_decode_alone(rows, load, tmp_path, content, name, options, said):
-    (tmp_path / "full.csv.bad").symlink_to("/dev/full")
-    (tmp_path / "folder.csv.bad").mkdir()
+def test_the_encoding_is_the_remedy_of_failures_to_decode_alone(rows, load, content, name, options, said):
     code, out = load(content, *options, name=name)
     assert (code, rows(), out.err.count("\n")) == (2, None, 1)
     assert said in out.err
@@ -646,6 +711,15 @@ def test_a_row_of_other_fields_than_the_header_is_a_bad_row(rows, load, row, sai
     assert f"1 bad row, nothing was loaded: {said}" in out.err
 
 
+def test_a_packed_file_that_needs_another_package_is_named(rows, load, monkeypatch):
+    for package in ("zstandard", "compression", "backports"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code, out = load(b"packed", name="a.csv.zst")
+    assert (code, rows(), out.err.count("\n")) == (2, None, 1)
+    assert "a.csv.zst: " in out.err
+    assert "zst" in out.err.partition("a.csv.zst: ")[2]
+
+
 def test_a_missing_file_is_bad_input(rows, tmp_path, capsys):
     for name, said in ((tmp_path / "none.csv", "there is no such file"), (tmp_path, "Is a directory")):
         assert seed.main(["--csv", str(name)]) == 2
@@ -682,6 +756,14 @@ def test_a_dry_run_shows_the_format_and_loads_nothing(load, rows):
     assert rows() is None
 
 
+def test_a_dry_run_shows_the_interval_and_gaps_of_a_file_sorted_newest_first(load):
+    minutes = ["00:05", "00:02", "00:01", "00:00"]
+    code, out = load("".join(["timestamp,power\n", *(f"2024-05-20 {each},1\n" for each in minutes)]), "--dry-run")
+    assert code == 0
+    assert "interval 1 min, rows: 4, " in out.out
+    assert "gaps: 1, rows not after the one before: 3\n" in out.out
+
+
 def test_a_first_look_counts_bad_rows_and_writes_no_file(load, tmp_path):
     code, out = load(BAD, "--dry-run", "--skip-bad-rows")
     assert code == 0
@@ -696,6 +778,13 @@ def test_missing_values_are_marked_by_texts_or_numbers(rows, load):
     assert [row[2] for row in rows()] == [None] * 8 + [-998.0]
 
 
+def test_a_missing_value_with_a_decimal_comma_is_compared_as_a_number(rows, load):
+    values = ["-9999,9", "-9999,90", "-99", "-99,00", "-9,9", "7,5"]
+    content = "timestamp;power\n" + "".join(f"2024-05-20 00:0{n};{value}\n" for n, value in enumerate(values))
+    assert load(content, "--missing=-9999,9", "--missing=-99", "--missing=-9.9")[0] == 0
+    assert [row[2] for row in rows()] == [None] * 5 + [7.5]
+
+
 def test_a_failed_database_does_not_promise_that_nothing_was_written(monkeypatch, capsys):
     """With --live, each minute before was."""
     monkeypatch.setenv("FONTE_DATABASE_URL", "postgresql://127.0.0.1:1/fonte")
@@ -704,17 +793,47 @@ def test_a_failed_database_does_not_promise_that_nothing_was_written(monkeypatch
         assert capsys.readouterr().err.endswith("; check FONTE_DATABASE_URL and run again\n")
 
 
+@pytest.mark.parametrize("version", ["2.2.3", "3.0.2"])
+def test_with_an_older_pandas_the_install_command_is_printed(capsys, monkeypatch, version):
+    """It reads 0.30000000000000004 as 0.3."""
+    monkeypatch.setattr(seed, "version", lambda package: version)
+    with pytest.raises(SystemExit):
+        seed.main(["--csv", "some.csv"])
+    said = f"files are read with pandas 3.1 or newer, not {version}: python -m pip install '.[files]'"
+    assert said in capsys.readouterr().err
+
+
 def test_without_pandas_the_install_command_is_printed(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SystemExit):
         seed.main(["--csv", "some.csv"])
-    assert "python -m pip install '.[files]'" in capsys.readouterr().err
+    said = "files are read with pandas 3.1 or newer: python -m pip install '.[files]'"
+    assert said in capsys.readouterr().err
 
 
 def test_seeding_without_a_file_does_not_import_pandas(run_command, make_database):
     url = make_database().render_as_string(hide_password=False)
     code = "import seed, sys; seed.main(['--days', '1']); print('pandas' in sys.modules)"
     assert run_command("-c", code, FONTE_DATABASE_URL=url).stdout.splitlines()[-1] == "False"
+
+
+def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path, capsys):
+    for name, content in {
+        "wind.csv": "timestamp,wind_speed\n2024-01-01 00:00,1\n2024-01-01 00:01,2\n",
+        "power.csv": "timestamp,power\n2024-01-01 00:00,10\n2024-01-01 00:01,20\n",
+        "corrected.csv": "timestamp,wind_speed,power\n2024-01-01 00:00,1,11\n2024-01-01 00:01,2,20\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+    assert seed.main(["--csv", str(tmp_path / "wind.csv"), str(tmp_path / "power.csv")]) == 0
+    summary = "2 rows inserted, 2 were there already: 2 had missing values filled, 0 that differ keep their values\n"
+    assert summary in capsys.readouterr().out
+    assert seed.main(["--csv", str(tmp_path / "corrected.csv")]) == 0
+    summary = "0 rows inserted, 2 were there already: 0 had missing values filled, 1 that differ keep their"
+    assert summary in capsys.readouterr().out
+    assert [row[2] for row in rows()] == [10.0, 20.0]
+    assert seed.main(["--csv", str(tmp_path / "corrected.csv"), "--replace"]) == 0
+    assert "0 had missing values filled, 1 that differ are overwritten\n" in capsys.readouterr().out
+    assert [row[2] for row in rows()] == [11.0, 20.0]
 
 
 NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6).map(float)

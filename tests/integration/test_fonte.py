@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -183,23 +184,41 @@ def test_rows_of_one_timestamp_are_merged_unless_they_contradict(rows, empty_fon
     assert rows("SELECT wind_speed, power FROM data") == [(1.0, 5.0)]
 
 
-def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path, capsys):
-    for name, content in {
-        "wind.csv": "timestamp,wind_speed\n2024-01-01 00:00,1\n2024-01-01 00:01,2\n",
-        "power.csv": "timestamp,power\n2024-01-01 00:00,10\n2024-01-01 00:01,20\n",
-        "corrected.csv": "timestamp,wind_speed,power\n2024-01-01 00:00,1,11\n2024-01-01 00:01,2,20\n",
-    }.items():
-        (tmp_path / name).write_text(content)
-    assert seed.main(["--csv", str(tmp_path / "wind.csv"), str(tmp_path / "power.csv")]) == 0
-    summary = "2 rows inserted, 2 were there already: 2 had missing values filled, 0 that differ keep their values\n"
-    assert summary in capsys.readouterr().out
-    assert seed.main(["--csv", str(tmp_path / "corrected.csv")]) == 0
-    summary = "0 rows inserted, 2 were there already: 0 had missing values filled, 1 that differ keep their"
-    assert summary in capsys.readouterr().out
-    assert rows("SELECT power FROM data ORDER BY timestamp") == [(10.0,), (20.0,)]
-    assert seed.main(["--csv", str(tmp_path / "corrected.csv"), "--replace"]) == 0
-    assert "0 had missing values filled, 1 that differ are overwritten\n" in capsys.readouterr().out
-    assert rows("SELECT power FROM data ORDER BY timestamp") == [(11.0,), (20.0,)]
+def test_a_long_seed_of_an_existing_table_blocks_no_other_writer(rows, empty_fonte, make_pool):
+    pool = make_pool(empty_fonte)
+    with pool.begin() as connection:
+        assert schema.create_absent(connection)
+    with pool.begin() as long, pool.begin() as other:
+        assert not schema.create_absent(long)
+        other.execute(text("SET LOCAL lock_timeout = '1s'"))
+        assert not schema.create_absent(other)
+
+
+def test_of_two_first_seeds_the_second_finds_the_table_of_the_first(rows, empty_fonte, make_pool):
+    pool, created = make_pool(empty_fonte), []
+
+    def create():
+        with pool.begin() as connection:
+            created.append(schema.create_absent(connection))
+
+    waiting = "SELECT count(*) = 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database WHERE NOT granted"
+    with pool.begin() as first:
+        assert schema.create_absent(first)
+        second = threading.Thread(target=create)
+        second.start()
+        wait_until(lambda: rows(f"{waiting} AND datname = current_database()") == [(True,)])
+    second.join()
+    assert created == [False]
+
+
+def test_a_table_of_the_user_named_incoming_stays_as_it_is(rows, empty_fonte, make_pool, administrator):
+    with administrator.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {empty_fonte.database} SET search_path = public, pg_temp"))
+    with make_pool(empty_fonte).begin() as connection:
+        connection.execute(text("CREATE TABLE incoming AS SELECT 'theirs' AS note"))
+    assert seed.main(["--days", "1"]) == 0
+    assert rows("SELECT count(*) FROM data") == [(1440,)]
+    assert rows("SELECT note FROM incoming") == [("theirs",)]
 
 
 @pytest.mark.parametrize(
@@ -211,11 +230,8 @@ def test_a_later_file_adds_its_variable_and_reports_what_differs(rows, tmp_path,
         (["--random-seed", "-1"], "argument --random-seed: -1: expected 0 or more"),
         (["--profile", "storm"], "'storm'"),
         (["--start", "9999-12-30", "--days", "2"], "expected 1 to 1;"),
-        (["--csv", "x", "--column", "pressure=P"], "'pressure=P': expected NAME=HEADER, NAME one of wind_speed, power"),
-        (["--csv", "x", "--csv-timezone", "Mars/Base"], "'Mars/Base' is not a time zone"),
+        (["--start", "9999-12-31"], "argument --start: 9999-12-31: expected 9999-12-30 or earlier;"),
         (["--missing", "-999"], "argument --missing: belongs to --csv FILE"),
-        (["--csv", "x", "--days", "3"], "leave them out with --csv"),
-        (["--csv", "x", "--live"], "not allowed with argument --csv"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, empty_fonte):
@@ -318,6 +334,16 @@ def test_a_live_turbine_fills_to_now_and_then_adds_each_minute(
         for moment, values in made.items()
         if first_written <= moment.replace(tzinfo=UTC) < end
     }
+
+
+def test_a_live_turbine_fills_a_table_whose_timestamps_have_no_zone(empty_fonte, make_pool, clock, rows):
+    pool = make_pool(empty_fonte)
+    with pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("ALTER TABLE data DROP CONSTRAINT data_timestamp_has_four_digit_year"))
+        connection.execute(text("ALTER TABLE data ALTER timestamp TYPE timestamp"))
+        connection.execute(text("INSERT INTO data (timestamp) VALUES ('2026-03-09 12:10')"))
+    assert [merged.inserted for merged in seeding.live(pool, "turbine", 7, Minutes(clock, 1))] == [20, 1]
 
 
 def test_seed_live_writes_only_live_minutes(rows, monkeypatch, clock):

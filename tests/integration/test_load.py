@@ -354,6 +354,15 @@ def test_the_types_cost_no_extra_statement(alvo_pool):
     assert len(statements) == 6
 
 
+def test_a_table_of_the_user_named_incoming_stays_as_it_is(alvo, alvo_pool, administrator):
+    with administrator.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {alvo.database} SET search_path = public, pg_temp"))
+    execute(alvo_pool, "CREATE TABLE incoming AS SELECT 'theirs' AS note")
+    assert [load(alvo_pool, power_mean=np.ones(144)).written for _ in range(2)] == [144, 0]
+    with alvo_pool.connect() as connection:
+        assert connection.scalar(text("SELECT note FROM incoming")) == "theirs"
+
+
 def test_a_brin_index_serves_queries_by_time_alone(alvo_pool):
     load(alvo_pool, power_mean=np.ones(144))
     with alvo_pool.connect() as connection:

@@ -332,6 +332,39 @@ def test_a_home_that_cannot_be_searched_is_named(monkeypatch):
         settings.fonte_api_url()
 
 
+def test_a_tilde_in_the_name_of_home_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FONTE_ALVO_HOME", "~/fa")
+    assert settings.home() == tmp_path / "fa"
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """The settings of an installed wheel, beside no checkout."""
+    monkeypatch.delenv("FONTE_ALVO_HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(settings, "__file__", str(tmp_path / "site-packages" / "fonte_alvo" / "settings.py"))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"), [("/data", "/data"), ("data", "/u/.local/share"), ("", "/u/.local/share")]
+)
+def test_only_an_absolute_folder_of_data_is_used(monkeypatch, installed, data, expected):
+    monkeypatch.setenv("HOME", "/u")
+    monkeypatch.setenv("XDG_DATA_HOME", data)
+    assert str(settings.home()) == f"{expected}/fonte-alvo"
+
+
+@pytest.mark.parametrize("given", [None, "~nobody-of-this-name/fa"])
+def test_an_unknown_home_folder_is_a_setting_to_make(monkeypatch, installed, given):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 3)
+    if given:
+        monkeypatch.setenv("FONTE_ALVO_HOME", given)
+    with pytest.raises(settings.SettingsError, match="set FONTE_ALVO_HOME to a folder$"):
+        settings.home()
+
+
 def test_a_byte_order_mark_is_ignored(env_file):
     env_file.write_bytes(b"\xef\xbb\xbfALVO_DATABASE_URL=postgresql://named/d\r\nFONTE_API_URL=http://b\r\n")
     assert settings.alvo_database_url().host == "named"

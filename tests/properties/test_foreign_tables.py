@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from support import reference
 from support.project import alvo_values, connector_over
 
@@ -176,7 +177,11 @@ BROKEN = {
     ),
     "absent column": (
         "ALTER TABLE data DROP power",
-        "no column power; as its owner: ALTER TABLE data ADD COLUMN power",
+        "no column power; as its owner: ALTER TABLE data ADD COLUMN power float8",
+    ),
+    "absent time": (
+        "ALTER TABLE data DROP timestamp",
+        "no column timestamp; as its owner: ALTER TABLE data ADD COLUMN timestamp timestamptz",
     ),
     "the brief's spelling": (
         "ALTER TABLE data RENAME ambient_temperature TO ambient_temprature",
@@ -352,6 +357,10 @@ REFUSING_COLUMNS = {
         "id serial PRIMARY KEY, timestamp timestamptz",
         "its column timestamp is no key; as its owner: ALTER TABLE data ADD UNIQUE (timestamp)",
     ),
+    "a deferrable key": (
+        "timestamp timestamptz UNIQUE DEFERRABLE",
+        "its column timestamp is no key; as its owner: ALTER TABLE data ADD UNIQUE (timestamp)",
+    ),
 }
 
 
@@ -398,8 +407,30 @@ def test_a_column_that_prevents_seeding_is_named_on_one_line(fonte_of, make_pool
         assert answer.json()["detail"].startswith(f"Fonte takes no rows: {said}")
 
 
+@pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
+def test_a_view_is_refused_as_a_view(fonte_of, make_pool, capsys, kind):
+    url = fonte_of("timestamp timestamptz PRIMARY KEY")
+    with make_pool(url).begin() as connection:
+        connection.execute(text(f"ALTER TABLE data RENAME TO scada; CREATE {kind} data AS SELECT * FROM scada"))
+    assert seed.main(["--days", "1"]) == 3
+    said = "seed.py: Fonte takes no rows: data is a view: write to the table that it reads\n"
+    assert capsys.readouterr().err == said
+
+
+def test_an_index_that_failed_to_build_is_no_key(fonte_of, make_pool, capsys):
+    url = fonte_of("timestamp timestamptz")
+    with make_pool(url).connect() as connection:
+        connection.execute(text("INSERT INTO data VALUES ('2024-05-20'), ('2024-05-20')"))
+        connection.commit()
+        connection.execute(text("COMMIT"))
+        with pytest.raises(DBAPIError, match="could not create unique index"):
+            connection.execute(text("CREATE UNIQUE INDEX CONCURRENTLY ON data (timestamp)"))
+    assert seed.main(["--days", "1"]) == 3
+    assert "its column timestamp is no key" in capsys.readouterr().err
+
+
 def test_seed_names_the_spelling_of_the_brief_too(fonte_of, capsys):
-    fonte_of("timestamp timestamptz PRIMARY KEY", "wind_speed real, power real, ambient_temprature real")
+    fonte_of("timestamp timestamptz PRIMARY KEY", "wind_speed float8, power float8, ambient_temprature float8")
     assert seed.main(["--days", "1"]) == 3
     assert "ALTER TABLE data RENAME COLUMN ambient_temprature TO ambient_temperature" in capsys.readouterr().err
 
