@@ -16,10 +16,6 @@ from fonte_alvo import command
 from local import airflow, cloud, lambda_service
 
 
-class RunError(command.Failure):
-    """The DAG or Airflow failed; the message repeats the function's error or the end of the log."""
-
-
 def main() -> int:
     """Run the command; returns its exit code."""
     parser = command.Parser(prog="run.py", description=__doc__)
@@ -38,14 +34,14 @@ def _run(place: str | None) -> int:
         with cloud.running(database.render_as_string(hide_password=False)) as running:
             command.notice("filling S3")
             cloud.fill(running.s3_url)
-            environment = airflow.environment(Path(folder), running.lambda_url, place or "127.0.0.1:8080")
+            environment = airflow.environment(Path(folder), running.lambda_url, place)
             if place:
                 return airflow.serve(environment)
             command.notice("preparing Airflow, running the DAG")
             run = airflow.run_dag(environment, {"mode": "replace"})
             answer = running.sandbox.current.answer.result(0) if running.sandbox.current else None
     if run.returncode or answer is None:
-        raise RunError(f"the DAG failed: {reason(answer, run.stdout + run.stderr)}")
+        raise command.Failure(f"the DAG failed: {reason(answer, run.stdout + run.stderr)}")
     command.notice("asking the questions")
     for file, report in json.loads(answer.body)["files"].items():
         print(_line(file, report))

@@ -55,7 +55,7 @@ def detect(sample: bytes, table: sa.Table, named: Mapping[str, Any]) -> Dialect:
     if null is None:
         mark = re.escape(delimiter)
         empty = re.search(rf"{mark}({mark}|\r?\n)|\n{mark}", rows)
-        found = [word for word in ("NULL", "\\N") if _field_of(re.escape(word), delimiter).search(rows.encode())]
+        found = [word for word in ("NULL", "\\N") if _field_of([word], mark).search(rows.encode())]
         null = [*found, "" if empty else "NULL"][0]
     values = [row for row in (_fields(row, delimiter) for row in rows.split("\n")) if len(row) == len(columns)]
     decimals = {
@@ -90,10 +90,7 @@ def _columns(text: str, table: sa.Table, named: Mapping[str, Any]) -> tuple[str,
 def _fields(text: str, delimiter: str) -> list[str]:
     """Return the fields of the first record, which a carriage return alone does not end."""
     lines = io.StringIO(text.replace("\r\n", "\n").replace("\r", "\0"), newline="")
-    try:
-        return next(csv.reader(lines, delimiter=delimiter), [])
-    except csv.Error:
-        return []
+    return next(csv.reader(lines, delimiter=delimiter), [])
 
 
 def _decimal(column: sa.Column[Any], values: Iterable[str]) -> str:
@@ -101,9 +98,10 @@ def _decimal(column: sa.Column[Any], values: Iterable[str]) -> str:
     return max(",.", key=lambda mark: (marks.count(mark), (mark == ",") == isinstance(column.type, Money)))
 
 
-def _field_of(words: str, delimiter: str) -> re.Pattern[bytes]:
-    mark = re.escape(delimiter)
-    return re.compile(rf"(?:^|[\n]|{mark})({words})(?=[\r\n]|{mark}|$)".encode())
+def _field_of(words: Iterable[str], mark: str) -> re.Pattern[bytes]:
+    """Return the pattern of a field that is one of these words; it starts with the word, which re finds fast."""
+    fields = (rf"{word}(?<![^\n{mark}]{word})(?=[\r\n{mark}])" for word in map(re.escape, words))
+    return re.compile("|".join(fields).encode())
 
 
 _DIGITS = "-".join(f"[0-9A-Fa-f]{{{count}}}" for count in (8, 4, 4, 4, 12))
@@ -184,17 +182,17 @@ class Rows:
             self._rest = self._rest.partition(b"\n")[2]
         self.plain = plain
         self._plain, self._template = plain_rows(self.dialect)
-        others = {"": r"NULL|\\N", r"\N": "NULL"}.get(self.dialect.null) if named.get("null") is None else None
-        self._mixed = _field_of(others, self.dialect.delimiter) if others else None
+        others = [word for word in ("NULL", r"\N") if word != self.dialect.null and named.get("null") is None]
         self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
         mark, self._open = re.escape(self.dialect.delimiter), b""
+        self._mixed = _field_of(others, mark) if others else None
         self._fields = re.compile(f'\\A(?:[^"\n{mark}]*+[\n{mark}]|"[^"]*+(?:""[^"]*+)*+"(?:{mark}|\r?\n))*+'.encode())
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the pieces. Raises FileError, NotPlain."""
         for piece in self._whole_lines():
             if self._mixed and (other := self._mixed.search(piece)):
-                both = f"{self.dialect.null or 'empty fields'} and {other[1].decode()}"
+                both = f"{self.dialect.null or 'empty fields'} and {other[0].decode()}"
                 raise FileError(f'has both {both}: set "null" in the event to the one that means no value')
             if checked := self._plain_text(piece) if self.plain else self._checked_quotes(piece):
                 yield checked

@@ -6,6 +6,7 @@ The event, all of it optional: {"mode": "replace" or "upsert", "files": ["Sales.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -97,24 +98,27 @@ def _content(client: Any, source: settings.Source, file: str, versions: dict[str
 @contextmanager
 def _failures(time_limit_s: float) -> Iterator[None]:
     """Raise errors of the database as one line with the remedy, without values of rows."""
+    end = time.monotonic() + time_limit_s
     with engine.failures("the database", "nothing was written: check the secret, the network and the server's log"):
         try:
             yield
         except (SQLAlchemyError, Error) as error:
             cause = getattr(error, "orig", None) or error
-            if not isinstance(cause, Error) or not cause.diag.message_primary:
+            said = isinstance(cause, Error) and _said(cause, time_limit_s, is_late=time.monotonic() > end)
+            if not said:
                 raise
-            said = f"the database failed: {_said(cause, time_limit_s)}; nothing was written"
-            raise engine.DatabaseError(said) from None
+            raise engine.DatabaseError(f"the database failed: {said}; nothing was written") from None
 
 
-def _said(error: Error, time_limit_s: float) -> str:
-    if isinstance(error, errors.QueryCanceled):
-        left = f"a statement took longer than {time_limit_s:.0f} s, the time that the function's time-out leaves it"
-        return f"{left} (statement timeout): raise the function's time-out, or name fewer files in the event"
+def _said(error: Error, time_limit_s: float, *, is_late: bool) -> str:
+    """Return the cause and its remedy; empty if the server sent no message."""
+    # A cut connection has no message. Others may cancel a statement, too, or set a shorter limit.
+    if is_late and (isinstance(error, errors.QueryCanceled) or not error.diag.message_primary):
+        left = f"the load took longer than {time_limit_s:.0f} s, the time that the function's time-out leaves it"
+        return f"{left}: raise the function's time-out, or name fewer files in the event"
     if isinstance(error, errors.LockNotAvailable):
         held = f"another transaction held a lock for more than {engine.LOCK_TIMEOUT_S} s (lock timeout)"
         return f"{held}: invoke the function again when it has ended, or find it in pg_stat_activity and end it"
     # Errors of data and of constraints may repeat values, their details whole rows.
     personal = (error.pgcode or "").startswith(("22", "23"))
-    return type(error).__name__ if personal else " ".join(str(error.diag.message_primary).split())[:500]
+    return type(error).__name__ if personal else " ".join((error.diag.message_primary or "").split())[:500]

@@ -184,11 +184,11 @@ def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
 def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
     """Raise FileError where too many rows are rejected, or too many rows of the table would go."""
     reject, shrink = plan.limits
-    if report.rejected > reject * report.rows or not report.loaded:
+    if report.rejected / report.rows > reject or not report.loaded:
         cannot = f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded; the limit is {100 * reject:.3g} %"
-        remedy = f"nothing was written: correct the file, or raise {REJECT_LIMIT}"
+        remedy = "nothing was written: correct the file" + f", or raise {REJECT_LIMIT}" * bool(report.loaded)
         raise FileError("; ".join([f"{file} has {cannot}", remedy, *report.reasons]))
-    if report.removed > shrink * report.before and not plan.allow_shrink:
+    if report.removed and report.removed / report.before > shrink and not plan.allow_shrink:
         would = f"{report.removed:,} rows of {report.before:,} from its table; the limit is {100 * shrink:.3g} %"
         remedy = 'nothing was written: if the file is whole, allow it in the event by "allow_shrink": true'
         raise FileError(f"{file} would remove {would}; {remedy}")

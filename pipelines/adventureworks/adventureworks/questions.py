@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from adventureworks import settings
 from fonte_alvo import command, engine
 
-QUERIES = sorted((Path(__file__).resolve().parents[1] / "queries").glob("q*.sql"))
 # All rows of question 2.
 ROWS = 11
 
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence[tuple[Any, ...]]]]:
     """Yield each query's name and title with the columns and rows of its answer."""
     with pool.connect() as connection:
-        for file in QUERIES:
+        for file in sorted((Path(__file__).resolve().parents[1] / "queries").glob("q*.sql")):
             sql = file.read_text()
             title = sql.split("\n", 1)[0].removeprefix("-- ")
             answer = connection.exec_driver_sql(sql)
@@ -48,7 +47,8 @@ def show(url: sa.URL, most: int, folder: Path | None) -> int:
     """
     with engine.failures("the database", "check ADVENTUREWORKS_DATABASE_URL, and that the files are loaded"):
         pool = engine.create(url, "adventureworks.questions")
-        for name, title, columns, rows in answers(pool):
+        # All of them first: while `| less` waits, the server would end an idle transaction.
+        for name, title, columns, rows in list(answers(pool)):
             print(f"{name}  {title}", *_table([columns, *rows[:most]]), f"    {len(rows):,} rows\n", sep="\n")
             if folder:
                 _write(folder / f"{name}.csv", [columns, *rows])

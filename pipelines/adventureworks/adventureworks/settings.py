@@ -50,13 +50,13 @@ def _share(name: str, default: float) -> float:
     text = os.environ.get(name) or str(100 * default)
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", text) or float(text) > 100:
         raise SettingsError(f"{name} is {text[:50]!r}: expected a number from 0 to 100")
-    return float(text) / 100
+    # Rounded once, as the load's shares are: 12.3 % equals 123 / 1000.
+    return float(f"{text}e-2")
 
 
 def source() -> Source:
     """Return ADVENTUREWORKS_BUCKET and ADVENTUREWORKS_PREFIX. Raises SettingsError."""
-    bucket = os.environ.get("ADVENTUREWORKS_BUCKET")
-    if not bucket:
+    if not (bucket := os.environ.get("ADVENTUREWORKS_BUCKET")):
         raise SettingsError("ADVENTUREWORKS_BUCKET is not set: expected the name of the bucket with the files")
     return Source(bucket, os.environ.get("ADVENTUREWORKS_PREFIX", ""))
 
@@ -69,8 +69,7 @@ def database_url(*, or_embedded: bool = False) -> URL:
     name = "ADVENTUREWORKS_DATABASE_URL"
     url = os.environ.get(name)
     if secret := os.environ.get("ADVENTUREWORKS_DATABASE_SECRET"):
-        name = f"the secret {secret}"
-        url = _secret(secret)
+        name, url = f"the secret {secret}", _secret(secret)
     if not url and or_embedded:
         return embedded.url("postgres", FOLDER)
     if not url:
@@ -83,7 +82,6 @@ def database_url(*, or_embedded: bool = False) -> URL:
 
 def _secret(identifier: str) -> str:
     try:
-        client = boto3.client("secretsmanager", config=NETWORK)
-        return str(client.get_secret_value(SecretId=identifier)["SecretString"])
+        return str(boto3.client("secretsmanager", config=NETWORK).get_secret_value(SecretId=identifier)["SecretString"])
     except (ClientError, BotoCoreError, KeyError) as error:
         raise SettingsError(f"the secret {identifier} cannot be read as text: {error}") from error

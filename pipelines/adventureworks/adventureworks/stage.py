@@ -86,7 +86,7 @@ def stage(
 
 def run(connection: sa.Connection, sql: str) -> "sa.CursorResult[Any]":
     """Execute SQL without parameters; colons and percent signs have no special meaning in it."""
-    return connection.exec_driver_sql(sql)
+    return connection.exec_driver_sql(sql, execution_options={"no_parameters": True})
 
 
 def _create(connection: sa.Connection, table: sa.Table, first_line: int) -> None:

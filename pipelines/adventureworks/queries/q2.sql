@@ -1,4 +1,4 @@
--- The three products that sold most pieces for each number of days to manufacture; ties by product number.
+-- The three products that sold most pieces for each number of days to manufacture; ties by product ID.
 -- Both columns are the key of an offer's product: a join on one of them would count every detail many times.
 SELECT days_to_manufacture, place, product_id, name, quantity
 FROM (

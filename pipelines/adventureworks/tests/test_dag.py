@@ -2,10 +2,13 @@
 
 import os
 import re
+import signal
 
 import psutil
+import pytest
 
 from adventureworks import handler, settings
+from fonte_alvo.command import Failure
 from local import airflow, cloud
 from tests.conftest import ROOT, python, rejects
 
@@ -25,6 +28,17 @@ def test_too_many_rejects_fail_the_dag_after_its_retries_with_the_counts_in_its_
     assert '"rows": 19820, "unreadable": 1000, "rejected": 1000' in run.stdout
     assert "line 2: ModifiedDate '2014-09-12 11:15:7.263' is no time" in run.stdout
     assert run.stdout.count("Invoking AWS Lambda function") == 3
+
+
+@pytest.mark.parametrize(
+    "start", [lambda variables: airflow.run_dag(variables, {}), airflow.serve], ids=["run", "serve"]
+)
+def test_a_failed_migration_of_airflow_is_reported_with_its_reason(tmp_path, monkeypatch, start):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    broken = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////dev/null/airflow.db"}
+    with pytest.raises(Failure, match=r"^airflow db migrate failed: .*unable to open database file") as failure:
+        start(airflow.environment(tmp_path, "http://127.0.0.1:1") | broken)
+    assert "\n" not in str(failure.value)
 
 
 # Settings that a machine may have.

@@ -5,13 +5,14 @@ import os
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psutil
 import pytest
 from sqlalchemy import text
 
-from adventureworks import dialect, handler, model, settings
+from adventureworks import dialect, handler, load, model, settings, stage
 from fonte_alvo import engine
 from local import cloud, lambda_service
 from tests.conftest import ALL, EXPECTED, contents, python, rejects
@@ -134,10 +135,37 @@ def test_a_statement_that_takes_too_long_is_an_error_with_its_remedy(make_databa
         # The statement's limit is the rest of the function's time, but at least a second.
         assert error == "DatabaseError"
         assert body["errorMessage"] == (
-            "the database failed: a statement took longer than 1 s, the time that the function's time-out leaves it "
-            "(statement timeout): raise the function's time-out, or name fewer files in the event; nothing was written"
+            "the database failed: the load took longer than 1 s, the time that the function's time-out leaves it: "
+            "raise the function's time-out, or name fewer files in the event; nothing was written"
         )
     pool.dispose()
+
+
+def test_the_function_names_its_time_out_when_statements_take_too_long_together(beside_s3, monkeypatch, pool):
+    """Each is below the limit, so that only the cut of the connection ends them."""
+    monkeypatch.setattr(Context, "get_remaining_time_in_millis", lambda _: 1000 * handler.MARGIN_S)
+    monkeypatch.setattr(engine, "GRACE_S", 0.2)
+    monkeypatch.setattr(load, "_record", lambda connection, *_: stage.run(connection, "SELECT pg_sleep(0.7)"))
+    with pytest.raises(engine.DatabaseError) as failure:
+        handle({})
+    assert str(failure.value) == (
+        "the database failed: the load took longer than 1 s, the time that the function's time-out leaves it: raise "
+        "the function's time-out, or name fewer files in the event; nothing was written"
+    )
+    assert contents(pool) == {}
+
+
+def test_a_cancelled_statement_does_not_blame_the_time_out(beside_s3, pool):
+    """An administrator may cancel it."""
+    cancel = text("SELECT pg_cancel_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    with pool.connect() as holder, ThreadPoolExecutor() as executor:
+        holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('adventureworks.load'))"))
+        loading = executor.submit(handle, {})
+        while not holder.scalar(cancel):
+            pass
+        with pytest.raises(engine.DatabaseError) as failure:
+            loading.result()
+    assert str(failure.value) == ("the database failed: canceling statement due to user request; nothing was written")
 
 
 def test_a_lock_that_others_hold_is_an_error_with_its_remedy(beside_s3, monkeypatch, pool):

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from adventureworks import dialect, load, model
-from adventureworks.settings import Limits
+from adventureworks import dialect, load, model, stage
+from adventureworks.settings import Limits, limits
 from fonte_alvo import embedded, engine
 from local import cloud
 from tests.conftest import ALL, EXPECTED, contents, dated, rejects, sample
@@ -206,14 +206,34 @@ def test_a_file_without_a_loadable_row_empties_no_table(loaded, mode):
         return [body.replace(b" 00:00:00.000", b"") if file == "Sales.SalesOrderHeader" else body]
 
     expected = (
-        "Sales.SalesOrderHeader has 1,566 rows of 1,566 that cannot be loaded; the limit is 5 %; nothing was "
-        "written: correct the file, or raise ADVENTUREWORKS_REJECT_LIMIT_PERCENT; line 2: OrderDate '2011-05-31' is no "
-        "time: expected YYYY-MM-DD HH:MM:SS.mmm; line 3: "
+        "Sales.SalesOrderHeader has 1,566 rows of 1,566 that cannot be loaded; the limit is 5 %; nothing was written: "
+        "correct the file; line 2: OrderDate '2011-05-31' is no time: expected YYYY-MM-DD HH:MM:SS.mmm; line 3: "
     )
     with pytest.raises(dialect.FileError) as failure:
         load.load(loaded, load.Plan(ALL, mode), without_hours)
     assert str(failure.value).startswith(expected)
     assert contents(loaded) == before
+
+
+@pytest.mark.parametrize(("percent", "rows"), [("29", 100), ("57", 100), ("12.3", 1000)])
+def test_a_share_of_rows_that_equals_its_limit_is_accepted(pool, monkeypatch, percent, rows):
+    """29 / 100 * 100 is less than 29 in binary numbers."""
+    monkeypatch.setenv("ADVENTUREWORKS_REJECT_LIMIT_PERCENT", percent)
+    monkeypatch.setenv("ADVENTUREWORKS_SHRINK_LIMIT_PERCENT", percent)
+    plan = load.Plan(["Sales.Customer"], limits=limits())
+    share = round(float(percent) * rows / 100)
+    all_rows = [f"{number};NULL;1;1;A" for number in range(1, rows + 1)]
+    bad = [f"x;NULL;1;1;{number}" for number in range(share)]
+    report = load.load(pool, plan, lambda _: [dated(CUSTOMER, *all_rows[share:], *bad)])["Sales.Customer"]
+    assert report.rejected == share
+    load.load(pool, plan, lambda _: [dated(CUSTOMER, *all_rows)])
+    report = load.load(pool, plan, lambda _: [dated(CUSTOMER, *all_rows[share:])])["Sales.Customer"]
+    assert report.removed == share
+
+
+def test_percent_signs_and_colons_have_no_special_meaning_in_sql(pool):
+    with pool.connect() as connection:
+        assert stage.run(connection, "SELECT '50% %s :x'").scalar() == "50% %s :x"
 
 
 def test_each_row_that_breaks_a_type_a_check_or_a_key_is_rejected_with_its_line_and_the_rest_is_loaded(pool):
@@ -384,9 +404,10 @@ def test_a_bad_value_in_any_column_rejects_only_its_row_or_the_file_is_refused(s
         dirty.append(";".join(fields))
     body = "\r\n".join([header, clean, *dirty, ""]).encode()
     try:
-        report = load.load(shared_pool, load.Plan([file], "upsert", limits=ANY), lambda _: [body])[file]
+        plan = load.Plan([file], "upsert", dialect={"null": "NULL"}, limits=ANY)
+        report = load.load(shared_pool, plan, lambda _: [body])[file]
     except dialect.FileError as error:
-        assert re.match(file + " (line|cannot be read: line|has empty fields|ends within a quoted)", str(error))
+        assert re.match(file + " (line|cannot be read: line|ends within a quoted)", str(error))
         return
     assert report.rows == report.loaded + report.rejected
     with shared_pool.connect() as connection:

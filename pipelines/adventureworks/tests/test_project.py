@@ -8,6 +8,7 @@ import re
 import sys
 import tokenize
 from decimal import Decimal
+from types import SimpleNamespace
 
 import cfnlint.api
 import pytest
@@ -100,6 +101,20 @@ def test_the_command_prints_all_five_answers_and_writes_them_whole(loaded_databa
     assert "    43659           12\n    43661           15\n    332 rows\n" in run.stdout
     counts = {file.stem: len(file.read_text().splitlines()) - 1 for file in (tmp_path / "answers").glob("*.csv")}
     assert counts == {"q1": 332, "q2": 11, "q3": 1359, "q4": 1194, "q5": 138}
+
+
+def test_a_slow_reader_of_the_answers_keeps_no_transaction_open(loaded_database, loaded, monkeypatch):
+    """`| less` may wait for minutes; a transaction that is idle for one is ended."""
+    states = text("SELECT state FROM pg_stat_activity WHERE application_name = 'adventureworks.questions'")
+    held = []
+
+    def write(_):
+        with loaded.connect() as connection:
+            held.extend(connection.scalars(states))
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=write))
+    assert questions.show(loaded_database, 1, None) == 0
+    assert set(held) == {"idle"}
 
 
 def test_the_questions_without_tables_fail_on_one_line(database):
@@ -215,6 +230,11 @@ def test_the_template_names_what_the_code_reads():
     assert function["FunctionName"] == lambda_service.FUNCTION
     read = (ROOT / "adventureworks/settings.py").read_text()
     assert all(name in read for name in function["Environment"]["Variables"])
+
+
+def test_the_template_reserves_no_concurrency():
+    """A new account has none to reserve, and a reserve of one answers 429 to a second load, which should wait."""
+    assert "ReservedConcurrentExecutions" not in TEMPLATE["Resources"]["Load"]["Properties"]
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("*/*.py")), ids=lambda file: str(file.relative_to(ROOT)))

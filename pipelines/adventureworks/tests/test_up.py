@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -97,12 +98,30 @@ def test_make_up_names_a_port_that_is_in_use(make, tmp_path):
     assert not (tmp_path / "up").exists()
 
 
-def test_make_up_repeats_the_error_and_leaves_nothing(make, tmp_path, monkeypatch):
+def test_make_up_repeats_the_error_and_leaves_only_its_log(make, tmp_path, monkeypatch):
     monkeypatch.setenv("ADVENTUREWORKS_DATABASE_URL", "mysql://u:s3cr3t@h/d")
     up = make("up")
     assert up.returncode == 2
     assert up.stderr.startswith("run.py: ADVENTUREWORKS_DATABASE_URL is not a URL of PostgreSQL")
-    assert not (tmp_path / "up").exists()
+    assert f"\nmake up: Airflow did not start; {tmp_path}/up/log has the reason\n" in up.stderr
+    assert [file.name for file in (tmp_path / "up").iterdir()] == ["log"]
+
+
+def test_make_up_gives_up_after_its_time_limit_and_ends_what_it_started(make, tmp_path):
+    up = make("up", WAIT_S=0)
+    assert up.returncode == 2
+    assert f"make up: Airflow did not start; {tmp_path}/up/log has the reason\n" in up.stderr
+    assert [file.name for file in (tmp_path / "up").iterdir()] == ["log"]
+    assert not any(str(tmp_path) in str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"]))
+
+
+def test_a_part_of_airflow_that_ends_is_named(database):
+    url = database.render_as_string(hide_password=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        run = python("run.py", "--airflow", place, ADVENTUREWORKS_DATABASE_URL=url)
+    assert run.returncode == 1
+    assert re.fullmatch("run.py: Airflow's api-server ended with code [1-9]: its output has the reason\n", run.stderr)
 
 
 def test_an_address_of_the_page_without_a_port_is_refused():

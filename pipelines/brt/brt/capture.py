@@ -1,7 +1,8 @@
 """Append the API's current answer to a CSV file: ten captures to a file, each with its time.
 
 A record is one line, and a file is replaced only as a whole: a kill leaves no partial line. The last column is a JSON
-object with everything that the other columns cannot hold: no part of an answer is lost.
+object with everything that the other columns cannot hold. Only two things are lost: all values but the last of a key
+that an object repeats, and a field named "answer" of the first item, if the answer has fields beside its vehicles.
 """
 
 import csv

@@ -114,7 +114,7 @@ def draw() -> Path:
     from brt.map import picture
 
     remedy = "the first load after `make start` creates the view, or run `make capture load run_dbt`"
-    with database() as pool, engine.failures("BRT's database", remedy), pool.connect() as connection:
+    with database() as pool, pool.connect() as connection, engine.failures("BRT's database", remedy):
         query = "SELECT latitude, longitude, time, outside_city, clock_ahead FROM posicao_onibus"
         buses = connection.execute(text(query)).all()
     file = settings.folder() / "map.png"
@@ -125,14 +125,13 @@ def draw() -> Path:
 
 @contextmanager
 def database() -> Iterator[Engine]:
-    """Yield an engine of the pipeline's database. Raises SettingsError and DatabaseError."""
+    """Yield an engine of the pipeline's database, and report its failures. Raises SettingsError and DatabaseError."""
     with engine.failures("BRT's database", "set BRT_DATABASE_URL or BRT_POSTGRES_PORT, or fix the named cause"):
-        url = settings.database_url()
-    pool = engine.create(url, "brt")
-    try:
-        yield pool
-    finally:
-        pool.dispose()
+        pool = engine.create(settings.database_url(), "brt")
+        try:
+            yield pool
+        finally:
+            pool.dispose()
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import psutil
 from sqlalchemy import create_engine
 
 from brt import pipeline, settings
-from fonte_alvo import engine
 from fonte_alvo.command import Failure
 
 # In the environment of each process of a service, and of no other process.
@@ -49,22 +48,25 @@ def start() -> None:
             _stop()
             _refuse_taken_ports()
         if not settings.database_is_embedded():
-            remedy = "check BRT_DATABASE_URL, and that a server runs there"
-            with pipeline.database() as pool, engine.failures("BRT's database", remedy):
+            with pipeline.database() as pool:
                 pool.connect().close()
         log = settings.log_file("keeper")
-        if not runs:
-            log.unlink(missing_ok=True)
-            _launch("keeper", [sys.executable, "-m", "brt", "keeper"], environment)
-        until = time.monotonic() + STARTS_WITHIN_S
-        while not _all_answer():
-            # A service that ends at its first start would end again.
-            ended = ENDED.search(log.read_text()) if not runs else None
-            if ended or time.monotonic() > until:
-                _stop()
-                said = ended[0] if ended else f"the services do not answer; {settings.log_file('*')} have the reason"
-                raise ServiceError(said)
-            time.sleep(LOOKS_EVERY_S)
+        try:
+            if not runs:
+                log.unlink(missing_ok=True)
+                _launch("keeper", [sys.executable, "-m", "brt", "keeper"], environment)
+            until = time.monotonic() + STARTS_WITHIN_S
+            while not _all_answer():
+                # A service that ends at its first start would end again.
+                ended = ENDED.search(log.read_text()) if not runs else None
+                if ended or time.monotonic() > until:
+                    missing = f"the services do not answer; {settings.log_file('*')} have the reason"
+                    raise ServiceError(ended[0] if ended else missing)
+                time.sleep(LOOKS_EVERY_S)
+        except (KeyboardInterrupt, ServiceError):
+            # The keeper would start the rest.
+            _stop()
+            raise
 
 
 def stop() -> list[str]:
@@ -112,11 +114,9 @@ def _commands() -> dict[str, list[str]]:
 def _members(name: str) -> list[psutil.Process]:
     """Return the processes of a service, its children included."""
     mark = f"{settings.folder()} {name}"
-    # The environment is None if this user may not read it.
+    # The environment is None if this user may not read it; a zombie has none.
     return [
-        process
-        for process in psutil.process_iter(["environ", "status"])
-        if (process.info["environ"] or {}).get(MARK) == mark and process.info["status"] != psutil.STATUS_ZOMBIE
+        process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(MARK) == mark
     ]
 
 
@@ -165,7 +165,11 @@ def _end(processes: list[psutil.Process]) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(how)
-        _, processes = psutil.wait_procs(processes, timeout=STOPS_WITHIN_S)
+        for _ in range(STOPS_WITHIN_S):
+            left = psutil.wait_procs(processes, timeout=1)[1]
+            # A container's PID 1 may never reap a zombie.
+            found = psutil.process_iter(["status"])
+            processes = [one for one in found if one in left and one.info["status"] != psutil.STATUS_ZOMBIE]
     if processes:
         raise ServiceError(f"processes do not end: {', '.join(str(process.pid) for process in processes)}")
 

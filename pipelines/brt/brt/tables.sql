@@ -12,7 +12,7 @@ CREATE TABLE IF NOT EXISTS brt_raw (
     trajeto text,
     hodometro double precision,
     direcao double precision,
-    extra jsonb NOT NULL DEFAULT '{}',
+    extra jsonb NOT NULL,
     captured_at timestamptz NOT NULL,
     first_captured_at timestamptz NOT NULL,
     PRIMARY KEY (codigo, dataHora)

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from brt import capture, flows, load, pipeline, settings
 from brt.map import AGES
+from fonte_alvo.engine import DatabaseError
 from tests.conftest import FIRST_MINUTE, captured, expected_positions, real_captures, vehicle
 
 
@@ -96,6 +97,18 @@ def test_the_map_of_old_captures_shows_them_as_they_were(ten_captures):
     pixels = Counter(map(tuple, drawn.reshape(-1, 3)))
     green, grey = [pixels[tuple(bytes.fromhex(colour[1:]))] for _, _, colour in (AGES[-1], AGES[0])]
     assert green > grey > 0
+
+
+@pytest.mark.parametrize(
+    ("port", "remedy"), [(None, "make capture load run_dbt"), (1, "set BRT_DATABASE_URL or BRT_POSTGRES_PORT")]
+)
+def test_a_map_that_cannot_be_drawn_names_the_remedy(pool, monkeypatch, port, remedy):
+    """The view is missing, or no server runs there."""
+    if port:
+        elsewhere = pool.url.set(port=port, host="127.0.0.1", query={})
+        monkeypatch.setenv("BRT_DATABASE_URL", elsewhere.render_as_string(hide_password=False))
+    with pytest.raises(DatabaseError, match=f"BRT's database failed: .*{remedy}"):
+        pipeline.draw()
 
 
 @pytest.mark.parametrize("dbt_fails", [False, True])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -250,8 +251,27 @@ def test_an_unreachable_database_is_reported_before_anything_starts(world):
     )
     done = run(world, "-m", "brt", "start")
     assert (done.returncode, done.stdout) == (4, "")
-    assert re.fullmatch("brt: BRT's database failed: .*; check BRT_DATABASE_URL, and that .* runs there\n", done.stderr)
+    assert re.fullmatch("brt: BRT's database failed: .*; set BRT_DATABASE_URL or .*\n", done.stderr)
     assert "secret" not in done.stderr
+
+
+def test_an_interrupted_start_leaves_no_process_behind(started):
+    step(started, "stop")
+    command = [sys.executable, "-m", "brt", "start"]
+    with subprocess.Popen(command, cwd=PROJECT, env=started.environment, stderr=subprocess.PIPE, text=True) as starting:
+        eventually(lambda: services_of(started, "prefect"))
+        starting.send_signal(signal.SIGINT)
+        assert starting.communicate()[1] == "brt: interrupted; nothing is left half done\n"
+    assert left(started) == []
+
+
+def test_a_process_that_its_parent_never_reaps_counts_as_ended(monkeypatch):
+    monkeypatch.setattr(services, "STOPS_WITHIN_S", 1)
+    with subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; exec sleep 600"], stdout=subprocess.PIPE) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        services._end([child])
+        assert child.status() == psutil.STATUS_ZOMBIE
+        parent.kill()
 
 
 def test_stop_leaves_no_process_behind(started):

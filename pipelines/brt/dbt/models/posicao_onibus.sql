@@ -41,4 +41,3 @@ cross join lateral (
     order by captured_at desc, clock_ahead
     limit 1
 ) as last
-where buses.id is not null
