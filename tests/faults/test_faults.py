@@ -360,7 +360,7 @@ def test_no_fault_leaves_half_a_day_or_a_wrong_exit_code(request, capfd, monkeyp
     assert all_wrong == []
 
 
-@pytest.mark.parametrize("label", ["COPY incoming (timestamp, signal_id, val", "CopyData", "CopyDone"])
+@pytest.mark.parametrize("label", ["COPY pg_temp.incoming (timestamp, signal", "CopyData", "CopyDone"])
 def test_a_backend_that_ends_within_a_copy_is_reported_on_one_line(world, capfd, label):
     world.prepare(OLD_DAY)
     world.command.begin({})
