@@ -25,7 +25,6 @@ from sqlalchemy import URL, text
 
 from alvo import api, schema
 from fonte import local
-from fonte.client import connect
 from fonte_alvo import command, engine, settings
 
 # SQLSTATE classes that are no fault of the query: connection, conflicts, resources, locks, an operator, the system.
@@ -100,7 +99,7 @@ def _serve(port: int) -> int:
     settings.admin("Alvo")
     settings.allowed("Alvo")
     with command.listener(port) as listener, local.base_url() as base_url:
-        connect(base_url).close()
+        api.check_client(base_url)
         with engine.failures("Alvo", FIX):
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)

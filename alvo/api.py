@@ -124,6 +124,11 @@ app = serving.make_app(
 app.state.fonte_api_url = None
 
 
+def check_client(fonte_api_url: str) -> None:
+    """Raise FonteError if no client of this URL can be made, for example with an invalid proxy."""
+    client.connect(fonte_api_url).close()
+
+
 @app.get("/signals", **serving.reading(), summary="The signals that Alvo knows, by name")
 def signals(request: Request, query: Annotated[SignalsQuery, Query()]) -> list[Signal]:
     """The names that `signals` of GET /data takes."""
