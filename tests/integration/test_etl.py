@@ -16,6 +16,7 @@ from support.project import ROOT, alvo_values, bare
 
 import etl
 import seed
+from alvo import schema
 from fonte import client, local
 from orchestration import day
 
@@ -96,6 +97,17 @@ def test_only_the_asked_variables_are_replaced(own_fonte, fonte_pool, alvo_pool,
     changed = {key for key, value in alvo_values(alvo_pool).items() if value != before[key]}
     assert {name for _, name in changed} <= {"power_mean", "power_min", "power_max", "power_std"}
     assert len([name for _, name in changed if name == "power_mean"]) == 144
+
+
+def test_values_that_a_trigger_drops_are_reported(fonte_api, alvo_pool, capsys):
+    drops = "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    when = "FOR EACH ROW WHEN (NEW.timestamp = '2024-05-20Z') EXECUTE FUNCTION skip()"
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text(f"{drops}; CREATE TRIGGER skip BEFORE INSERT ON data {when}"))
+    assert etl.main(["2024-05-20"]) == 0
+    said = "  not kept by Alvo: 8 values; look for a trigger or rule of its table data\n"
+    assert said in capsys.readouterr().out
 
 
 def test_windows_with_one_sample_count_although_they_have_no_std(alvo, monkeypatch, capsys):
