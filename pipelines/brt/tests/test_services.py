@@ -258,7 +258,10 @@ def test_an_unreachable_database_is_reported_before_anything_starts(world):
 def test_an_interrupted_start_leaves_no_process_behind(started):
     step(started, "stop")
     command = [sys.executable, "-m", "brt", "start"]
-    with subprocess.Popen(command, cwd=PROJECT, env=started.environment, stderr=subprocess.PIPE, text=True) as starting:
+    # A shell makes its background jobs ignore Ctrl-C.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    piped = {"stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=PROJECT, env=started.environment, **piped, **heard) as starting:
         eventually(lambda: services_of(started, "prefect"))
         starting.send_signal(signal.SIGINT)
         assert starting.communicate()[1] == "brt: interrupted; nothing is left half done\n"
