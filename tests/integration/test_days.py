@@ -209,13 +209,15 @@ def test_the_line_of_a_day_names_all_its_oddities(alvo, monkeypatch, capsys):
     rows = [
         {"timestamp": f"2024-05-2{day}T00:{10 * step}:00Z", "power": 9999} for day in (0, 1) for step in range(1, 6)
     ]
-    rows[0]["power"] = None
+    # Both ends of the range are plausible.
+    for row, power in zip(rows, (None, 0, 9000), strict=False):
+        row["power"] = power
     described = http(body=[{"name": "power", "unit": "kW", "lowest": 0, "highest": 9000}])
     with answering(http(body=rows), described, every_route=True) as server:
         monkeypatch.setenv("FONTE_API_URL", server.url)
         assert etl.main([RANGE[0], "2024-05-21", "--columns", "power"]) == 0
     first, second, _ = capsys.readouterr().out.splitlines()
-    odd = "one sample every 600 s, power: 4 implausible values, left out: 1 value that is NULL, NaN or infinite"
+    odd = "one sample every 600 s, power: 2 implausible values, left out: 1 value that is NULL, NaN or infinite"
     assert first.endswith(f" s, {odd}")
     assert first.startswith("2024-05-20 UTC  4 of 144 samples, 12 values written, ")
     assert second.endswith(" s, one sample every 600 s, power: 5 implausible values")
