@@ -274,6 +274,9 @@ def _picture_file(name: str) -> Path:
     if file.suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{name!r} is no picture: expected a file that ends in .png or .svg")
     try:
+        # Python 3.14's is_dir() hides that a name is too long, or a folder closed.
+        with suppress(FileNotFoundError):
+            file.stat()
         if not file.parent.is_dir() or file.is_dir():
             raise argparse.ArgumentTypeError(f"{name!r} is a folder, or its folder is missing")
     except OSError as error:
