@@ -164,7 +164,7 @@ def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
 
 
 def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alvo: Engine, fonte: Client) -> int:
-    """Run day after day; return the exit code of the first failure, or that of empty days, which stop no range."""
+    """Run day after day; return the exit code of the first failure. An empty day does not stop the range."""
     outcomes: list[Outcome] = []
     codes: dict[Day, int] = {}
     how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
@@ -199,7 +199,7 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
     if failed and options.keep_going:
         again = _again(options, days.ranges(failed))
         command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")
-    return next((codes[each] for each in failed), EmptyPeriod.exit_code if codes else 0)
+    return next(iter(codes.values()), 0)
 
 
 def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:

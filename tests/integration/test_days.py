@@ -223,13 +223,6 @@ def test_the_line_of_a_day_names_all_its_oddities(alvo, monkeypatch, capsys):
     assert second.endswith(" s, one sample every 600 s, power: 5 implausible values")
 
 
-def test_a_failed_day_decides_the_exit_code_also_after_an_empty_one(alvo, monkeypatch, capsys):
-    with answering(http(body=[]), http(500)) as server:
-        monkeypatch.setenv("FONTE_API_URL", server.url)
-        assert etl.main([RANGE[0], "2024-05-21", "--columns", "power", "--days-per-request", "1"]) == 3
-    assert capsys.readouterr().out.startswith("0 days loaded, 1 empty, 1 failed: ")
-
-
 @contextmanager
 def stuck(connector, alvo, alvo_pool):
     """Run a range that has loaded three days and waits for the lock of the fourth, which this holds."""
