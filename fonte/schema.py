@@ -42,6 +42,12 @@ _REQUIRED = sa.text("""
         AND attnotnull AND NOT atthasdef AND attidentity = ''
 """)
 
+_UNFIT = sa.text("""
+    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+    WHERE attrelid = to_regclass('data') AND attname = ANY(:ours)
+        AND (typcategory <> CASE attname WHEN 'timestamp' THEN 'D' ELSE 'N' END OR atttypid = 'date'::regtype)
+""")
+
 _KEYED = sa.text("""
     SELECT count(*) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
     WHERE indrelid = to_regclass('data') AND indisunique AND indimmediate AND indisvalid AND indnkeyatts = 1
@@ -121,6 +127,10 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
         return "data is a view: write to the table that it reads"
     if absent := _absent(_columns(connection)):
         return absent
+    if unfit := connection.execute(_UNFIT, {"ours": list(_CASTS)}).first():
+        name, kind = unfit
+        mend = f"ALTER TABLE data ALTER {name} TYPE {_CASTS[name]} USING {name}::{_CASTS[name]}"
+        return f"its column {name} is of type {kind}; as its owner: {mend}"
     required = connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first()
     if required is not None:
         mend = f"ALTER TABLE data ALTER {required} SET DEFAULT"

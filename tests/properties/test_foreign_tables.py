@@ -407,6 +407,30 @@ def test_a_column_that_prevents_seeding_is_named_on_one_line(fonte_of, make_pool
         assert answer.json()["detail"].startswith(f"Fonte takes no rows: {said}")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "mended"),
+    [
+        ("wind_speed", "text", "float8"),
+        ("power", "character varying(9)", "float8"),
+        ("timestamp", "date", "timestamptz"),
+        ("timestamp", "text", "timestamptz"),
+    ],
+)
+def test_a_column_of_another_kind_of_type_is_named_with_the_statement_that_mends_it(
+    fonte_of, make_pool, capsys, name, kind, mended
+):
+    kinds = {"timestamp": "timestamptz", "wind_speed": "real", "power": "numeric", "ambient_temperature": "float8"}
+    timestamp, *variables = (f"{each} {kind if each == name else its}" for each, its in kinds.items())
+    url = fonte_of(f"{timestamp} PRIMARY KEY", ", ".join(variables))
+    mend = f"ALTER TABLE data ALTER {name} TYPE {mended} USING {name}::{mended}"
+    assert seed.main(["--days", "1"]) == 3
+    said = f"seed.py: Fonte takes no rows: its column {name} is of type {kind}; as its owner: {mend}\n"
+    assert capsys.readouterr().err == said
+    with make_pool(url).begin() as connection:
+        connection.execute(text(mend))
+    assert seed.main(["--days", "1"]) == 0
+
+
 @pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
 def test_a_view_is_refused_as_a_view(fonte_of, make_pool, capsys, kind):
     url = fonte_of("timestamp timestamptz PRIMARY KEY")
