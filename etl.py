@@ -35,6 +35,7 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 if __name__ == "__main__":
@@ -189,7 +190,8 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             # A second Ctrl-C ends the process at once, and the database rolls back the running days.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             bar.close()
-            rest = _again(options, days.ranges(wanted[len(outcomes) + len(codes) :]))
+            failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
+            rest = _again(options, days.ranges(failed + list(wanted[len(outcomes) + len(codes) :])))
             where = "; on Dask, tasks that run finish all their days" if options.dask else ""
             command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")
             return 130  # 128 + SIGINT, as a shell reports it
@@ -205,7 +207,12 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
 def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:
     """Draw these days, as Alvo holds them, into the file; a failure leaves the file as it was."""
     # Imported here, because Matplotlib takes longer than the day.
-    from alvo import plot, screen
+    try:
+        from alvo import plot, screen
+    except ValueError as error:
+        raise PictureError(
+            f"{options.plot} is not drawn: {error}; check MPLBACKEND; Alvo keeps what it holds"
+        ) from error
 
     first, last = asked[0], asked[-1]
     with engine.failures("Alvo", "the picture is not drawn: check ALVO_DATABASE_URL and run again"):
@@ -219,10 +226,12 @@ def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte
     title = f"{first.date} {first.zone}" if first == last else f"{first.date} to {last.date} {first.zone}"
     form = options.plot.suffix[1:].lower()
     drawn = plot.picture(title, first.start, last.end, window_starts, signals, axes, form, window)
-    unfinished = options.plot.with_name(f".{options.plot.name}.part")
+    # A link stays one; a random name is nobody else's.
+    file = options.plot.resolve()
+    unfinished = file.with_name(f".{uuid4().hex}.part")
     try:
         unfinished.write_bytes(drawn)
-        unfinished.replace(options.plot)
+        unfinished.replace(file)
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink()
@@ -277,8 +286,8 @@ def _picture_file(name: str) -> Path:
         # Python 3.14's is_dir() hides that a name is too long, or a folder closed.
         with suppress(FileNotFoundError):
             file.stat()
-        if not file.parent.is_dir() or file.is_dir():
-            raise argparse.ArgumentTypeError(f"{name!r} is a folder, or its folder is missing")
+        if not file.parent.is_dir() or (file.exists() and not file.is_file()):
+            raise argparse.ArgumentTypeError(f"{name!r} is no file, or its folder is missing")
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{name!r} cannot be written: {error.strerror}") from error
     if find_spec("matplotlib") is None:

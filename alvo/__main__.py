@@ -1,7 +1,7 @@
 """Serve Alvo's page and API on 127.0.0.1 until Ctrl-C, or answer a query.
 
   python -m alvo                                     the page, on http://127.0.0.1:8080
-  python -m alvo "SELECT * FROM signal"              the result of a query as CSV; it cannot change anything
+  python -m alvo "SELECT * FROM signal"              the result of a query as CSV; it cannot change a table
   python -m alvo --url                               run the embedded PostgreSQL for psql and other tools, until Ctrl-C
 
 Alvo is the database that ALVO_DATABASE_URL names; unset, it is the embedded one (see etl.py --help).
@@ -104,7 +104,8 @@ def _serve(port: int) -> int:
             with engine.create(settings.alvo_database_url(), "alvo api").begin() as connection:
                 schema.create_absent(connection)
         api.app.state.fonte_api_url = base_url
-        config = uvicorn.Config(api.app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=10)
+        config = uvicorn.Config(api.app, http="h11", ws="none", log_config=None, workers=1)
+        config.timeout_graceful_shutdown = 10
         logging.basicConfig(format="%(levelname)s: %(message)s")
         print(f"Alvo: http://127.0.0.1:{listener.getsockname()[1]} until Ctrl-C", flush=True)
         with suppress(KeyboardInterrupt):

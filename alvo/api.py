@@ -27,6 +27,7 @@ from fonte.client import AnswerRefused, FonteError, RequestRefused
 from fonte_alvo import serving, settings
 from fonte_alvo.admin import CHANGING, AdminEngine, Changed, audit, delete_rows
 from fonte_alvo.copy import CopyOut
+from fonte_alvo.engine import YEARS_1_TO_9999
 from fonte_alvo.parameters import FORMAT, PeriodQuery, Strict, Timestamp, each_once, not_null, refusal
 from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 
@@ -115,7 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 app = serving.make_app(
     "Alvo",
     _lifespan,
-    probe="SELECT name, value, timestamp FROM data JOIN signal ON signal.id = signal_id LIMIT 0",
+    probe="SELECT signal.id, signal.name, data.timestamp, data.signal_id, data.value FROM signal, data LIMIT 0",
     obstacle=schema.obstacle,
     title="Alvo",
     summary="Ten-minute statistics of a wind turbine's signals.",
@@ -296,7 +297,11 @@ def _sql(query: DataQuery, form: Format) -> str:
     value = "value" if form == "csv" else "CASE WHEN abs(value) < 'Infinity' THEN value END AS value"
     # The primary key begins with the signal, so the query names the signals even if it wants all.
     rows = f"""
-        SELECT {TIMESTAMP} AS timestamp, name AS signal, {value} FROM data JOIN signal ON signal.id = signal_id
-        WHERE signal_id = ANY(%(signal_ids)s) AND {query.condition()} ORDER BY data.timestamp, name COLLATE "C"
+        SELECT {TIMESTAMP} AS timestamp, name AS signal, {value}
+        FROM (
+            SELECT signal_id, timestamp, value FROM data
+            WHERE signal_id = ANY(%(signal_ids)s) AND {YEARS_1_TO_9999} AND {query.condition()}
+        ) AS held JOIN (SELECT id, name FROM signal) AS known ON id = signal_id
+        ORDER BY held.timestamp, name COLLATE "C"
     """
     return rows if form == "csv" else f"SELECT row_to_json(row) FROM ({rows}) AS row"

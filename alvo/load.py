@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from alvo import schema
 from alvo.aggregation import Timestamps, Values
 from fonte_alvo import copy
-from fonte_alvo.engine import DatabaseError
+from fonte_alvo.engine import DatabaseError, sqlstate
 
 
 class Report(NamedTuple):
@@ -51,7 +51,7 @@ _BEGIN = text("""
 _TYPES = {"timestamp": "timestamp with time zone", "signal_id": "integer", "value": "double precision"}
 
 _SIGNALS = text("""
-    SELECT name, id, EXISTS (SELECT FROM data WHERE signal_id = id AND timestamp >= :start AND timestamp < :end)
+    SELECT name, id, EXISTS (SELECT FROM data WHERE signal_id = signal.id AND timestamp >= :start AND timestamp < :end)
     FROM signal WHERE name = ANY(:names)
 """)
 
@@ -97,9 +97,9 @@ _RECORD = """
 # A record with samples counts only where the period still holds rows of the variable.
 _RECORDED = text("""
     SELECT bool_and(statistics @> CAST(:statistics AS text[]) AND finished_at >= period_end AND (samples = 0 OR EXISTS (
-            SELECT FROM data JOIN signal ON signal.id = signal_id
-            WHERE regexp_replace(name, '_[^_]*$', '') = variable
-                AND timestamp >= period_start AND timestamp < period_end
+            SELECT FROM data JOIN signal ON signal.id = data.signal_id
+            WHERE regexp_replace(signal.name, '_[^_]*$', '') = load.variable
+                AND data.timestamp >= period.period_start AND data.timestamp < period.period_end
         ))) AND count(load) = :variables,
         coalesce(bool_or(samples < expected OR finished_at < period_end), false)
     FROM unnest(CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
@@ -149,7 +149,7 @@ def forget(connection: Connection, start: datetime | str, end: datetime | str) -
 def delete_unused_signals(connection: Connection) -> int:
     """Delete the signals without a value, in the caller's transaction; return how many. Waits for loads in progress."""
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('alvo.signal'), 0)")
-    unused = "NOT EXISTS (SELECT FROM data WHERE signal_id = id)"
+    unused = "NOT EXISTS (SELECT FROM data WHERE signal_id = signal.id)"
     return connection.exec_driver_sql(f"DELETE FROM signal WHERE {unused}").rowcount
 
 
@@ -210,7 +210,7 @@ def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], paramet
     try:
         return Report(*connection.execute(_REPLACE, parameters).one())
     except DBAPIError as error:
-        if getattr(error.orig, "pgcode", None) != INVALID_COLUMN_REFERENCE:
+        if sqlstate(error) != INVALID_COLUMN_REFERENCE:
             raise
         mend = "ALTER TABLE data ADD UNIQUE (signal_id, timestamp)"
         raise DatabaseError(f"Alvo failed: signal_id and timestamp are no key of data; as its owner: {mend}") from error

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,8 +52,9 @@ def picture(
         panel.grid(color="#e6e6e6", linewidth=0.6)
         panel.set(xlim=(first, last), axisbelow=True)
         panel.spines[["top", "right"]].set_visible(False)
-    locator = AutoDateLocator()
-    formatter = ConciseDateFormatter(locator, formats=DATES, zero_formats=FIRST_DATES, show_offset=False)
+    # A matplotlibrc may name another zone.
+    locator = AutoDateLocator(tz=UTC)
+    formatter = ConciseDateFormatter(locator, tz=UTC, formats=DATES, zero_formats=FIRST_DATES, show_offset=False)
     panels[-1].xaxis.set_major_locator(locator)
     panels[-1].xaxis.set_major_formatter(formatter)
     panels[-1].set_xlabel("UTC")

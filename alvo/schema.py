@@ -13,6 +13,8 @@ if __name__ == "__main__":
 
 import sqlalchemy as sa
 
+from fonte_alvo.engine import DatabaseError
+
 metadata = sa.MetaData()
 
 signal = sa.Table(
@@ -53,9 +55,14 @@ by_time = sa.Index("data_by_time", data.c.timestamp, postgresql_using="brin")
 
 
 def create_absent(connection: sa.Connection) -> None:
-    """Create the tables and the index that are absent, in the caller's transaction."""
+    """Create the tables and the index that are absent, in the caller's transaction.
+
+    Raises DatabaseError for a table of one of these names that is not Alvo's; nothing is created then.
+    """
     # Two simultaneous first loads would both find nothing and then collide: the second waits here.
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("alvo.schema"))))
+    if foreign := _foreign(connection):
+        raise DatabaseError(f"Alvo failed: {foreign}")
     metadata.create_all(connection)
     # Only the owner of a table may add an index to it.
     owned = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('data')"
@@ -64,18 +71,27 @@ def create_absent(connection: sa.Connection) -> None:
 
 
 def obstacle(engine: sa.Engine) -> str:
-    """Return which table or column is absent, and the command or statement that makes it. Raises SQLAlchemyError."""
-    held = sa.text("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0")
+    """Return which table is absent or not Alvo's, and the remedy. Raises SQLAlchemyError."""
     with engine.connect() as connection:
-        for table in (signal, data):
-            names = connection.scalars(held, {"name": table.name}).all()
-            if not names:
-                return f"it has no table {table.name}, which `python -m alvo.schema` makes"
-            for column in table.columns:
-                if column.name not in names:
-                    mend = f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(engine.dialect)}"
-                    return f"its table {table.name} has no column {column.name}; as its owner: {mend}"
-    return "it refuses the query; its log says why"
+        absent = next((table.name for table in (signal, data) if not _columns(connection, table)), None)
+        if absent:
+            return f"it has no table {absent}, which `python -m alvo.schema` makes"
+        return _foreign(connection) or "it refuses the query; its log says why"
+
+
+def _foreign(connection: sa.Connection) -> str | None:
+    """Return which table lacks a column of ours, because it is another one of the same name."""
+    for table in metadata.tables.values():
+        held = _columns(connection, table)
+        if held and (lacking := [column.name for column in table.columns if column.name not in held]):
+            return f"its table {table.name} has no column {lacking[0]}, so it is not Alvo's: correct ALVO_DATABASE_URL"
+    return None
+
+
+def _columns(connection: sa.Connection, table: sa.Table) -> Sequence[str]:
+    """Return the names of the table's columns; none where it is absent."""
+    query = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0"
+    return connection.scalars(sa.text(query), {"name": table.name}).all()
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -34,19 +34,20 @@ _BUCKETS = text(f"""
 """)
 
 _NEIGHBOURS = text("""
-    SELECT max(before), min(after) FROM unnest(CAST(:ids AS integer[])) AS id,
+    SELECT max(before), min(after) FROM unnest(CAST(:ids AS integer[])) AS asked (id),
         LATERAL (SELECT max(timestamp) AS before FROM data
-            WHERE signal_id = id AND timestamp < :start AND timestamp >= :first) AS earlier,
+            WHERE signal_id = asked.id AND timestamp < :start AND timestamp >= :first) AS earlier,
         LATERAL (SELECT min(timestamp) AS after FROM data
-            WHERE signal_id = id AND timestamp >= :end AND timestamp <= :last) AS later
+            WHERE signal_id = asked.id AND timestamp >= :end AND timestamp <= :last) AS later
 """)
 
 # If a day was loaded while it ran, or soon after, its source was live.
 _LIVE = text("SELECT EXISTS (SELECT FROM load WHERE finished_at < period_end + INTERVAL '36 hours')")
 
 _VALUES = text("""
-    SELECT name, (extract(epoch FROM timestamp) * 1000000)::bigint, value FROM data JOIN signal ON id = signal_id
-    WHERE name = ANY(:names) AND timestamp >= :start AND timestamp < :end
+    SELECT signal.name, (extract(epoch FROM data.timestamp) * 1000000)::bigint, data.value
+    FROM data JOIN signal ON signal.id = data.signal_id
+    WHERE signal.name = ANY(:names) AND data.timestamp >= :start AND data.timestamp < :end
 """)
 
 # Each part is computed once: without statistics of a new table, the planner takes years of windows for a few rows.

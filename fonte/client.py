@@ -2,11 +2,14 @@
 
 import json
 import reprlib
-from collections.abc import Sequence
-from contextlib import nullcontext
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from itertools import count
 from random import uniform
+from threading import Event, Timer
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 from urllib.request import getproxies, proxy_bypass
@@ -59,6 +62,8 @@ class Client(httpx.Client):
     """An HTTP client of one connector. All its fetches share one time limit for retries."""
 
     patience_s: float
+    # The sockets of its last connections.
+    wires: deque[socket.socket]
     # The time of the first failure since the last answer.
     failing_since: float | None = None
     variables: dict[str, "Variable"] | None = None
@@ -69,6 +74,11 @@ class Client(httpx.Client):
         # Another thread may reset it meanwhile.
         since = self.failing_since
         return max(0.0, patience_s - (monotonic() - since if since else 0))
+
+    def note(self, event: str, facts: dict[str, Any]) -> None:
+        """Remember the socket of a new connection; HTTPX's extension "trace" calls this."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self.wires.append(facts["return_value"].get_extra_info("socket"))
 
 
 def connect(base_url: str, patience_s: float | None = None) -> Client:
@@ -86,6 +96,7 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
         remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
         raise FonteError(f"no HTTP client can be made: {clean(str(error))}; {remedy}") from error
     client.patience_s = PATIENCE_S if patience_s is None else patience_s
+    client.wires = deque(maxlen=10)
     return client
 
 
@@ -178,7 +189,7 @@ def ask(http: Client, route: str) -> tuple[int, bytes]:
     Raises httpx.HTTPError, and FonteError if the answer takes too long.
     """
     try:
-        with http.stream("GET", route, headers=HEADERS) as response:
+        with _stream(http, route, READ_TIMEOUT_S) as response:
             return response.status_code, bytes(_read(response, MAX_ERROR_BYTES, monotonic()))
     except BadAnswer as error:
         raise FonteError(f"Fonte at {shown_url(http.base_url)} failed: {error}") from error
@@ -239,8 +250,7 @@ def _retry_after_s(error: httpx.HTTPError) -> float:
 def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple[str, bytes]:
     """Return the media type of the answer and its body."""
     began = monotonic()
-    timeout = httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S)
-    with client.stream("GET", "data", params=request.parameters, headers=HEADERS, timeout=timeout) as response:
+    with _stream(client, "data", read_timeout_s, request.parameters) as response:
         if response.status_code != 200:
             said, detailed = detail(_read(response, MAX_ERROR_BYTES, began))
             if to := response.headers.get("Location"):
@@ -259,6 +269,38 @@ def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple
     if len(body) > most_bytes:
         raise BadAnswer(f"more than {most_bytes // 2**20} MiB for one period")
     return media_type, bytes(body)
+
+
+@contextmanager
+def _stream(
+    client: Client, route: str, read_timeout_s: float, parameters: dict[str, Any] | None = None
+) -> Iterator[httpx.Response]:
+    """Request a route, and give the answer once its head is complete. Raises httpx.HTTPError."""
+    late, limit_s = Event(), CONNECT_TIMEOUT_S + read_timeout_s
+
+    def cut() -> None:
+        late.set()
+        for wire in client.wires:
+            # Most of them are closed.
+            with suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+
+    # HTTPX limits only each pause, and a head may arrive byte by byte.
+    limit = Timer(limit_s, cut)
+    limit.daemon = True
+    limit.start()
+    timeout, trace = httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S), {"trace": client.note}
+    how: dict[str, Any] = {"params": parameters, "headers": HEADERS, "timeout": timeout, "extensions": trace}
+    try:
+        with client.stream("GET", route, **how) as response:
+            limit.cancel()
+            yield response
+    except httpx.TransportError as error:
+        if late.is_set():
+            raise httpx.ReadTimeout(f"the head of its answer took longer than {limit_s:g} s") from error
+        raise
+    finally:
+        limit.cancel()
 
 
 def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:

@@ -18,6 +18,7 @@ from fonte import arrow, schema, seeding
 from fonte_alvo import copy, serving, settings
 from fonte_alvo.admin import CHANGING, AdminEngine, Changed, audit, delete_rows
 from fonte_alvo.command import did_you_mean
+from fonte_alvo.engine import YEARS_1_TO_9999
 from fonte_alvo.parameters import FIRST, FORMAT, LAST, PeriodQuery, Strict, Timestamp, each_once, not_null
 from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 
@@ -175,7 +176,7 @@ def _sql(query: DataQuery, form: Format) -> str:
     # The casts accept other column types. The transaction's time zone is UTC, so a timestamp without a zone means UTC.
     rows = f"""(
         SELECT data.timestamp::timestamptz AS timestamp, {casts} FROM data
-        WHERE {schema.YEARS_1_TO_9999} AND {query.condition()} ORDER BY data.timestamp
+        WHERE {YEARS_1_TO_9999} AND {query.condition()} ORDER BY data.timestamp
     ) AS sample"""
     if form == "arrow":
         # Without NULL all rows have the same length; a flag beside each value says whether it was NULL.

@@ -62,7 +62,8 @@ def _served(live: bool) -> Iterator[str]:
     # asyncio sets this only for its own listeners. Without it each answer waits 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Connections wait in the listener's queue until the server is up.
-    config = uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on")
+    # Without workers, uvicorn would read WEB_CONCURRENCY, which may be no number.
+    config = uvicorn.Config(connector.app, http="h11", ws="none", log_config=None, lifespan="on", workers=1)
     # A request that nobody waits for any more must not delay the end.
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)

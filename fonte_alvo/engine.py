@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg2 import Error as PostgresError
 from psycopg2 import OperationalError, extensions
+from psycopg2.errorcodes import INSUFFICIENT_PRIVILEGE
 from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -39,6 +40,9 @@ COPY_CHUNK_BYTES = 256 * 1024
 # Set in each transaction, because a pooler may drop a session's settings. Times and numbers then have one form,
 # whatever the server, the role or the environment prefers.
 FORMS = {"timezone": "UTC", "datestyle": "ISO, YMD", "extra_float_digits": "1"}
+# PostgreSQL has timestamps, infinity among them, that readers of the tables cannot hold.
+YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
+NO_RIGHT = "connect as the tables' owner, or as a role with that right: see docs/services.md"
 # Ends a query soon after its client has gone; a server on Windows refuses this setting.
 _CHECK_CLIENT = (
     "CASE WHEN version() !~ 'Visual|mingw' THEN set_config('client_connection_check_interval', '1s', true) END"
@@ -205,10 +209,17 @@ def failures(database: str, remedy: str, kind: type[Failure] = DatabaseError) ->
         # Imported here, because the settings import this module.
         from fonte_alvo import settings
 
-        refused = isinstance(error, DBAPIError) and not getattr(error.orig, "pgcode", None)
+        code = sqlstate(error)
+        remedy = NO_RIGHT if code == INSUFFICIENT_PRIVILEGE else remedy
+        refused = isinstance(error, DBAPIError) and not code
         variables = ", ".join(settings.libpq_variables()) if refused else ""
         also = f" (the environment sets {variables})" if variables else ""
         raise kind(f"{database} failed: {reason(error)}{also}; {remedy}") from error
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the SQLSTATE of a database's error; empty if it has none."""
+    return getattr(getattr(error, "orig", error), "pgcode", None) or ""
 
 
 def reason(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from psycopg2.errorcodes import INSUFFICIENT_PRIVILEGE
 from pydantic import BaseModel, Field, SecretStr
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -154,9 +155,11 @@ def make_app(
     # All handlers are async: a sync handler needs a thread, and an overloaded machine has none left.
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
-        if str(getattr(getattr(error, "orig", error), "pgcode", None)).startswith(_NOT_SET_UP):
+        code = engine.sqlstate(error)
+        if code.startswith(_NOT_SET_UP):
             with suppress(*engine.ERRORS):
-                why = await in_own_thread(obstacle, request.state.engine)
+                lacks_right = code == INSUFFICIENT_PRIVILEGE
+                why = engine.NO_RIGHT if lacks_right else await in_own_thread(obstacle, request.state.engine)
                 return JSONResponse({"detail": f"{database} is not set up: {why}"}, 503)
         if isinstance(error, PoolTimeoutError):
             return _ask_later(f"all connections to {database} are in use")

@@ -71,7 +71,8 @@ class Stream(StreamingResponse):
             pieces = self._make(iter(rows))
             # If the database fails here, the answer is 503; if it fails later, the stream breaks off.
             first = await in_own_thread(next, pieces)
-            self.body_iterator = _drawn(None if "head" in scope else first, pieces)
+            # A HEAD has the headers of a GET; the server leaves out the body.
+            self.body_iterator = _drawn(first, iter(()) if "head" in scope else pieces)
             # A client notices that an answer is broken off: the body lacks its end.
             try:
                 with fail_after(STREAM_TIMEOUT_S):

@@ -50,7 +50,8 @@ class Samples(NamedTuple):
 class Outcome(NamedTuple):
     """The result of a day: finite samples, and windows with some, per variable; counts of oddities; seconds per phase.
 
-    interval: that of sampling_interval; expected: how many samples of a variable the day then has.
+    interval: that of sampling_interval; expected: how many samples of a variable the day then has; implausible: by
+    variable, where the connector tells its range.
     """
 
     samples: dict[str, int]
@@ -184,6 +185,8 @@ def oddities(outcome: Outcome) -> list[str]:
     """Report what is unusual about a day."""
     odd = [f"one sample every {outcome.interval.total_seconds():g} s"] * (outcome.interval != MINUTE)
     odd += [f"{name}: {count(found, 'implausible value')}" for name, found in outcome.implausible.items() if found]
+    unchecked = ", ".join(name for name in outcome.samples if name not in outcome.implausible)
+    odd += [f"not checked for implausible values: {unchecked}"] * bool(unchecked)
     them = "value that is" if outcome.not_finite == 1 else "values that are"
     odd += [f"left out: {outcome.not_finite:,} {them} NULL, NaN or infinite"] * (outcome.not_finite > 0)
     odd += [f"left out: {count(outcome.overflowed, 'result')} beyond the largest double"] * (outcome.overflowed > 0)

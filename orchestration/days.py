@@ -307,7 +307,7 @@ def ranges(days: Sequence[Day]) -> list[tuple[date, date]]:
     return [(group[0].date, group[-1].date) for group in requests(days, Limit(len(days), len(days)))]
 
 
-def total(outcomes: Sequence[Outcome], empty: int = 0, failed: int = 0, left_out: int = 0) -> str:
+def total(outcomes: Sequence[Outcome], empty: int, failed: int = 0, left_out: int = 0) -> str:
     """Report many days together."""
     changed = Report(*map(sum, zip(Report(0, 0, 0), *(outcome.report for outcome in outcomes), strict=True)))
     others = {"empty": empty, "failed": failed, "left out": left_out}

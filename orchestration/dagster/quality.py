@@ -210,7 +210,10 @@ def _checked(
             all(moment == reaching for moment in last.values()),
             {f"{name}_last_window": f"{moment}Z" if moment else "none" for name, moment in last.items()},
         ),
-        PLAUSIBLE: (not any(implausible.values()), {f"{name}_implausible": n for name, n in implausible.items()}),
+        PLAUSIBLE: (
+            not any(implausible.get(name, windows[name]) for name in windows),
+            {f"{name}_implausible": n for name, n in implausible.items()},
+        ),
     }
 
 

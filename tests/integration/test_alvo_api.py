@@ -122,6 +122,15 @@ def test_an_infinite_value_is_null_in_json_and_infinity_in_csv(base_url, alvo_po
     assert "Infinity\n" in httpx.get(f"{base_url}/data?end_timestamp=2002-01-01&format=csv").text
 
 
+def test_moments_beyond_the_years_1_to_9999_are_left_out(base_url, alvo_pool):
+    moments = ["-infinity", "0044-01-01 00:00Z BC", "10000-01-01 00:00Z", "infinity"]
+    before = httpx.get(f"{base_url}/data").json()
+    with alvo_pool.begin() as connection:
+        for moment in moments:
+            connection.execute(text("INSERT INTO data VALUES (:moment, 1, 1)"), {"moment": moment})
+    assert httpx.get(f"{base_url}/data").json() == before
+
+
 @settings(max_examples=settings.default.max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True))
 @example(
@@ -185,7 +194,7 @@ def test_an_alvo_without_its_tables_answers_503_and_says_so(make_database):
         ("DROP TABLE data", "it has no table data, which `python -m alvo.schema` makes"),
         (
             "ALTER TABLE data RENAME value TO reading",
-            "its table data has no column value; as its owner: ALTER TABLE data ADD COLUMN value DOUBLE PRECISION",
+            "its table data has no column value, so it is not Alvo's: correct ALVO_DATABASE_URL",
         ),
         ("ALTER TABLE data DROP CONSTRAINT data_not_nan, ALTER value TYPE text", "it refuses the query; its log"),
     ],

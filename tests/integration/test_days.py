@@ -23,7 +23,7 @@ from support.faulty import answering, http
 from support.project import RANGE, SCRIPTS, alvo_values, external
 
 import etl
-from alvo import load
+from alvo import load, schema
 from fonte.client import connect
 from fonte_alvo import engine
 from orchestration import day as one
@@ -223,9 +223,18 @@ def test_the_line_of_a_day_names_all_its_oddities(alvo, monkeypatch, capsys):
     assert second.endswith(" s, one sample every 600 s, power: 5 implausible values")
 
 
+@pytest.mark.parametrize("described", [http(503), http(404), http(body=[])])
+def test_values_whose_plausible_range_is_unknown_are_reported(alvo, monkeypatch, capsys, described):
+    rows = [{"timestamp": "2024-05-20T00:00:00Z", "power": -999}]
+    with answering(http(body=rows), described, every_route=True) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        assert etl.main(["2024-05-20", "--columns", "power"]) == 0
+    assert "\n  not checked for implausible values: power\n" in capsys.readouterr().out
+
+
 @contextmanager
-def stuck(connector, alvo, alvo_pool):
-    """Run a range that has loaded three days and waits for the lock of the fourth, which this holds."""
+def stuck(connector, alvo, alvo_pool, *options, loaded=("2024-05-20", "2024-05-21", "2024-05-22")):
+    """Run a range that has loaded these days and waits for the lock of 2024-05-23, which this holds."""
     with alvo_pool.connect() as holder:
         days_since_epoch = date(2024, 5, 23).toordinal() - date(1970, 1, 1).toordinal()
         holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": days_since_epoch})
@@ -233,7 +242,7 @@ def stuck(connector, alvo, alvo_pool):
         heard = (
             "import etl, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(etl.main())"
         )
-        command = [sys.executable, "-c", heard, *RANGE]
+        command = [sys.executable, "-c", heard, *RANGE, *options]
         with subprocess.Popen(
             command,
             cwd=SCRIPTS,
@@ -242,7 +251,7 @@ def stuck(connector, alvo, alvo_pool):
             stderr=subprocess.PIPE,
             text=True,
         ) as run:
-            assert [run.stdout.readline()[:10] for _ in range(3)] == ["2024-05-20", "2024-05-21", "2024-05-22"]
+            assert tuple(run.stdout.readline()[:10] for _ in loaded) == loaded
             while not holder.scalar(text("SELECT bool_or(NOT granted) FROM pg_locks WHERE locktype = 'advisory'")):
                 assert run.poll() is None
             yield run, holder
@@ -263,6 +272,20 @@ def test_an_interrupted_range_finishes_its_day_and_prints_how_to_continue(connec
     rest = [sys.executable, *shlex.split(again)[1:]]
     assert subprocess.run(rest, cwd=SCRIPTS, env=external(connector, alvo), check=False).returncode == 0
     assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_pool):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("ALTER TABLE data ADD CHECK (timestamp::date <> '2024-05-21')"))
+    with stuck(connector, alvo, alvo_pool, "--keep-going", loaded=("2024-05-20", "2024-05-22")) as (run, holder):
+        run.send_signal(signal.SIGINT)
+        said = [run.stderr.readline() for _ in range(4)]
+        holder.rollback()
+        assert run.wait() == 130
+    assert said[0].startswith("etl.py: 2024-05-21: Alvo failed: ")
+    assert said[1] == "etl.py: interrupted; finishing the running days. Continue with:\n"
+    assert [line.split()[2:-3] for line in said[2:]] == [["2024-05-21"], ["2024-05-23", "2024-05-29"]]
 
 
 def test_a_second_interrupt_ends_at_once_and_rolls_the_running_day_back(connector, alvo, alvo_pool, undisturbed):

