@@ -18,9 +18,11 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Event
 
 if __name__ == "__main__":
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"argument {strays[0]}: belongs to --csv FILE")
     if repeated := Counter(name for name, _ in options.column) - Counter(dict(options.column).keys()):
         parser.error(f"argument --column: {next(iter(repeated))}: expected each variable once")
+    if twice := Counter(options.csv) - Counter({Path(name).absolute(): name for name in options.csv or []}.values()):
+        parser.error(f"argument --csv: {next(iter(twice))}: expected each file once")
     if options.interval and options.label != "end":
         parser.error("argument --interval: belongs to --label end")
     if (options.csv or options.live) and (options.start, options.days) != (seeding.START, seeding.DAYS):
@@ -71,24 +75,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _seed(options: argparse.Namespace) -> int:
     if options.dry_run:
-        _load(None, options)
+        _load(None, options, ExitStack())
         print("nothing was loaded, because of --dry-run")
         return 0
     with engine.failures("Fonte's database", "check FONTE_DATABASE_URL and run again", FonteError):
-        pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=TIME_LIMIT_S)
+        # A pipe may send rows for days.
+        limit_s = TIME_LIMIT_S * 24 * 7 if options.csv else TIME_LIMIT_S
+        pool = engine.create(settings.fonte_database_url(), "seed.py", check_pooled=True, time_limit_s=limit_s)
         if options.live:
             command.notice("filling Fonte to now, from ten days ago at most; then a row each minute, until Ctrl-C")
             for merged in seeding.live(pool, options.profile, options.random_seed, Event()):
                 _report(merged, schema.extent(pool), options)
             return 0
-        with pool.begin() as connection:
+        # Its callbacks run after the transaction, and learn whether that failed.
+        with ExitStack() as after, pool.begin() as connection:
             if not schema.create_absent(connection) and options.once:
                 print("Fonte has its table: nothing was written")
                 return 0
             if options.csv:
                 # A pipe may pause for longer than the limit.
                 connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-            merged = _load(connection, options) if options.csv else _fill(connection, options)
+            merged = _load(connection, options, after) if options.csv else _fill(connection, options)
         _report(merged, schema.extent(pool), options)
     return 0
 
@@ -105,20 +112,24 @@ def _fill(connection: Connection, options: argparse.Namespace) -> Merged:
     return seeding.total(merged)
 
 
-def _load(connection: Connection | None, options: argparse.Namespace) -> Merged:
-    """Merge the files; without a connection only report what they hold."""
+def _load(connection: Connection | None, options: argparse.Namespace, after: ExitStack) -> Merged:
+    """Merge the files; without a connection only report what they hold. `after` keeps or removes their bad rows."""
     # Imported here, because pandas takes longer than a day of etl.py.
     from fonte import files
 
-    merged = []
+    merged, left_out = [], set[Path]()
     for name in options.csv:
         with files.opened(name, options) as file:
+            after.push(file.keep_bad_rows)
             command.say(file.form)
             if connection is None:
                 command.say(files.look(file))
             else:
                 merged.append(seeding.merge(connection, file, name, replace=options.replace))
         if file.bad_rows:
+            if file.left_out in left_out:
+                raise files.FileError(f"{name}: {file.left_out} is that of another file too: load one at a time")
+            left_out.add(file.left_out)
             where = f", and written to {file.left_out}" if connection else ""
             if connection and options.label == "end":
                 where += f": correct it, and load it with --interval {file.interval.item().total_seconds() / 60:.15g}"
@@ -157,7 +168,7 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
     columns = "columns of the variables (default: those with their names)"
     times = "columns whose texts, joined by a blank, are the time; =1999 is the text 1999 (default: timestamp)"
     interval = "averaging interval with --label end (default: the most frequent step of the first rows)"
-    markers = "texts that mean no value, besides an empty field, NA, NaN, NULL and the like; --missing=-9999,9"
+    markers = "texts that mean no value, besides NA, NULL and the like; --missing=-9999,9 or --missing=--- too"
     header = "header's line; 0: none, columns are named 1, 2, 3 (default: the first line that is not empty)"
     # fonte.files.HEAD_LINES hold the header and the first row.
     lines = _within(0, 999)

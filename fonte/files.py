@@ -39,7 +39,8 @@ END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
 WIDTHS = {"Y": 4, "j": 3, "f": 6}
 # Zones, offsets and --label move a timestamp by up to a day, and it stays within the years 1 to 9999.
 FIRST_DAY, LAST_DAY = np.array(["0001-01-02", "9999-12-30"], "datetime64[D]")
-BAD_ARCHIVE = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+# Of a zip, RuntimeError means a password or an unknown method; of a tar, AssertionError means a folder.
+BAD_ARCHIVE = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, AssertionError)
 # pandas raises ImportError where it needs another package, such as one for .zst.
 UNREADABLE = (OSError, EOFError, ImportError, LookupError, ValueError, *BAD_ARCHIVE)
 # A field may be as long as its line.
@@ -70,17 +71,15 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
             yield File(name, options, encoding, reader)
     except FileNotFoundError as error:
         raise FileError(f"{name}: there is no such file on this machine: correct its name, or download it") from error
-    except FileExistsError as error:
-        raise FileError(f"{error.filename} is there: load it, or remove it") from error
     except BrokenPipeError:
         # Standard output's, not the file's.
         raise
     except (*UNREADABLE, pd.errors.ParserWarning) as error:
-        said = _shown(error, 200)
+        said = _shown(str(error) or "the archive holds no file", 200)
         if separated := re.search(r"fields in line (\d+)|loss of data", said):
             said = f"line {separated[1] or 1} holds the control character 0x1f: remove it"
-        remedy = "; --encoding names its encoding, such as utf-16" * isinstance(error, UnicodeError | LookupError)
-        raise FileError(f"{name}: {said}{remedy}") from error
+        remedy = "--encoding names its encoding; save a workbook as CSV, and decompress standard input first"
+        raise FileError(f"{name}: {said}" + f"; {remedy}" * isinstance(error, UnicodeError | LookupError)) from error
 
 
 class File:
@@ -88,23 +87,16 @@ class File:
 
     def __init__(self, name: str, options: Namespace, encoding: str, reader: pd.io.parsers.TextFileReader) -> None:
         """Find out the form from the first lines."""
+        _check(options.timestamp_format or "%Y%j")
         self.name, self.options, self._encoding, self._reader = name, options, encoding, reader
-        self.left_out = Path("standard-input.bad" if name == "-" else f"{name}.bad")
+        is_file = Path(name).is_file() and not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/"))
+        self.left_out = Path(f"{name}.bad" if is_file else "standard-input.bad")
+        self._part = Path(f"{self.left_out}.part")
         self.bad_rows, self._told = 0, list[str]()
         # How far --label end moves the timestamps; 0 until the first rows show it.
         self.interval = np.timedelta64(round((options.interval or 0) * 60e6), "us")
         # For each local day whose clocks repeat an hour: how often its times went back, and the last time.
         self._repeated: dict[object, tuple[int, np.datetime64]] = {}
-        parts = set(re.findall("%(.)", form := options.timestamp_format or "%Y%j"))
-        if not (parts & {"Y", "y"} and ("j" in parts or (parts & {"m", "b", "B"} and "d" in parts))):
-            raise FileError(f"--timestamp-format {form!r} gives no day: expected %Y, %m and %d, or %Y and %j")
-        # pandas reads an hour without %p as one before noon, and ignores %p beside %H.
-        if parts & set("HIpMSf") and parts & set("HIp") not in ({"H"}, {"I", "p"}):
-            raise FileError(f"--timestamp-format {form!r} gives no hour: expected %H, or %I and %p")
-        if "Z" in parts:
-            raise FileError(
-                f"--timestamp-format {form!r}: %Z is ambiguous: expected %z, or the name and --csv-timezone"
-            )
         head = self._lines(HEAD_LINES)
         # The header is the line that --header-line names, which may be a comment, or else the first that is not empty.
         number = options.header_line
@@ -112,7 +104,8 @@ class File:
             number = next((number for number, line in head.items() if not self._is_empty(line)), 0)
         if 0 < options.first_row <= number:
             raise FileError(f"{name}: --first-row {options.first_row}: expected a line below the header, line {number}")
-        header = head.get(number, "").lstrip().removeprefix(options.comment or "")
+        # An empty name may begin a header, so that its first tab has to stay.
+        header = re.sub(rf"^\s*{re.escape(options.comment)}" if options.comment else "^", "", head.get(number, ""))
         start = max(number, options.first_row - 1)
         self._start, self._first = head[:start], head[start:]
         sample = [line for line in self._first if not self._is_empty(line)][:SAMPLE_LINES]
@@ -133,7 +126,8 @@ class File:
         while len(lines):
             columns = self._columns(lines)
             rows += len(columns["timestamp"])
-            yield columns
+            if len(columns["timestamp"]):
+                yield columns
             lines = self._lines(PIECE_LINES)
         for day, (times_back, _) in self._repeated.items():
             if times_back != 1:
@@ -143,6 +137,13 @@ class File:
             told = "; ".join(self._told) + "; ..." * (self.bad_rows > SHOWN_BAD_ROWS)
             remedy = "correct them by --decimal, --missing or --timestamp-format, or leave them out by --skip-bad-rows"
             raise FileError(f"{self.name}: {count(self.bad_rows, 'bad row')}, nothing was loaded: {told}; {remedy}")
+
+    def keep_bad_rows(self, failed: type[BaseException] | None, *_: object) -> None:
+        """Give the file of bad rows its name, or remove it if nothing was loaded; an ExitStack calls it."""
+        if failed and self.bad_rows and self.options.skip_bad_rows:
+            self._part.unlink(missing_ok=True)
+        elif self.bad_rows and not failed:
+            self._part.rename(self.left_out)
 
     def _lines(self, number: int) -> pd.Series:
         """Read the next lines; the index holds their numbers."""
@@ -175,11 +176,15 @@ class File:
         raise FileError(f"{self.name}: {found}, in {_shown(header or sample[0], 200)}: {remedy}")
 
     def _mark(self, sample: list[str]) -> str:
-        """Return the decimal mark: a comma if one cannot separate thousands and no number has a point, else a point."""
+        """Return the decimal mark: a comma if a number has one that cannot separate thousands, else a point."""
         rows = [_split(line, self._delimiter) for line in sample]
         fields = [row[place].strip() for row in rows for place in self._places.values() if place < len(row)]
-        comma = any(re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", field) for field in fields)
-        return "," if comma and not any("." in field for field in fields) else "."
+        comma = next((field for field in fields if re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", field)), None)
+        point = next((field for field in fields if re.match(r"[+-]?\d*\.\d", field)), None)
+        if comma and point:
+            said = f"numbers such as {_shown(comma)} and {_shown(point)} contradict each other"
+            raise FileError(f"{self.name}: {said}: --decimal chooses the mark")
+        return "," if comma else "."
 
     def _wanted(self, names: list[str]) -> dict[str, str]:
         """Return each variable's column; nothing unless every wanted column is there exactly once."""
@@ -209,9 +214,10 @@ class File:
 
     def _tell(self, problems: dict[int, str], lines: pd.Series) -> None:
         if problems and self.options.skip_bad_rows and not self.options.dry_run:
-            # An existing file may hold corrections.
-            new = "x" if self.left_out.is_file() else "w"
-            with self.left_out.open("a" if self.bad_rows else new, encoding=self._encoding) as stream:
+            # It may hold corrections.
+            if self.left_out.exists():
+                raise FileError(f"{self.left_out} is there: load it, or remove it")
+            with self._part.open("a" if self.bad_rows else "w", encoding=self._encoding) as stream:
                 start = [] if self.bad_rows else self._start
                 stream.writelines(f"{line}\n" for line in [*start, *lines[list(problems)]])
         told = [f"line {number}: {problem}" for number, problem in problems.items()]
@@ -273,7 +279,9 @@ class File:
             times_back, last = self._repeated.get(day, (0, day - 1))
             back = times_back + np.cumsum(np.diff(wall[places], prepend=last) <= np.timedelta64(0, "us"))
             utc[places] = np.where(back > 0, second[places], utc[places])
-            self._repeated[day] = int(back[-1]), wall[places[-1]]
+            # Newest first, the second pass comes first.
+            descends = (np.diff(utc[days == day]) < np.timedelta64(0, "us")).any()
+            self._repeated[day] = int(back[-1] + 2 * descends), wall[places[-1]]
         return utc
 
     def _labelled(self, timestamps: Timestamps) -> Timestamps:
@@ -329,17 +337,40 @@ def _numeric(texts: pd.Series, mark: str) -> pd.Series:
     return pd.to_numeric(points, errors="coerce").astype(float)
 
 
+def _check(form: str) -> None:
+    """Raise FileError unless the form gives a day and an hour, and each part once."""
+    parts = re.findall("%(.)", form)
+    said = f"--timestamp-format {form!r}"
+    if twice := next((part for part in parts if parts.count(part) > 1), None):
+        raise FileError(f"{said} has %{twice} twice: expected each part once")
+    if not ({*parts} & {"Y", "y"} and ("j" in parts or ({*parts} & {"m", "b", "B"} and "d" in parts))):
+        raise FileError(f"{said} gives no day: expected %Y, %m and %d, or %Y and %j")
+    # pandas reads an hour without %p as one before noon, and ignores %p beside %H.
+    if {*parts} & set("HIpMSf") and {*parts} & set("HIp") not in ({"H"}, {"I", "p"}):
+        raise FileError(f"{said} gives no hour: expected %H, or %I and %p")
+    if "Z" in parts:
+        raise FileError(f"{said}: %Z is ambiguous: expected %z, or the name and --csv-timezone")
+
+
 def _pattern(form: str) -> str:
     """Return a pattern that gives numbers without a separator their full width: pandas takes 105 for 10:05 in %H%M."""
     escaped = re.sub(r"(\\\s)+", r"\\s+", re.escape(form))
     numbers = "(?:%[YymdjHIMSf]){2,}"
     full = re.sub(numbers, lambda run: "".join(rf"\d{{{WIDTHS.get(each, 2)}}}" for each in run[0][1::2]), escaped)
-    return "(?i)" + re.sub("%.", r"\\S+", full)
+    # A fraction without a mark may have lost leading zeros: 5 may be .005.
+    full = re.sub("(?<![.,])%f", r"(?:\\d{3}){1,3}", full)
+    # Wider patterns take minutes for a long line of separators.
+    return "(?i)" + re.sub("%.", r"\\S{1,32}", re.sub("%[YymdjHIMSf]", r"\\d{1,9}", full))
 
 
 def _parsed(texts: pd.Series, form: str | None) -> Timestamps:
     parsed = pd.to_datetime(texts, format=form or "ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
-    return np.array(parsed, "datetime64[us]")
+    wall = np.array(parsed, "datetime64[us]")
+    if form and "%j" in form and "%d" not in form:
+        # pandas takes day 366 of a common year for the first of the next one.
+        summers = pd.DatetimeIndex(_parsed(texts, form.replace("%j", "366")) + np.timedelta64(180, "D"))
+        wall[summers.notna() & ~summers.is_leap_year] = np.datetime64("NaT")
+    return wall
 
 
 def _split(line: str, delimiter: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from fonte_alvo.command import clean
+from fonte_alvo.engine import YEARS_1_TO_9999
 
 
 class Variable(NamedTuple):
@@ -28,9 +29,6 @@ VARIABLES = (
     Variable("ambient_temperature", "degC", "Air temperature outside the nacelle", -60, 60),
 )
 
-# PostgreSQL has timestamps, infinity among them, that its readers do not have.
-YEARS_1_TO_9999 = "timestamp >= '0001-01-01 00:00Z' AND timestamp < '10000-01-01 00:00Z'"
-
 # The type to which the connector casts each column.
 _CASTS = {"timestamp": "timestamptz", **{each.name: "float8" for each in VARIABLES}}
 
@@ -43,9 +41,11 @@ _REQUIRED = sa.text("""
 """)
 
 _UNFIT = sa.text("""
-    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+    SELECT attname, format_type(atttypid, atttypmod), atttypid = ANY ('{time,timetz,money,oid}'::regtype[])
+    FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
     WHERE attrelid = to_regclass('data') AND attname = ANY(:ours)
-        AND (typcategory <> CASE attname WHEN 'timestamp' THEN 'D' ELSE 'N' END OR atttypid = 'date'::regtype)
+        AND (typcategory <> CASE attname WHEN 'timestamp' THEN 'D' ELSE 'N' END
+            OR atttypid = ANY ('{date,time,timetz,money,oid}'::regtype[]))
 """)
 
 _KEYED = sa.text("""
@@ -128,8 +128,9 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
     if absent := _absent(_columns(connection)):
         return absent
     if unfit := connection.execute(_UNFIT, {"ours": list(_CASTS)}).first():
-        name, kind = unfit
-        mend = f"ALTER TABLE data ALTER {name} TYPE {_CASTS[name]} USING {name}::{_CASTS[name]}"
+        name, kind, castless = unfit
+        using = "..." if castless else f"{name}::{_CASTS[name]}"
+        mend = f"ALTER TABLE data ALTER {name} TYPE {_CASTS[name]} USING {using}"
         return f"its column {name} is of type {kind}; as its owner: {mend}"
     required = connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first()
     if required is not None:

@@ -32,7 +32,7 @@ class Contradiction(Failure):
 
 
 class UnfitTable(Failure):
-    """The table cannot take our rows; the message names the column that prevents it. Nothing was written."""
+    """The table cannot take our rows; the message names what prevents it. Nothing was written."""
 
     exit_code = 3
 
@@ -91,19 +91,34 @@ def live(pool: Engine, profile: str, random_seed: int, stop: Event) -> Iterator[
             return
 
 
+def _each(pattern: str, separator: str = ", ") -> str:
+    return separator.join(pattern.format(name) for name in NAMES)
+
+
+# Finds an offered timestamp that the table does not hold once, or without an offered value. Only these tables may lose
+# what they receive; the comparison takes a third of the time of a seed.
+_CHANGED = text(f"""
+    SELECT offered.timestamp FROM pg_temp.incoming AS offered LEFT JOIN data AS held USING (timestamp)
+    WHERE (SELECT relhastriggers OR relhassubclass OR atttypmod >= 0 FROM pg_class JOIN pg_attribute
+        ON attrelid = pg_class.oid WHERE attname = 'timestamp' AND attrelid = to_regclass('data'))
+    GROUP BY offered.timestamp HAVING (min(held.tableoid) = max(held.tableoid)) IS NOT TRUE
+        OR bool_or({_each("offered.{0} <> 'NaN' AND held.{0} IS NULL", " OR ")}) LIMIT 1
+""")
+
+
 def merge(
     connection: Connection, batches: Iterable[Columns], source: str = "synthetic", *, replace: bool = False
 ) -> Merged:
-    """Merge columns, NaN where there is no value: a NULL of the table is filled; a value stays unless replace is set.
+    """Merge columns, NaN where there is no value; a value of the table stays unless replace is set.
 
-    source names the rows in the message of Contradiction. Raises Contradiction and UnfitTable.
+    A NULL or NaN of the table is filled. source names the rows in the message of Contradiction. Raises Contradiction
+    and UnfitTable.
     """
     if obstacle := schema.obstacle_to_rows(connection):
         raise UnfitTable(f"Fonte takes no rows: {obstacle}")
     # Not LIKE data: its columns may be more than ours, and of other types.
-    columns_of_ours = ", ".join(f"{name} double precision" for name in NAMES)
-    temporary = f"CREATE TEMP TABLE incoming (timestamp timestamptz, {columns_of_ours}) ON COMMIT DROP"
-    connection.execute(text(temporary))
+    ours = _each("{0} double precision")
+    connection.execute(text(f"CREATE TEMP TABLE incoming (timestamp timestamptz, {ours}) ON COMMIT DROP"))
     for columns in batches:
         # A search path may prefer a user's table of this name.
         copy.copy_in(connection, "pg_temp.incoming", columns)
@@ -112,33 +127,34 @@ def merge(
     contradiction, *counts = connection.execute(text(_merge_sql(replace))).one()
     if contradiction is not None:
         raise Contradiction(f"{source}: two rows for {contradiction} hold different values: keep one of them")
+    if (changed := connection.scalar(_CHANGED)) is not None:
+        remedy = "look for a trigger, a child table or a type of timestamp that rounds"
+        raise UnfitTable(f"Fonte takes no rows: its table data did not keep the row of {changed} as sent: {remedy}")
     connection.execute(text("DROP TABLE pg_temp.incoming"))
     return Merged(*counts)
 
 
 def _merge_sql(replace: bool) -> str:
     """Return one statement that compares the offered rows with the table as it was, and merges them into it."""
-
-    def each(pattern: str, separator: str = ", ") -> str:
-        return separator.join(pattern.format(name) for name in NAMES)
-
     # PostgreSQL sorts NaN above all other values.
     lowest, highest = "min(nullif({0}, 'NaN'))", "max(nullif({0}, 'NaN'))"
-    fills, differs = "held.{0} IS NULL AND offered.{0} IS NOT NULL", "coalesce(held.{0} <> offered.{0}, false)"
-    first, second = ("excluded", "held") if replace else ("held", "excluded")
+    # A held NaN is no sample. Not all types of numbers have one.
+    value = "nullif(held.{0}::float8, 'NaN')"
+    fills, differs = f"{value} IS NULL AND offered.{{0}} IS NOT NULL", f"coalesce({value} <> offered.{{0}}, false)"
+    merged = f"CASE WHEN {replace} OR {value} IS NULL THEN coalesce(excluded.{{0}}, held.{{0}}) ELSE held.{{0}} END"
     # An upsert locks every row that it receives, so it receives only rows that change.
     return f"""
         WITH offered AS MATERIALIZED (
-            SELECT timestamp, {each(f"{highest} AS {{0}}")}, {each(f"{lowest} < {highest}", " OR ")} AS contradicts
+            SELECT timestamp, {_each(f"{highest} AS {{0}}")}, {_each(f"{lowest} < {highest}", " OR ")} AS contradicts
             FROM pg_temp.incoming GROUP BY timestamp
         ), compared AS MATERIALIZED (
             SELECT offered.*, held.timestamp IS NOT NULL AS present,
-                held.timestamp IS NOT NULL AND ({each(fills, " OR ")}) AS filled, {each(differs, " OR ")} AS differing
+                held.timestamp IS NOT NULL AND ({_each(fills, " OR ")}) AS filled, {_each(differs, " OR ")} AS differing
             FROM offered LEFT JOIN data AS held ON held.timestamp = offered.timestamp
         ), merged AS (
-            INSERT INTO data AS held (timestamp, {each("{0}")}) SELECT timestamp, {each("{0}")} FROM compared
+            INSERT INTO data AS held (timestamp, {_each("{0}")}) SELECT timestamp, {_each("{0}")} FROM compared
             WHERE NOT present OR filled OR (differing AND {replace}) ORDER BY timestamp
-            ON CONFLICT (timestamp) DO UPDATE SET {each(f"{{0}} = coalesce({first}.{{0}}, {second}.{{0}})")}
+            ON CONFLICT (timestamp) DO UPDATE SET {_each(f"{{0}} = {merged}")}
         )
         SELECT min(timestamp) FILTER (WHERE contradicts), count(*) FILTER (WHERE NOT present),
             count(*) FILTER (WHERE present), count(*) FILTER (WHERE filled), count(*) FILTER (WHERE differing)

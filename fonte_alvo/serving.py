@@ -155,15 +155,13 @@ def make_app(
     # All handlers are async: a sync handler needs a thread, and an overloaded machine has none left.
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s: %s", database, engine.reason(error))
-        code = engine.sqlstate(error)
-        if code.startswith(_NOT_SET_UP):
+        if (code := engine.sqlstate(error)).startswith(_NOT_SET_UP):
             with suppress(*engine.ERRORS):
-                lacks_right = code == INSUFFICIENT_PRIVILEGE
-                why = engine.NO_RIGHT if lacks_right else await in_own_thread(obstacle, request.state.engine)
+                may_not = engine.NO_RIGHT if code == INSUFFICIENT_PRIVILEGE else ""
+                why = may_not or await in_own_thread(obstacle, request.state.engine)
                 return JSONResponse({"detail": f"{database} is not set up: {why}"}, 503)
-        if isinstance(error, PoolTimeoutError):
-            return _ask_later(f"all connections to {database} are in use")
-        return _ask_later(f"{database} does not answer")
+        in_use = isinstance(error, PoolTimeoutError)
+        return _ask_later(f"all connections to {database} are in use" if in_use else f"{database} does not answer")
 
     handlers: dict[Any, Any] = {404: _not_found, 405: _not_allowed, RequestValidationError: _invalid, Failure: _failed}
     handlers |= dict.fromkeys((OSError, RuntimeError), _overloaded)

@@ -13,14 +13,14 @@ import termios
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import event, text
 from support.faulty import answering, http
-from support.project import RANGE, SCRIPTS, alvo_values, external
+from support.project import RANGE, SCRIPTS, alvo_values, external, machine_in
 
 import etl
 from alvo import load, schema
@@ -42,6 +42,17 @@ def test_the_days_of_a_year_have_no_gap_between_them(zone):
 def test_a_range_leaves_out_a_day_that_its_zone_skipped():
     apia = days.between(date(2011, 12, 29), date(2011, 12, 31), ZoneInfo("Pacific/Apia"))
     assert [period.date.day for period in apia] == [29, 31]
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_today_is_the_day_of_the_zone_and_its_bounds_are_utc(zone):
+    # At any moment it is another day in one of these zones than in UTC.
+    today = datetime.now(ZoneInfo(zone)).date()
+    with machine_in("America/Sao_Paulo"):
+        (day,) = days.between(today, today, ZoneInfo(zone))
+        assert day.start.utcoffset() == day.end.utcoffset() == timedelta()
+        with pytest.raises(days.BadPeriod, match="is in the future"):
+            list(days.between(today, today + timedelta(days=1), ZoneInfo(zone)))
 
 
 def some_days(count):
@@ -284,6 +295,8 @@ def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_po
         holder.rollback()
         assert run.wait() == 130
     assert said[0].startswith("etl.py: 2024-05-21: Alvo failed: ")
+    remedy = "; it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again\n"
+    assert said[0].endswith(remedy)
     assert said[1] == "etl.py: interrupted; finishing the running days. Continue with:\n"
     assert [line.split()[2:-3] for line in said[2:]] == [["2024-05-21"], ["2024-05-23", "2024-05-29"]]
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import threading
 import warnings
 import zipfile
@@ -48,9 +49,12 @@ Date/Time,LV ActivePower (kW),Wind Speed (m/s),Theoretical_Power_Curve (KWh),Win
 SURFRAD = """\
  Bondville
    40.05  -88.37  230 m  version 1
- 2024   1  1  1  0  0  0.000  95.20    -1.9 0   -9999.9 1     3.1 0
- 2024   1  1  1  0  1  0.017  95.38    -1.9 0      -2.5 0 -9999.9 1
-"""
+ 2024   1  1  1  0  0  0.000  95.20 {radiation} -9999.9 1    88.1 0     3.1 0   245.6 0   991.3 0
+ 2024   1  1  1  0  1  0.017  95.38 {radiation}    -2.5 0    88.3 0 -9999.9 1   246.1 0   991.2 0
+""".replace(
+    "{radiation}",
+    "-1.9 0 0.4 0 -0.7 0 -1.1 0 318.2 0 271.6 0 271.5 0 327.9 0 272.1 0 272.0 0 0.0 0 0.2 0 -2.3 0 -9.7 0 -12.0 0",
+)
 MIDC = """\
 Year,DOY,MST,Avg Wind Speed @ 2m [m/s],Temperature @ 2m [deg C]
 2024,1,0,1.5,-3.25
@@ -96,7 +100,7 @@ REAL = {
     "SURFRAD": (
         SURFRAD.encode(),
         """--header-line 0 --first-row 3 --timestamp 1 3 4 5 6 --timestamp-format '%Y %m %d %H %M'
-        --column ambient_temperature=11 wind_speed=13 --missing -9999.9""",
+        --column ambient_temperature=39 wind_speed=43 --missing -9999.9""",
         [("2024-01-01 00:00", 3.1, None, None), ("2024-01-01 00:01", None, None, -2.5)],
     ),
     "MIDC": (
@@ -138,6 +142,11 @@ REAL = {
         --column wind_speed=Wind power=Leistung""",
         [("2024-05-20 00:00", 5.3, 1234.5, None), ("2024-05-20 00:01", 4.0, -0.5, None)],
     ),
+    "a decimal comma beside a text with points": (
+        b"timestamp;wind_speed;power\n2024-05-20;7,5;k.A.\n",
+        "--missing k.A.",
+        [("2024-05-20 00:00", 7.5, None, None)],
+    ),
     "an encoding that the mark shows": (
         EXCEL.encode("utf-16"),
         """--timestamp Time --timestamp-format '%m/%d/%Y %I:%M:%S %p' --column wind_speed=Wind""",
@@ -157,6 +166,16 @@ REAL = {
         b",timestamp,power\n0,2024-05-20 00:00:00+00:00,1.5\n1,2024-05-20 00:01:00+00:00,\n",
         "",
         [("2024-05-20 00:00", None, 1.5, None), ("2024-05-20 00:01", None, None, None)],
+    ),
+    "pandas with its index and tabs": (
+        b"\ttimestamp\tpower\n0\t2024-05-20 00:00:00\t1.5\n1\t2024-05-20 00:01:00\t\n",
+        "",
+        [("2024-05-20 00:00", None, 1.5, None), ("2024-05-20 00:01", None, None, None)],
+    ),
+    "a header in an indented comment": (
+        b"  # timestamp;power\n2024-05-20 00:00;1.5\n",
+        "--comment '#' --header-line 1",
+        [("2024-05-20 00:00", None, 1.5, None)],
     ),
     "R's write.table": (
         b'"timestamp" "power"\n"1" "2024-05-20 00:00" 1.5\n"2" "2024-05-20 00:01" NA\n',
@@ -245,6 +264,8 @@ def test_a_pipe_may_pause_for_longer_than_a_transaction_may_be_idle(rows, monkey
             return connection.scalar(text(f"{held} WHERE datname = '{database}'"))
 
     monkeypatch.setattr(engine, "IDLE_TIMEOUT_S", 1)
+    monkeypatch.setattr(engine, "GRACE_S", 0)
+    monkeypatch.setattr(seed, "TIME_LIMIT_S", 1)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Paused(b"timestamp,power\n2024-05-20,1\n")))
     assert seed.main(["--csv", "-"]) == 0
     assert len(rows()) == 1
@@ -252,8 +273,10 @@ def test_a_pipe_may_pause_for_longer_than_a_transaction_may_be_idle(rows, monkey
 
 @pytest.mark.parametrize(("reader", "code", "loaded"), [("full", 6, True), ("gone", 141, False)])
 def test_a_failed_standard_output_is_no_failure_of_the_file(rows, tmp_path, folder, reader, code, loaded):
-    (tmp_path / "some.csv").write_text("timestamp,power\n2024-05-20,1\n")
-    line = [sys.executable, "seed.py", "--csv", *[str(tmp_path / "some.csv")] * 200]
+    names = [str(tmp_path / f"some.csv{number}") for number in range(200)]
+    for name in names:
+        Path(name).write_text("timestamp,power\n2024-05-20,1\n")
+    line = [sys.executable, "seed.py", "--csv", *names]
     environment = {**bare(folder), "FONTE_DATABASE_URL": os.environ["FONTE_DATABASE_URL"]}
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -262,6 +285,42 @@ def test_a_failed_standard_output_is_no_failure_of_the_file(rows, tmp_path, fold
         ended = subprocess.run(line, cwd=folder, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
     assert (ended.returncode, rows() is not None) == (code, loaded)
     assert "some.csv" not in ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["-", "/dev/stdin", "/dev/stdin redirected", "/dev/fd", "pipe"])
+def test_bad_rows_of_what_is_no_file_are_written_to_the_current_folder(rows, folder, tmp_path, kind):
+    content = "timestamp,power\n2024-05-20,1\nnow,2\n"
+    environment = {**bare(folder), "FONTE_DATABASE_URL": os.environ["FONTE_DATABASE_URL"]}
+    (tmp_path / "a.csv").write_text(content)
+    os.mkfifo(tmp_path / "pipe")
+    command = f"{shlex.quote(sys.executable)} {ROOT / 'seed.py'} --skip-bad-rows --csv"
+    line = {
+        "-": f"cat a.csv | {command} -",
+        "/dev/stdin": f"cat a.csv | {command} /dev/stdin",
+        "/dev/stdin redirected": f"{command} /dev/stdin < a.csv",
+        "/dev/fd": f"{command} <(cat a.csv)",
+        "pipe": f"cat a.csv > pipe & {command} pipe",
+    }[kind]
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr, len(rows())) == (0, "", 1)
+    assert "1 bad row left out, and written to standard-input.bad\n" in ended.stdout
+    assert (tmp_path / "standard-input.bad").read_text(encoding="utf-8-sig") == "timestamp,power\nnow,2\n"
+
+
+def test_bad_rows_of_two_pipes_do_not_overwrite_each_other(rows, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    writers = []
+    for name in ("first", "second"):
+        os.mkfifo(name)
+        content = f"timestamp,power\n2024-05-20,1\n{name},2\n".encode()
+        writers.append(threading.Thread(target=(tmp_path / name).write_bytes, args=[content]))
+        writers[-1].start()
+    assert seed.main(["--csv", "first", "second", "--skip-bad-rows"]) == 2
+    for writer in writers:
+        writer.join()
+    said = "seed.py: second: standard-input.bad is that of another file too: load one at a time\n"
+    assert (capsys.readouterr().err, rows()) == (said, None)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["first", "second"]
 
 
 def test_a_closed_standard_input_is_bad_input(rows, monkeypatch, capsys):
@@ -314,11 +373,25 @@ def test_a_name_below_the_home_folder_is_expanded(rows, monkeypatch, tmp_path, c
         ("2 September 2024 0105", ["--timestamp-format=%d %B %Y %H%M"], "2024-09-02 01:05"),
         ("20240520t010559.000000", ["--timestamp-format=%Y%m%dT%H%M%S.%f"], "2024-05-20 01:05"),
         ("2024-05-20 01:02 UTC", ["--timestamp-format=%Y-%m-%d %H:%M UTC"], "2024-05-20 01:02"),
+        ("2024-05-20 01:02:03.5", ["--timestamp-format=%Y-%m-%d %H:%M:%S.%f"], "2024-05-20 01:02"),
+        ("2024 366", ["--timestamp-format=%Y %j"], "2024-12-31 00:00"),
+        ("2024366 2400", ["--timestamp-format=%Y%j %H%M"], "2025-01-01 00:00"),
+        ("2024 366 12 31", ["--timestamp-format=%Y %j %m %d"], "2024-12-31 00:00"),
+        ("2024 366 23:00 -0500", ["--timestamp-format=%Y %j %H:%M %z"], "2025-01-01 04:00"),
+        ("2025 001 00:00 +0500", ["--timestamp-format=%Y %j %H:%M %z"], "2024-12-31 19:00"),
     ],
 )
 def test_a_timestamp_is_read_in_its_format_and_zone(rows, load, written, options, expected):
     assert load(f"timestamp;power\n{written};1\n", *options)[0] == 0
     assert rows() == [(expected, None, 1.0, None)]
+
+
+@pytest.mark.parametrize("form", ["%d-%m-%Y %H:%M", "%d-%m-%Y-%H-%M-%S-%f", "%d-%b-%Y %I:%M %p"])
+def test_a_long_line_is_refused_at_once(folder, tmp_path, form):
+    (tmp_path / "a.csv").write_text(f"timestamp;power\n{'-' * 2000};1\n")
+    line = [sys.executable, "seed.py", "--dry-run", f"--timestamp-format={form}", "--csv", str(tmp_path / "a.csv")]
+    ended = subprocess.run(line, cwd=folder, env=bare(folder), capture_output=True, text=True, timeout=10)
+    assert (ended.returncode, "1 bad row, nothing was loaded" in ended.stderr) == (2, True)
 
 
 NOT_ISO = "is not ISO 8601: use --timestamp-format"
@@ -354,6 +427,9 @@ TOO_FAR = "is not within 0001-01-02 to 9999-12-30"
         ("2024-05-20 25 24:00", ["--timestamp-format=%Y-%m-%d %H %M:%S"], "does not follow"),
         ("2024-05-20 24:00 24:00", ["--timestamp-format=%Y-%m-%d %H:%M %S:%f"], "does not follow"),
         ("2024-05-20 24:00 PM", ["--timestamp-format=%Y-%m-%d %I:%M %p"], "does not follow"),
+        ("2023 366", ["--timestamp-format=%Y %j"], "does not follow"),
+        ("2023366 2400", ["--timestamp-format=%Y%j %H%M"], "does not follow"),
+        ("2023 366 00:00 +0500", ["--timestamp-format=%Y %j %H:%M %z"], "does not follow"),
         ("2024-03-31 02:30", ["--csv-timezone=Europe/Berlin"], "does not exist in Europe/Berlin"),
         ("9999-12-31 24:00", [], TOO_FAR),
         ("9999-12-31 24:00", ["--csv-timezone=Europe/Berlin"], TOO_FAR),
@@ -393,11 +469,14 @@ def test_leading_zeros_are_restored_except_in_a_four_digit_year(rows, load, date
     assert expected or "1 bad row, nothing was loaded: line 2: timestamp '" in out.err
 
 
-def test_a_fraction_of_a_second_has_no_leading_zeros_to_restore(load):
+@pytest.mark.parametrize("fraction", ["500", "005", "005000", "005000000", "5", "45", "5000"])
+def test_a_fraction_of_a_second_in_a_column_has_its_leading_zeros(load, fraction):
+    """5 may be a half of a second, or 5 milliseconds."""
     options = ["--timestamp", "Time", "Fraction", "--timestamp-format", "%Y-%m-%dT%H:%M:%S %f", "--dry-run"]
-    code, out = load("Time;Fraction;power\n2024-05-20T00:01:00;500;1\n", *options)
-    assert code == 0
-    assert "2024-05-20 00:01:00.500" in out.out
+    code, out = load(f"Time;Fraction;power\n2024-05-20T00:01:00;{fraction};1\n", *options)
+    assert code == (0 if len(fraction) % 3 == 0 else 2)
+    shown = f"2024-05-20 00:01:00.{fraction[:3]}" if code == 0 else "does not follow --timestamp-format"
+    assert shown in out.out + out.err
 
 
 @pytest.mark.parametrize("form", ["%H:%M", "%d.%m %H:%M", "%Y %H:%M", "%Y-%m", "%Q", "Y-m-d"])
@@ -413,6 +492,14 @@ def test_a_format_with_the_name_of_a_zone_is_refused(rows, load):
     code, out = load("timestamp,power\n2024-05-20 00:00 UTC,1\n", form, "--csv-timezone=Europe/Berlin")
     assert (code, rows()) == (2, None)
     assert "%Z is ambiguous: expected %z, or the name and --csv-timezone" in out.err
+
+
+def test_a_format_that_names_a_part_twice_is_refused(rows, load):
+    form = "%d.%m.%Y %H:%M - %d.%m.%Y %H:%M"
+    content = "timestamp;power\n20.05.2024 00:00 - 20.05.2024 01:00;1\n"
+    code, out = load(content, f"--timestamp-format={form}")
+    assert (code, rows()) == (2, None)
+    assert out.err == f"seed.py: --timestamp-format {form!r} has %d twice: expected each part once\n"
 
 
 @pytest.mark.parametrize("hour", ["%I:%M", "%I", "%H:%M %p", "%I:%M %H", "%p", "%M", "%S", "%M:%S.%f", "%H %I %p"])
@@ -473,6 +560,8 @@ def test_bad_rows_labelled_with_the_end_are_repaired_with_the_interval_of_their_
         (["--label=end", "--interval=nan"], "argument --interval: nan: expected 0.001 to 1440"),
         (["--label=end", "--interval=1441"], "argument --interval: 1441: expected 0.001 to 1440"),
         (["--label=end", "--interval=ten"], "argument --interval: invalid number value: 'ten'"),
+        (["./some.csv"], "argument --csv: some.csv: expected each file once"),
+        (["--csv", "-", "-"], "argument --csv: -: expected each file once"),
         (["--interval=10"], "argument --interval: belongs to --label end"),
         (["--column", "power=A", "power=B"], "argument --column: power: expected each variable once"),
         (["--column=power=A", "--column=power=A"], "argument --column: power: expected each variable once"),
@@ -529,7 +618,17 @@ def test_the_order_of_rows_resolves_the_repeated_hour(rows, load, monkeypatch, z
     assert rows() == [(moment, None, float(number), None) for number, (_, moment) in enumerate(times)]
 
 
-@pytest.mark.parametrize("clocks", [["02:00", "02:30"], ["02:50", "02:40", "02:30"], ["02:00", "02:00", "02:00"]])
+@pytest.mark.parametrize(
+    "clocks",
+    [
+        ["02:00", "02:30"],
+        ["02:50", "02:40", "02:30"],
+        ["02:00", "02:00", "02:00"],
+        ["04:00", "03:00", "02:00", "02:00", "01:00"],
+        ["03:00", "02:00", "02:00"],
+        ["02:00", "02:00", "01:00"],
+    ],
+)
 def test_a_repeated_hour_that_the_order_does_not_resolve_is_an_error(rows, load, clocks):
     content = "timestamp,power\n" + "".join(f"2024-10-27 {clock},1\n" for clock in clocks)
     code, out = load(content, "--csv-timezone=Europe/Berlin")
@@ -579,9 +678,22 @@ def test_a_file_of_bad_rows_is_never_overwritten(rows, load, tmp_path):
     assert out.err == f"seed.py: {left_out} is there: load it, or remove it\n"
 
 
-def test_a_file_of_bad_rows_alone_is_refused(rows, load):
-    code, _ = load("timestamp,power\nnow,1\n", "--skip-bad-rows")
-    assert (code, rows()) == (2, None)
+@pytest.mark.parametrize(
+    ("content", "more"),
+    [
+        ("timestamp,power\nnow,1\n", []),
+        ("timestamp,power\n2024-05-20,1\n2024-05-20,2\nnow,3\n", []),
+        ("timestamp,power\n2024-05-20,1\nnow,3\n", ["none.csv"]),
+    ],
+)
+def test_a_failed_load_leaves_no_file_of_bad_rows(rows, load, tmp_path, content, more):
+    """It would be in the way of the next run."""
+    (tmp_path / "some.csv.bad.part").write_text("of a run that was killed")
+    code, _ = load(content, *more, "--skip-bad-rows")
+    assert (code, rows(), [file.name for file in tmp_path.iterdir()]) == (2, None, ["some.csv"])
+    assert load("timestamp,power\n2024-05-20,1\nnow,3\n", "--skip-bad-rows")[0] == 0
+    assert (tmp_path / "some.csv.bad").read_text(encoding="utf-8-sig") == "timestamp,power\nnow,3\n"
+    assert not (tmp_path / "some.csv.bad.part").exists()
 
 
 def test_text_of_a_file_is_repeated_cut_and_without_control_characters(rows, load):
@@ -593,6 +705,26 @@ def test_text_of_a_file_is_repeated_cut_and_without_control_characters(rows, loa
 
 def packed(content):
     return gzip.compress(content.encode(), mtime=0)[:-12]
+
+
+def zipped(place, put):
+    """An archive of one file, with another number in its two headers."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packing:
+        packing.writestr("a.csv", "timestamp,power\n2024-05-20,1\n")
+    content = bytearray(archive.getvalue())
+    for header, start in ((b"PK\3\4", place), (b"PK\1\2", place + 2)):
+        content[content.index(header) + start] = put
+    return bytes(content)
+
+
+def tar_of_a_folder():
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as packing:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        packing.addfile(folder)
+    return archive.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -637,11 +769,25 @@ def packed(content):
         (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], "--encoding names its encoding"),
         # 1.5 or 1500?
         ("timestamp;power\n2024-05-20;1,500\n", "a.csv", [], "'1,500' is no number with the decimal mark ."),
-        ("timestamp;power;wind_speed\n2024-05-20;1,5;1.5\n", "a.csv", [], "'1,5' is no number with the decimal mark ."),
+        (
+            "timestamp;power;wind_speed\n2024-05-20;7,5;1.234\n",
+            "a.csv",
+            ["--skip-bad-rows"],
+            "a.csv: numbers such as '7,5' and '1.234' contradict each other: --decimal chooses the mark\n",
+        ),
+        (
+            "timestamp;power\n2024-05-20;7,5\n2024-05-21;1.234\n",
+            "a.csv",
+            ["--decimal=,"],
+            "'1.234' is no number with the decimal mark ,",
+        ),
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--encoding=klingon"], "unknown encoding: klingon"),
         (b"no gzip", "a.csv.gz", [], "Not a gzipped file"),
         (b"no zip", "a.zip", [], "File is not a zip file"),
         (b"no tar", "a.tar.gz", [], "ReadError('not a gzip file')"),
+        (tar_of_a_folder(), "a.tar", [], "a.tar: 'the archive holds no file'"),
+        (zipped(6, 1), "a.zip", [], "password required"),
+        (zipped(8, 9), "a.zip", [], "compression method is not supported"),
         (packed("timestamp,power\n" + "2024-05-20,1\n" * 999), "a.csv.gz", [], "ended before the end-of-stream"),
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--label=end"], "--label end needs --interval MINUTES"),
         (
@@ -675,6 +821,7 @@ def test_the_encoding_is_the_remedy_of_failures_to_decode_alone(rows, load, cont
     assert (code, rows(), out.err.count("\n")) == (2, None, 1)
     assert said in out.err
     assert ("--encoding names its encoding" in out.err) == (not said)
+    assert ("save a workbook as CSV, and decompress standard input first" in out.err) == (not said)
 
 
 ROWS = [
@@ -764,6 +911,18 @@ def test_a_dry_run_shows_the_interval_and_gaps_of_a_file_sorted_newest_first(loa
     assert "gaps: 1, rows not after the one before: 3\n" in out.out
 
 
+def test_a_dry_run_takes_a_piece_of_blank_lines_for_no_gap_in_the_rows(load, monkeypatch):
+    monkeypatch.setattr(files, "HEAD_LINES", 3)
+    monkeypatch.setattr(files, "PIECE_LINES", 1)
+    minutes = ["00:00", "00:01", "", "00:02", "00:05", ""]
+    lines = ["timestamp,power", *(each and f"2024-05-20 {each},1" for each in minutes)]
+    code, out = load("\n".join([*lines, ""]), "--dry-run")
+    assert code == 0
+    assert re.search(
+        r"2024-05-20 00:00:00 +1.0\n2024-05-20 00:05:00 +1.0\ninterval 1 min, rows: 4, .*gaps: 1, ", out.out
+    )
+
+
 def test_a_first_look_counts_bad_rows_and_writes_no_file(load, tmp_path):
     code, out = load(BAD, "--dry-run", "--skip-bad-rows")
     assert code == 0
@@ -772,10 +931,10 @@ def test_a_first_look_counts_bad_rows_and_writes_no_file(load, tmp_path):
 
 
 def test_missing_values_are_marked_by_texts_or_numbers(rows, load):
-    values = ["-999", "-999.0", "-9.99e2", "Bad", "", "NULL", "NaN", " NA ", "-998"]
+    values = ["-999", "-999.0", "-9.99e2", "Bad", "", "NULL", "NaN", " NA ", "---", "-998"]
     content = "timestamp,power\n" + "".join(f"2024-05-20 00:0{n},{value}\n" for n, value in enumerate(values))
-    assert load(content, "--missing", "-999", "Bad")[0] == 0
-    assert [row[2] for row in rows()] == [None] * 8 + [-998.0]
+    assert load(content, "--missing", "-999", "Bad", "--missing=---")[0] == 0
+    assert [row[2] for row in rows()] == [None] * 9 + [-998.0]
 
 
 def test_a_missing_value_with_a_decimal_comma_is_compared_as_a_number(rows, load):

@@ -171,6 +171,71 @@ def test_a_null_is_filled_and_a_value_changes_only_with_replace(
     }
 
 
+@pytest.mark.parametrize("kind", ["float8", "real", "numeric", "integer"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_held_nan_is_filled_like_a_null(rows, empty_fonte, make_pool, kind, replace):
+    """NaN is no sample. An integer has none."""
+    none = "NULL" if kind == "integer" else "'NaN'"
+    with make_pool(empty_fonte).begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text(f"ALTER TABLE data ALTER wind_speed TYPE {kind}"))
+        connection.execute(
+            text(f"INSERT INTO data VALUES ('2024-01-01 00:00Z', {none}), ('2024-01-01 00:01Z', {none})")
+        )
+        second = {"2024-01-01 00:00": (1.0, None), "2024-01-01 00:01": (None, None)}
+        assert seeding.merge(connection, [offered(second)], replace=replace) == (0, 2, 1, 0)
+    assert rows("SELECT count(*) FROM data WHERE wind_speed = 1") == [(1,)]
+
+
+RETURNS_NULL = """
+    CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER skip BEFORE {0} ON data FOR EACH ROW EXECUTE FUNCTION skip();
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "moment"),
+    [
+        ("CREATE TABLE child () INHERITS (data); INSERT INTO child VALUES ('2024-01-01 00:00Z')", "00:00:00"),
+        (RETURNS_NULL.format("INSERT"), "00:00:00"),
+        ("INSERT INTO data VALUES ('2024-01-01 00:00Z');" + RETURNS_NULL.format("UPDATE"), "00:00:00"),
+        ("ALTER TABLE data ALTER timestamp TYPE timestamptz(0)", "00:00:00.400000"),
+    ],
+)
+def test_a_table_that_does_not_keep_the_rows_is_refused(rows, empty_fonte, make_pool, statement, moment):
+    pool = make_pool(empty_fonte)
+    with pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.exec_driver_sql(statement)
+    before = rows()
+    said = rf"did not keep the row of 2024-01-01 {moment}\+00:00 as sent: look for a trigger, a child table or a type"
+    with pytest.raises(seeding.UnfitTable, match=said), pool.begin() as connection:
+        seeding.merge(connection, [offered({f"2024-01-01 {moment}": (1.0, 2.0)})])
+    assert rows() == before
+
+
+def test_a_trigger_that_keeps_the_rows_prevents_nothing(rows, empty_fonte, make_pool):
+    with make_pool(empty_fonte).begin() as connection:
+        schema.create_absent(connection)
+        connection.exec_driver_sql(RETURNS_NULL.format("INSERT").replace("RETURN NULL", "RETURN NEW"))
+        assert seeding.merge(connection, [offered(MINUTES), offered(MINUTES)]) == (3, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("timestamp", "time without time zone"), ("timestamp", "date"), ("power", "money"), ("wind_speed", "oid")],
+)
+def test_a_type_that_holds_no_timestamp_or_number_is_refused(empty_fonte, make_pool, name, kind):
+    kinds = {"timestamp": "timestamptz", "wind_speed": "real", "power": "real", "ambient_temperature": "real"}
+    columns = ", ".join(f"{each} {its}" for each, its in {**kinds, name: kind}.items())
+    using = f"{name}::timestamptz" if kind == "date" else "..."
+    with make_pool(empty_fonte).begin() as connection:
+        connection.execute(text(f"CREATE TABLE data ({columns}, UNIQUE (timestamp))"))
+        said = schema.obstacle_to_rows(connection)
+    assert said.startswith(f"its column {name} is of type {kind}; as its owner: ALTER TABLE data ALTER {name} TYPE ")
+    assert said.endswith(f" USING {using}")
+
+
 def test_rows_of_one_timestamp_are_merged_unless_they_contradict(rows, empty_fonte, make_pool):
     first, again = {"2024-01-01 00:00": (1.0, None)}, {"2024-01-01 00:00": (None, 5.0)}
     pool = make_pool(empty_fonte)

@@ -238,6 +238,14 @@ def test_the_days_of_a_too_large_answer_are_requested_one_by_one(serve, alvo_poo
     assert len(alvo_values(alvo_pool)) == 20 * 144 * 4
 
 
+def test_only_the_answer_for_several_days_has_a_smaller_limit(serve, alvo_pool, monkeypatch):
+    # Less than a day of 1440 timestamps and values.
+    monkeypatch.setattr(one, "SEVERAL_DAYS_BYTES", 20_000)
+    connector = serve(Connector(interval=timedelta(minutes=1)))
+    assert etl.main(["2024-05-01", "2024-05-02", *POWER]) == 0
+    assert [(last - first).days + 1 for first, last in connector.asked] == [2, 1, 1]
+
+
 # A fault loses only its own day.
 
 

@@ -239,6 +239,12 @@ def test_samples_microseconds_apart_are_loaded(fonte_api, alvo_pool):
         ([60, 120], 60),
         ([10_200, 7_440, 300, 5_000], 300),
         ([3600], 3600),
+        # The step of a tenth of all counts; that of fewer is jitter.
+        ([2.5, *(2.5 * gap for gap in range(1, 20))], 2.5),
+        # The median counts from a hundred steps on, where it is near a usual interval as that.
+        ([35 + number / 2 for number in range(99)], 36),
+        ([35 + number / 2 for number in range(100)], 60),
+        ([560 + 0.6 * number for number in range(100)], 589.5),
     ],
 )
 def test_the_sampling_interval_is_the_most_frequent_step(steps_s, expected_s):
