@@ -309,7 +309,7 @@ def ranges(days: Sequence[Day]) -> list[tuple[date, date]]:
 
 def total(outcomes: Sequence[Outcome], empty: int, failed: int = 0, left_out: int = 0) -> str:
     """Report many days together."""
-    changed = Report(*map(sum, zip(Report(0, 0, 0), *(outcome.report for outcome in outcomes), strict=True)))
+    changed = Report(*(sum(getattr(outcome.report, name) for outcome in outcomes) for name in Report._fields))
     others = {"empty": empty, "failed": failed, "left out": left_out}
     rest = "".join(f", {days:,} {name}" for name, days in others.items() if days)
     loaded = command.count(len(outcomes), "day") + (f" loaded{rest}" if rest else "")

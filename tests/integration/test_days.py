@@ -234,6 +234,24 @@ def test_the_line_of_a_day_names_all_its_oddities(alvo, monkeypatch, capsys):
     assert second.endswith(" s, one sample every 600 s, power: 5 implausible values")
 
 
+def test_a_lost_executor_is_noticed_while_an_item_runs(monkeypatch):
+    monkeypatch.setattr(days, "CHECK_EVERY_S", 0.01)
+    lost = threading.Event()
+
+    def check():
+        lost.set()
+        raise days.ClusterError("lost")
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(days.ClusterError, match="lost"):
+        list(days.in_order([1], lambda item: lost.wait(20), executor, 1, check))
+
+
+def test_the_total_counts_empty_days(fonte_api, alvo, capsys):
+    assert etl.main(["2024-05-29", "2024-05-31", "--columns", "power"]) == 5
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert total == "1 day loaded, 2 empty: 576 values written, 0 unchanged, 0 removed"
+
+
 @pytest.mark.parametrize("described", [http(503), http(404), http(body=[])])
 def test_values_whose_plausible_range_is_unknown_are_reported(alvo, monkeypatch, capsys, described):
     rows = [{"timestamp": "2024-05-20T00:00:00Z", "power": -999}]
