@@ -280,7 +280,7 @@ def _stream(
 
     def cut() -> None:
         late.set()
-        for wire in client.wires:
+        for wire in [*client.wires]:
             # Most of them are closed.
             with suppress(OSError):
                 wire.shutdown(socket.SHUT_RDWR)

@@ -2,7 +2,8 @@
 
 The embedded PostgreSQL keeps its rows in .embedded: `python -m adventureworks.questions` asks again. S3 (moto), Lambda
 (AWS's runtime) and Airflow leave nothing behind. With --airflow, you run the DAG by hand on Airflow's page. Exit codes:
-0 done, 1 the DAG or Airflow failed, 2 a setting cannot be used, 4 the database failed.
+0 done, 1 the DAG or Airflow failed, 2 a setting cannot be used, 4 the database failed, 6 standard output cannot be
+written, 141 the reader of its pipe is gone.
 """
 
 import json
@@ -62,4 +63,5 @@ def _line(file: str, counts: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
+    command.begin("run.py")
     sys.exit(main())

@@ -54,9 +54,8 @@ def detect(sample: bytes, table: sa.Table, named: Mapping[str, Any]) -> Dialect:
     null = named.get("null")
     if null is None:
         mark = re.escape(delimiter)
-        empty = re.search(rf"{mark}({mark}|\r?\n)|\n{mark}", rows)
-        found = [word for word in ("NULL", "\\N") if _field_of([word], mark).search(rows.encode())]
-        null = [*found, "" if empty else "NULL"][0]
+        found = [word for word in ("NULL", "\\N", "") if _field_of([word], mark).search(rows.encode())]
+        null = [*found, "NULL"][0]
     values = [row for row in (_fields(row, delimiter) for row in rows.split("\n")) if len(row) == len(columns)]
     decimals = {
         column.name: named.get("decimal") or _decimal(column, [row[number] for row in values])
@@ -99,9 +98,12 @@ def _decimal(column: sa.Column[Any], values: Iterable[str]) -> str:
 
 
 def _field_of(words: Iterable[str], mark: str) -> re.Pattern[bytes]:
-    """Return the pattern of a field that is one of these words; it starts with the word, which re finds fast."""
-    fields = (rf"{word}(?<![^\n{mark}]{word})(?=[\r\n{mark}])" for word in map(re.escape, words))
-    return re.compile("|".join(fields).encode())
+    """Return the pattern of a field that is one of these words; it starts with the word, which re finds fast.
+
+    An empty line is no field.
+    """
+    field = rf"{{0}}(?<![^\n{mark}]{{0}})(?<!\n{{0}}(?=[\r\n]))(?=[\r\n{mark}])"
+    return re.compile("|".join(field.format(re.escape(word)) for word in words).encode())
 
 
 _DIGITS = "-".join(f"[0-9A-Fa-f]{{{count}}}" for count in (8, 4, 4, 4, 12))
@@ -172,8 +174,7 @@ class Rows:
 
     def __init__(self, chunks: Iterable[bytes], table: sa.Table, named: Mapping[str, Any], *, plain: bool) -> None:
         """Read what it takes to find how the file is written. Raises FileError."""
-        self._chunks = iter(chunks)
-        self._rest = b""
+        self._chunks, self._rest = iter(chunks), b""
         while len(self._rest) < SAMPLE_BYTES and (chunk := next(self._chunks, b"")):
             self._rest += chunk
         self._rest = self._rest.removeprefix(b"\xef\xbb\xbf")
@@ -182,7 +183,9 @@ class Rows:
             self._rest = self._rest.partition(b"\n")[2]
         self.plain = plain
         self._plain, self._template = plain_rows(self.dialect)
-        others = [word for word in ("NULL", r"\N") if word != self.dialect.null and named.get("null") is None]
+        # If the sample has no absent value, later empty fields may be absent values.
+        words = ("NULL", r"\N", "")[: 2 + (self.dialect.null.encode() not in self._rest[:SAMPLE_BYTES])]
+        others = [word for word in words if word != self.dialect.null and named.get("null") is None]
         self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
         mark, self._open = re.escape(self.dialect.delimiter), b""
         self._mixed = _field_of(others, mark) if others else None
@@ -192,8 +195,8 @@ class Rows:
         """Yield the pieces. Raises FileError, NotPlain."""
         for piece in self._whole_lines():
             if self._mixed and (other := self._mixed.search(piece)):
-                both = f"{self.dialect.null or 'empty fields'} and {other[0].decode()}"
-                raise FileError(f'has both {both}: set "null" in the event to the one that means no value')
+                said = f"{other[0].decode() or 'empty fields'}, but {self.dialect.null or 'an empty field'}"
+                raise FileError(f'has {said} seems to mean no value: set "null" in the event to the one that does')
             if checked := self._plain_text(piece) if self.plain else self._checked_quotes(piece):
                 yield checked
         if self._open:

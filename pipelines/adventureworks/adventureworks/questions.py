@@ -1,7 +1,8 @@
 """Print the answers to the five questions of queries/.
 
 ADVENTUREWORKS_DATABASE_URL names the database; unset, it is the embedded PostgreSQL that `make run` fills.
-Exit codes: 0 done, 2 bad input, 4 the database failed.
+Exit codes: 0 done, 2 bad input, 4 the database failed, 6 standard output cannot be written, 141 the reader of its pipe
+is gone.
 """
 
 import csv
@@ -35,8 +36,7 @@ def answers(pool: sa.Engine) -> Iterator[tuple[str, str, Sequence[str], Sequence
     with pool.connect() as connection:
         for file in sorted((Path(__file__).resolve().parents[1] / "queries").glob("q*.sql")):
             sql = file.read_text()
-            title = sql.split("\n", 1)[0].removeprefix("-- ")
-            answer = connection.exec_driver_sql(sql)
+            title, answer = sql.split("\n", 1)[0].removeprefix("-- "), connection.exec_driver_sql(sql)
             yield file.stem, title, list(answer.keys()), [tuple(row) for row in answer]
 
 
@@ -59,7 +59,7 @@ def show(url: sa.URL, most: int, folder: Path | None) -> int:
 def _write(file: Path, rows: Sequence[Sequence[Any]]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="") as stream:
+        with file.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows(rows)
     except OSError as error:
         raise settings.SettingsError(f"{file} cannot be written: {error.strerror}; name another folder") from error
@@ -73,4 +73,5 @@ def _table(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    command.begin("adventureworks.questions")
     sys.exit(main())

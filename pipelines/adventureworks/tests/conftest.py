@@ -120,10 +120,11 @@ def environment(**variables):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
 
 
-def python(*arguments, **variables):
+def python(*arguments, stdout=subprocess.PIPE, **variables):
     """Run Python in the project's folder, with these variables."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, check=False)
+    output = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run(command, cwd=ROOT, env=environment(**variables), **output, check=False)
 
 
 def sample(file):

@@ -103,6 +103,32 @@ def test_the_command_prints_all_five_answers_and_writes_them_whole(loaded_databa
     assert counts == {"q1": 332, "q2": 11, "q3": 1359, "q4": 1194, "q5": 138}
 
 
+@pytest.mark.parametrize(
+    ("place", "code", "said"), [("/dev/full", 6, "cannot be written: No space left"), ("", 141, "")]
+)
+def test_answers_that_cannot_be_printed_have_their_own_code(loaded_database, place, code, said):
+    """The disk is full, or the reader of the pipe is gone."""
+    url = loaded_database.render_as_string(hide_password=False)
+    if place:
+        output = os.open(place, os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    run = python("-m", "adventureworks.questions", stdout=output, ADVENTUREWORKS_DATABASE_URL=url)
+    os.close(output)
+    assert (run.returncode, run.stderr.count("\n")) == (code, bool(said))
+    assert said in run.stderr
+
+
+def test_the_answers_are_written_in_utf_8_whatever_the_locale(loaded_database, tmp_path):
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    url = loaded_database.render_as_string(hide_password=False)
+    options = ["--csv", str(tmp_path)]
+    run = python("-m", "adventureworks.questions", *options, ADVENTUREWORKS_DATABASE_URL=url, **variables)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "é" in (tmp_path / "q3.csv").read_text("utf-8")
+
+
 def test_a_slow_reader_of_the_answers_keeps_no_transaction_open(loaded_database, loaded, monkeypatch):
     """`| less` may wait for minutes; a transaction that is idle for one is ended."""
     states = text("SELECT state FROM pg_stat_activity WHERE application_name = 'adventureworks.questions'")

@@ -65,4 +65,5 @@ def _stop() -> None:
 
 
 if __name__ == "__main__":
+    command.begin("brt")
     sys.exit(main())

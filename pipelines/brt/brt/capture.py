@@ -5,6 +5,7 @@ object with everything that the other columns cannot hold. Only two things are l
 that an object repeats, and a field named "answer" of the first item, if the answer has fields beside its vehicles.
 """
 
+import asyncio
 import csv
 import io
 import json
@@ -43,7 +44,7 @@ _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 # PostgreSQL's jsonb rejects these characters and very long numbers.
 _NOT_IN_JSONB = re.compile("[\x00\ud800-\udfff]")
 _NUMBER_IN_JSONB = re.compile(r"-?(0|[1-9]\d{0,299})(\.\d{1,300})?([eE][+-]?\d{1,3})?", re.ASCII)
-# All attempts end before the next minute: a slow answer takes up to 25 s.
+# All attempts end before the next minute.
 ATTEMPTS = 3
 LAST_ATTEMPT_AFTER_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
@@ -83,7 +84,7 @@ def fetch(url: str) -> Capture:
         attempt += 1
         try:
             return _ask(url)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, OSError, ValueError) as error:
             if attempt == ATTEMPTS or monotonic() - began > LAST_ATTEMPT_AFTER_S or not _is_transient(error):
                 said = clean(str(error)) or type(error).__name__
                 shown = httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None)
@@ -98,21 +99,27 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _ask(url: str) -> Capture:
-    began = monotonic()
+    try:
+        return read(asyncio.run(_body(url)), datetime.now(UTC))
+    except TimeoutError:
+        raise ValueError(f"its answer took longer than {ANSWER_TIMEOUT_S:.0f} s") from None
+
+
+async def _body(url: str) -> bytes:
+    # asyncio limits the whole answer: httpx limits each read, which may bring a single byte.
     body = bytearray()
     loopback = httpx.URL(url).host in ("127.0.0.1", "::1", "localhost")
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-    with httpx.stream("GET", url, timeout=timeout, follow_redirects=True, trust_env=not loopback) as response:
+    client = httpx.AsyncClient(timeout=timeout, follow_redirects=True, trust_env=not loopback)
+    async with asyncio.timeout(ANSWER_TIMEOUT_S), client, client.stream("GET", url) as response:
         if response.status_code != 200:
             message = f"HTTP {response.status_code} {response.reason_phrase}"
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
-        for chunk in response.iter_bytes():
+        async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > MAX_BYTES:
                 raise ValueError(f"it answered more than {MAX_BYTES // 2**20} MiB")
-            if monotonic() - began > ANSWER_TIMEOUT_S:
-                raise ValueError(f"its answer took longer than {ANSWER_TIMEOUT_S:.0f} s")
-    return read(bytes(body), datetime.now(UTC))
+    return bytes(body)
 
 
 def read(body: bytes, captured_at: datetime) -> Capture:
@@ -134,9 +141,8 @@ def read(body: bytes, captured_at: datetime) -> Capture:
     if beside:
         # Once per answer, in its first item.
         extras[0][ANSWER] = beside
-    records = [
-        [*_texts(vehicle), encode(extra) if extra else ""] for vehicle, extra in zip(vehicles, extras, strict=True)
-    ]
+    pairs = zip(vehicles, extras, strict=True)
+    records = [[*_texts(vehicle), encode(extra) if extra else ""] for vehicle, extra in pairs]
     return Capture(captured_at, records, _differences(found, beside, len(vehicles) - len(found)))
 
 
@@ -202,7 +208,7 @@ def append(folder: Path, capture: Capture, every_s: int) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Left behind by a killed process.
-        for part in folder.glob("*.part"):
+        for part in folder.glob("brt_*.part"):
             part.unlink()
         file = _file(folder, capture.captured_at, every_s)
         before = (file.read_bytes() if file.exists() else b"") or _lines([HEADER])

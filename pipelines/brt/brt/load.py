@@ -43,7 +43,9 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _TABLES = Path(__file__).with_name("tables.sql")
 _MERGE = Path(__file__).with_name("merge.sql")
 # The last capture with a new signal: a signal of earlier files keeps the time of its first capture.
-_NEWEST = "SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USING (codigo, dataHora)"
+_NEWEST = text("SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USING (codigo, dataHora)")
+# Last of all: a load that fails or is killed leaves the report to the next one.
+_UNREPORTED = "UPDATE brt_file SET reported = true WHERE NOT reported RETURNING file, rejected, rejected + signals"
 
 
 class RejectedError(Failure):
@@ -96,19 +98,21 @@ def load(pool: Engine, folder: Path) -> Report:
         for file in files(folder):
             try:
                 with pool.begin() as connection:
-                    done = _load_file(connection, file)
+                    report += _load_file(connection, file)
             except FileNotFoundError:
                 # Deleted since the folder was listed: loaded files may be deleted at any time.
-                done = Report(skipped=1)
-            report += done
-    return report
+                report += Report(skipped=1)
+        with pool.begin() as connection:
+            found = sorted(map(tuple, connection.execute(text(_UNREPORTED))))
+    faulty = (f"{rejected:,} of {lines:,} lines of {file}" for file, rejected, lines in found)
+    return report + Report(faulty=tuple(faulty))
 
 
 def _load_file(connection: Connection, file: Path) -> Report:
     """Load a file if it is new or has changed; other loads wait."""
     connection.execute(text("LOCK TABLE brt_file IN SHARE ROW EXCLUSIVE MODE"))
     known: dict[str, object] = {"file": file.name}
-    query = "SELECT bytes, modified, rejected, unread FROM brt_file WHERE file = :file"
+    query = "SELECT bytes, modified, rejected, unread, reported FROM brt_file WHERE file = :file"
     before = connection.execute(text(query), known).one_or_none()
     with file.open("rb") as opened:
         state = os.fstat(opened.fileno())
@@ -127,19 +131,14 @@ def _load_file(connection: Connection, file: Path) -> Report:
     engine.send(connection, "COPY brt_reject (file, line, reason, content) FROM STDIN", lines)
     signals, rejected, unread = len(content.rows), len(content.rejects), content.unread.total()
     noted = known | {"bytes": state.st_size, "modified": modified, "signals": signals, "rejected": rejected}
-    noted |= {"unread": unread, "captures": len(content.captures)}
-    noted |= {
-        "captured_until": max(content.captures, default=None),
-        "new_signals_until": connection.scalar(text(_NEWEST)),
-    }
+    # A file that has grown is read again; an earlier load has reported its earlier rejects.
+    new_rejects = max(0, rejected - (before.rejected if before and before.reported else 0))
+    is_faulty = new_rejects > 0 and rejected > REJECTED_AT_MOST * (rejected + signals)
+    noted |= {"unread": unread, "captures": len(content.captures), "new_signals_until": connection.scalar(_NEWEST)}
+    noted |= {"captured_until": max(content.captures, default=None), "reported": not is_faulty}
     values = ", ".join(f":{name}" for name in noted)
     connection.execute(text(f"INSERT INTO brt_file ({', '.join(noted)}) VALUES ({values})"), noted)
-    # A file that has grown is read again; an earlier load has reported its earlier rejects.
-    new_rejects = max(0, rejected - (before.rejected if before else 0))
-    is_faulty = new_rejects and rejected > REJECTED_AT_MOST * (rejected + signals)
-    faulty = (f"{rejected:,} of {rejected + signals:,} lines of {file.name}",) if is_faulty else ()
-    is_new = not before or unread > before.unread
-    return Report(1, 0, signals, new_rejects, content.unread if is_new else Counter(), faulty)
+    return Report(1, 0, signals, new_rejects, content.unread if not before or unread > before.unread else Counter())
 
 
 def parse(content: bytes) -> Content:

@@ -115,9 +115,7 @@ def _members(name: str) -> list[psutil.Process]:
     """Return the processes of a service, its children included."""
     mark = f"{settings.folder()} {name}"
     # The environment is None if this user may not read it; a zombie has none.
-    return [
-        process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(MARK) == mark
-    ]
+    return [one for one in psutil.process_iter(["environ"]) if (one.info["environ"] or {}).get(MARK) == mark]
 
 
 def _settings_in(environment: Mapping[str, str]) -> dict[str, str]:

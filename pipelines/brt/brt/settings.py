@@ -140,7 +140,7 @@ def give_dbt(url: URL) -> None:
     os.environ["BRT_DBT_HOST"] = str(url.host)
     os.environ["BRT_DBT_PORT"] = str(url.port or 5432)
     os.environ["BRT_DBT_USER"] = str(url.username)
-    os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] = str(url.password or "")
+    os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] = str(url.password or os.environ.get("PGPASSWORD", ""))
     os.environ["BRT_DBT_DATABASE"] = str(url.database)
     os.environ["BRT_DBT_SSLMODE"] = str(url.query.get("sslmode", "prefer"))
     os.environ["DO_NOT_TRACK"] = "1"

@@ -31,8 +31,17 @@ CREATE TABLE IF NOT EXISTS brt_file (
     captures integer NOT NULL,
     captured_until timestamptz,
     new_signals_until timestamptz,
-    loaded_at timestamptz NOT NULL DEFAULT now()
+    loaded_at timestamptz NOT NULL DEFAULT now(),
+    reported boolean NOT NULL DEFAULT true
 );
+-- The tables of an older version lack it. ALTER TABLE would wait for readers even where nothing is to do.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'brt_file'::regclass AND attname = 'reported') THEN
+        ALTER TABLE brt_file ADD COLUMN reported boolean NOT NULL DEFAULT true;
+    END IF;
+END $$;
+COMMENT ON COLUMN brt_file.reported IS 'false: it has too many rejected lines, and no load has finished since';
 COMMENT ON COLUMN brt_file.unread IS 'values that are NULL in brt_raw, because they could not be read';
 COMMENT ON COLUMN brt_file.captured_until IS 'the latest capture of the file';
 COMMENT ON COLUMN brt_file.new_signals_until IS 'the latest capture with a signal that no earlier one held';

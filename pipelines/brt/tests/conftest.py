@@ -1,12 +1,15 @@
 """A real PostgreSQL, a real HTTP server with scripted answers, and the real captures."""
 
 import csv
+import gzip
 import json
 import lzma
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -143,6 +146,35 @@ class Api:
 
     def answers(self, *bodies, status=200, claimed_bytes=None):
         self.script += [(status, body, claimed_bytes) for body in bodies]
+
+
+@pytest.fixture
+def drip(monkeypatch):
+    """An API whose header, or compressed body, never ends; call it with the one for a URL."""
+    monkeypatch.setattr(capture, "BACKOFF_S", 0.0)
+    ended = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer(client, beginning, piece):
+        with client, suppress(OSError):
+            client.sendall(beginning)
+            while not ended.wait(0.05):
+                client.sendall(piece)
+
+    def serve(part):
+        header = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n"
+        sent = (header + b"X: ", b"x") if part == "header" else (header + b"\r\n", gzip.compress(b""))
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(server.accept()[0], *sent), daemon=True).start()
+
+    def begin(part):
+        threading.Thread(target=serve, args=(part,), daemon=True).start()
+        return f"http://127.0.0.1:{server.getsockname()[1]}/gps/brt"
+
+    yield begin
+    ended.set()
+    server.close()
 
 
 @pytest.fixture

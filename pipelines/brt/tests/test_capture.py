@@ -168,12 +168,28 @@ def test_a_slow_answer_is_cut_off(api, monkeypatch):
         capture.fetch(api.url)
 
 
+@pytest.mark.parametrize("part", ["header", "gzip"])
+def test_an_answer_that_never_ends_is_cut_off(drip, monkeypatch, part):
+    """Its header comes byte by byte, or its body is compressed and decodes to nothing: no single read is slow."""
+    monkeypatch.setattr(capture, "ANSWER_TIMEOUT_S", 0.3)
+    began = time.monotonic()
+    with pytest.raises(capture.CaptureError, match="its answer took longer than"):
+        capture.fetch(drip(part))
+    assert time.monotonic() - began < 10
+
+
 def test_no_attempt_starts_too_late_for_its_minute(api, monkeypatch):
     monkeypatch.setattr(capture, "LAST_ATTEMPT_AFTER_S", 0.0)
     api.answers(b"", status=503)
     with pytest.raises(capture.CaptureError, match="HTTP 503"):
         capture.fetch(api.url)
     assert api.asked == 1
+
+
+def test_certificates_that_cannot_be_read_are_reported_on_one_line(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    with pytest.raises(capture.CaptureError, match="the API at https://host/gps failed: .*No such file"):
+        capture.fetch("https://host/gps")
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content])
@@ -189,6 +205,13 @@ def test_a_file_with_an_impossible_date_stops_no_capture(folder):
     folder.mkdir()
     (folder / "brt_20230231T000000Z.csv").touch()
     assert capture.append(folder, captured(vehicle()), 60).name == "brt_20230726T015300Z.csv"
+
+
+def test_a_capture_deletes_no_file_of_others(folder):
+    folder.mkdir()
+    (folder / "download.part").touch()
+    capture.append(folder, captured(vehicle()), 60)
+    assert (folder / "download.part").exists()
 
 
 @pytest.mark.parametrize(("age_s", "just_now"), [(0, True), (29, True), (31, False), (-3600, False)])

@@ -233,6 +233,32 @@ def test_a_file_with_too_many_rejects_fails_the_load_after_the_rest_is_loaded(
     ]
 
 
+@pytest.mark.parametrize("grows", [False, True])
+def test_the_first_load_that_finishes_reports_a_file_with_too_many_rejects(ten_captures, monkeypatch, grows):
+    folder = pipeline.captures_folder()
+    bad = folder / "brt_20230726T000000Z.csv"
+    bad.write_text("\n".join([",".join(capture.HEADER), *[line(latitude="north")] * 30, ""]))
+    with monkeypatch.context() as killed:
+        killed.setattr(
+            load, "parse", lambda content, parse=load.parse: parse(content) if b"north" in content else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            pipeline.load_new()
+    if grows:
+        bad.write_text(bad.read_text() + line() + "\n")
+    lines = 30 + grows
+    assert pipeline.load_new().faulty == (f"30 of {lines} lines of {bad.name}",)
+    assert pipeline.load_new().faulty == ()
+
+
+def test_the_tables_of_an_older_version_are_completed(folder, pool):
+    write(folder, *[line(latitude="north")] * 30)
+    load.load(pool, folder)
+    with pool.begin() as connection:
+        connection.execute(text("ALTER TABLE brt_file DROP COLUMN reported"))
+    assert load.load(pool, folder) == load.Report(0, 1, 0, 0)
+
+
 def test_the_faults_of_a_file_are_reported_only_once(folder, pool):
     write(folder, *[line(codigo=str(number)) for number in range(40)], line(latitude="north"), line(direcao="NE"))
     first = load.load(pool, folder)

@@ -36,6 +36,10 @@ def milliseconds(moment):
     return int(moment.timestamp() * 1000)
 
 
+def captured_two_days_ahead(*vehicles):
+    return capture.read(json.dumps(vehicles).encode(), datetime.now(UTC) + timedelta(days=2))
+
+
 def load_captures(*captures, build_fails=False):
     for one in captures:
         capture.append(pipeline.captures_folder(), one, 60)
@@ -88,6 +92,49 @@ def test_doubtful_signals_are_flagged_and_not_dropped(pool):
     picture = pipeline.draw().read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 200_000
+
+
+def run_sql(pool, sql):
+    with pool.begin() as connection:
+        return connection.execute(text(sql))
+
+
+def failures():
+    return [each["message"] for each in results("run_results.json")["results"] if each["status"] == "error"]
+
+
+def test_a_second_run_of_dbt_keeps_the_views_that_others_built_on_its_views(ten_captures):
+    pipeline.load_new()
+    pipeline.run_dbt("run")
+    run_sql(ten_captures, "CREATE VIEW report AS SELECT id FROM posicao_onibus JOIN stg_posicao USING (id)")
+    pipeline.run_dbt("run")
+    with ten_captures.connect() as connection:
+        assert connection.scalar(text("SELECT count(DISTINCT id) FROM report")) == 453
+
+
+@pytest.mark.parametrize("kind", ["TABLE", "MATERIALIZED VIEW"])
+def test_dbt_drops_no_table_that_has_the_name_of_its_view(ten_captures, kind):
+    pipeline.load_new()
+    run_sql(ten_captures, f"CREATE {kind} posicao_onibus AS SELECT 1 AS id; CREATE VIEW report AS TABLE posicao_onibus")
+    with pytest.raises(pipeline.ModelError, match="dbt run failed"):
+        pipeline.run_dbt("run")
+    (said,) = failures()
+    assert (
+        "public.posicao_onibus is no view of this pipeline: rename it, or set BRT_DATABASE_URL to another database"
+        in said
+    )
+    with ten_captures.connect() as connection:
+        assert connection.scalars(text("SELECT id FROM report")).all() == [1]
+
+
+def test_dbt_waits_for_a_reader_of_its_views_only_until_its_time_limit(ten_captures):
+    pipeline.load_new()
+    pipeline.run_dbt("run")
+    with ten_captures.connect() as reader:
+        reader.execute(text("SELECT count(*) FROM posicao_onibus"))
+        with pytest.raises(pipeline.ModelError, match="dbt run .*failed"):
+            pipeline.run_dbt("run", "--vars", "lock_timeout: 100ms")
+    assert [said for said in failures() if "canceling statement due to lock timeout" in said]
 
 
 def test_the_map_of_old_captures_shows_them_as_they_were(ten_captures):
@@ -162,8 +209,12 @@ def test_dbt_warns_of_doubtful_positions(pool):
     assert set(found.values()) == {"success", "pass", "warn"}
 
 
-def test_a_stale_source_fails_the_model(pool):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_stale_source_fails_the_model(pool, ahead):
+    """A capture of a wrong clock, two days ahead, makes it no fresher."""
     capture.append(pipeline.captures_folder(), real_captures()[0], 60)
+    if ahead:
+        capture.append(pipeline.captures_folder(), captured_two_days_ahead(vehicle()), 60)
     pipeline.load_new()
     with pytest.raises(pipeline.ModelError, match="dbt source freshness failed"):
         pipeline.model()
@@ -174,23 +225,35 @@ def failed_tests():
     return [each["unique_id"].split(".")[-1] for each in results("run_results.json")["results"] if each["failures"]]
 
 
+@pytest.mark.parametrize("ahead", [[], [captured_two_days_ahead(vehicle(codigo="901008", dataHora=2))]], ids=len)
 @pytest.mark.parametrize(("minutes", "failed"), [(59, []), (61, ["new_signals_arrive"])])
-def test_an_hour_of_captures_without_a_new_signal_fails_the_build(pool, minutes, failed):
-    """The API repeats the last signals for an hour of 2023, by the captures' times."""
+def test_an_hour_of_captures_without_a_new_signal_fails_the_build(pool, minutes, failed, ahead):
+    """The API repeats the last signals for an hour of 2023, by the captures' times; a wrong clock does not count."""
     last = vehicle(dataHora=milliseconds(FIRST_MINUTE))
-    load_captures(captured(last), captured(last, after_minutes=minutes), build_fails=bool(failed))
+    load_captures(captured(last), captured(last, after_minutes=minutes), *ahead, build_fails=bool(failed))
     assert positions(pool).keys() == {"901008"}
     assert [name for name in failed_tests() if "signals" in name] == failed
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "fails"),
-    [(20, 0, False), (10, 10, False), (9, 0, True), (9, 11, True), (0, 20, True), (1, 0, True)],
+    ("good", "bad", "fails", "ahead"),
+    [
+        (20, 0, False, 0),
+        (10, 10, False, 0),
+        (9, 0, True, 0),
+        (9, 11, True, 0),
+        (0, 20, True, 0),
+        (1, 0, True, 0),
+        (9, 0, True, 20),
+        (20, 0, False, 1),
+    ],
 )
-def test_a_file_with_too_few_signals_per_capture_fails_the_build(pool, good, bad, fails):
+def test_a_file_with_too_few_signals_per_capture_fails_the_build(pool, good, bad, fails, ahead):
+    """Signals of a capture whose clock was ahead do not count."""
     usual = [vehicle(codigo=str(number), dataHora=milliseconds(FIRST_MINUTE)) for number in range(20)]
     now = [*usual[:good], *[vehicle(latitude="north")] * bad]
     captures = [captured(*(usual if minute < 20 else now), after_minutes=minute) for minute in range(22)]
+    captures += [captured_two_days_ahead(*usual[:ahead])] if ahead else []
     load_captures(*captures, build_fails=fails)
     assert len(positions(pool)) == 20
     assert [name for name in failed_tests() if "signals" in name] == ["signals_are_as_many_as_usual"] * fails

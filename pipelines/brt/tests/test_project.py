@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tokenize
 from urllib.request import proxy_bypass_environment
 
 import pytest
+from sqlalchemy import make_url
 
 from brt import __main__, pipeline, settings
 from fonte_alvo.engine import DatabaseError
@@ -133,6 +135,34 @@ def test_a_capture_that_cannot_be_read_is_reported_on_one_line(monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["brt", "load"])
     assert __main__.main() == 2
     assert re.fullmatch("brt: /.*Z.csv: Is a directory; .*BRT_FOLDER.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "said"), [("/dev/full", 6, "cannot be written: No space left"), ("", 141, "")]
+)
+def test_output_that_cannot_be_written_has_its_own_code(monkeypatch, tmp_path, place, code, said):
+    """The disk is full, or the reader of the pipe is gone."""
+    monkeypatch.setenv("BRT_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    if place:
+        output = os.open(place, os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    stop = [sys.executable, "-m", "brt", "stop"]
+    run = subprocess.run(stop, cwd=PROJECT, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(output)
+    assert (run.returncode, run.stderr.count("\n")) == (code, bool(said))
+    assert said in run.stderr
+
+
+@pytest.mark.parametrize(("url", "variable", "password"), [("me:a@", "b", "a"), ("me@", "b", "b"), ("me@", "", "")])
+def test_dbt_gets_the_password_of_the_url_or_else_of_pgpassword(monkeypatch, url, variable, password):
+    monkeypatch.setenv("PGPASSWORD", variable)
+    # What give_dbt sets goes with the test.
+    monkeypatch.setattr(settings.os, "environ", os.environ.copy())
+    settings.give_dbt(make_url(f"postgresql://{url}host/brt"))
+    assert settings.os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] == password
 
 
 def test_a_map_before_the_first_load_fails_with_the_remedy(pool):

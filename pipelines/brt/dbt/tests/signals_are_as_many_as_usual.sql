@@ -1,9 +1,10 @@
 -- depends_on: {{ ref('posicao_onibus') }}, so that the views exist whatever the outcome.
 -- Fails where the latest file has too few signals per capture, compared with the day of files before it. A file with
--- only rejected lines has none.
+-- only rejected lines has none. A file with a capture whose clock was ahead does not count.
 with latest as (
     select file, signals::float8 / greatest(captures, 1) as per_capture
     from {{ source('brt', 'brt_file') }}
+    where captured_until <= now() or captured_until is null
     order by file desc
     limit 145
 ),
