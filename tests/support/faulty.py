@@ -43,7 +43,11 @@ class Faulty:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            request, *headers = connection.recv(65536).decode(errors="replace").split("\r\n")
+            sent = b""
+            # A client that gives up early resets the connection.
+            with suppress(ConnectionResetError):
+                sent = connection.recv(65536)
+            request, *headers = sent.decode(errors="replace").split("\r\n")
             if re.match("GET [^? ]*/(columns|period)[? ]", request) and not self._every_route:
                 connection.sendall(http(404))
                 connection.close()
