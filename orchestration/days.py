@@ -286,12 +286,14 @@ def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: AN
     """Wait for a worker; raise ClusterError where the scheduler or a worker has other versions than this process."""
     command.notice("waiting for the Dask cluster to have a worker")
     found: dict[str, Any] = {}
-    while not found.get("workers"):
+    while True:
         check()
         # A scheduler that is lost or frozen is check's to report.
         with suppress(OSError):
             found = client.sync(client._get_versions, packages=[PROJECT], callback_timeout=DASK_TIMEOUT_S)
-        sleep(0 if found.get("workers") else CHECK_EVERY_S)
+        if found.get("workers"):
+            break
+        sleep(CHECK_EVERY_S)
     for where, there in {"its scheduler": found["scheduler"], **found["workers"]}.items():
         for name in ("python", "dask", "distributed", PROJECT):
             here, has = (str(each["packages"][name]) for each in (found["client"], there))
