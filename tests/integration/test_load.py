@@ -248,6 +248,14 @@ def test_a_variable_without_samples_is_recorded_as_loaded(alvo_pool):
     assert recorded(alvo_pool) == INCOMPLETE
 
 
+def test_periods_are_counted_once_whatever_their_variables(alvo_pool):
+    load_recorded(alvo_pool, record(), record("wind_speed"))
+    load_recorded(alvo_pool, record(), start=END, end=END + DAY)
+    assert loading.recorded_periods(alvo_pool) == 2
+    execute(alvo_pool, "DELETE FROM load")
+    assert loading.recorded_periods(alvo_pool) == 0
+
+
 def test_forget_removes_every_overlapping_record(alvo_pool):
     load_recorded(alvo_pool, record(), record("wind_speed"))
     with alvo_pool.begin() as connection:
