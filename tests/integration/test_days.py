@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from itertools import pairwise
+from time import perf_counter
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -232,6 +233,14 @@ def test_the_line_of_a_day_names_all_its_oddities(alvo, monkeypatch, capsys):
     assert first.endswith(f" s, {odd}")
     assert first.startswith("2024-05-20 UTC  4 of 144 samples, 12 values written, ")
     assert second.endswith(" s, one sample every 600 s, power: 5 implausible values")
+
+
+def test_each_day_has_its_share_of_the_seconds_of_a_request(fonte_api):
+    asked = some_days(10)
+    began = perf_counter()
+    with connect(fonte_api) as fonte:
+        samples = one.extract(fonte, ["power"], asked)
+    assert sum(each.seconds for each in samples) <= perf_counter() - began
 
 
 def test_a_lost_executor_is_noticed_while_an_item_runs(monkeypatch):

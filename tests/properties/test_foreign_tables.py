@@ -560,3 +560,5 @@ def test_a_column_of_alvo_that_prevents_a_load_is_named_on_one_line(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("etl.py: Alvo failed: ")
     assert said in line
+    remedy = "; it holds the old day or the new one, whole: check ALVO_DATABASE_URL and run again"
+    assert line.endswith(remedy) or "as its owner" in line
