@@ -255,10 +255,13 @@ def test_a_lost_executor_is_noticed_while_an_item_runs(monkeypatch):
         list(days.in_order([1], lambda item: lost.wait(20), executor, 1, check))
 
 
-def test_the_total_counts_empty_days(fonte_api, alvo, capsys):
-    assert etl.main(["2024-05-29", "2024-05-31", "--columns", "power"]) == 5
+def test_the_total_counts_empty_and_failed_days(fonte_api, alvo_pool, capsys):
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("ALTER TABLE data ADD CHECK (timestamp::date <> '2024-05-28')"))
+    assert etl.main(["2024-05-28", "2024-05-31", "--columns", "power", "--keep-going"]) == 4
     total = capsys.readouterr().out.splitlines()[-1]
-    assert total == "1 day loaded, 2 empty: 576 values written, 0 unchanged, 0 removed"
+    assert total == "1 day loaded, 2 empty, 1 failed: 576 values written, 0 unchanged, 0 removed"
 
 
 @pytest.mark.parametrize("described", [http(503), http(404), http(body=[])])
