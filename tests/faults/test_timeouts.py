@@ -103,15 +103,14 @@ def test_an_answer_that_arrives_byte_by_byte_is_given_up(monkeypatch):
             fetch(server.url, *DAY_BOUNDS, ["power"])
 
 
-def test_a_head_that_arrives_byte_by_byte_is_given_up(monkeypatch, pauses_s):
-    monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(client, "PATIENCE_S", 1)
+def test_a_head_that_arrives_byte_by_byte_is_given_up(monkeypatch):
+    monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(client, "PATIENCE_S", 0)
     with answering(http(headers=["X-Name: " + "x" * 10_000])) as server:
         server.pause_s = 0.01
-        with pytest.raises(FonteError, match=r"the head of its answer took longer than 0\.2 s"):
+        with pytest.raises(FonteError, match="the head of its answer took longer than 1 s"):
             fetch(server.url, *DAY_BOUNDS, ["power"])
-    assert len(server.requests) == len(pauses_s) + 1
 
 
 def test_a_stalled_reader_is_cut_and_its_query_ends(administrator, large_fonte, monkeypatch, caplog):
