@@ -9,7 +9,7 @@ import psutil
 import pytest
 from support.browser import launched as chromium
 from support.dagster_services import DAYS, EMPTY, LAST, answers, backfill, client, definitions, started
-from support.project import ROOT
+from support.project import ROOT, wait_until
 
 dg = pytest.importorskip("dagster", reason="tox -e orchestration has it")
 pytest.importorskip("playwright.sync_api", reason="tox -e orchestration has it")
@@ -75,9 +75,8 @@ def test_one_run_carries_ten_days_of_which_two_are_empty(backfilled, ask):
 
 
 def test_the_load_of_yesterday_makes_alvo_fresh(ask, backfilled):
-    while fresh(ask) == "UNKNOWN":
-        # The daemon checks the freshness twice a minute.
-        pass
+    # The daemon checks the freshness twice a minute.
+    wait_until(lambda: fresh(ask) != "UNKNOWN")
     assert fresh(ask) == "HEALTHY"
 
 
