@@ -296,14 +296,35 @@ def test_a_variable_that_prevents_a_client_is_named(monkeypatch, name, value):
         client.connect("https://fonte.example")
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    ("variable", "scheme"),
+    [("HTTP_PROXY", "http"), ("HTTPS_PROXY", "https"), ("ALL_PROXY", "http"), ("ALL_PROXY", "https")],
+)
 @pytest.mark.parametrize("begin", ["http://", ""])
-def test_an_unreachable_proxy_is_named_as_the_proxy(monkeypatch, refused_port, scheme, begin):
-    monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"{begin}user:secret@127.0.0.1:{refused_port}")
+def test_an_unreachable_proxy_is_named_as_the_proxy(monkeypatch, refused_port, variable, scheme, begin):
+    monkeypatch.setenv(variable, f"{begin}user:secret@127.0.0.1:{refused_port}")
     with pytest.raises(FonteError) as failure:
         fetch(f"{scheme}://fonte.example", START, END, ["power"])
     assert f"refused (through the proxy {begin}127.0.0.1:{refused_port} of the environment)" in str(failure.value)
     assert "secret" not in str(failure.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_a_proxy_that_is_not_used_is_not_blamed(monkeypatch, refused_port, host):
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:8080")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    with pytest.raises(FonteError) as failure:
+        fetch(f"http://{host}:{refused_port}", START, END, ["power"])
+    assert "refused" in str(failure.value)
+    assert "proxy" not in str(failure.value)
+
+
+def test_a_proxy_that_answers_is_not_blamed(monkeypatch):
+    with answering(http(500)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with pytest.raises(FonteError, match="HTTP 500") as failure:
+            fetch("http://fonte.example", START, END, ["power"])
+    assert "proxy" not in str(failure.value)
 
 
 def test_a_proxy_that_requires_a_password_is_named_as_the_proxy(monkeypatch):
