@@ -1,5 +1,6 @@
 """A range on a Dask cluster in other processes."""
 
+import gc
 import os
 import re
 import signal
@@ -33,6 +34,13 @@ distributed = pytest.importorskip("distributed", reason="pip install '.[dask]' h
 def local_cluster(workers):
     here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **here)
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage():
+    """Delete the clients that could not connect: deleted inside Dask's lock, as garbage, one would wait for itself."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
