@@ -29,7 +29,7 @@ import gc
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from importlib.util import find_spec
@@ -190,18 +190,22 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             # A second Ctrl-C ends the process at once, and the database rolls back the running days.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             bar.close()
-            failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
-            rest = _again(options, days.ranges(failed + list(wanted[len(outcomes) + len(codes) :])))
+            rest = _again(options, days.ranges(_failed(codes) + list(wanted[len(outcomes) + len(codes) :])))
             where = "; on Dask, tasks that run finish all their days" if options.dask else ""
             command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")
             return 130  # 128 + SIGINT, as a shell reports it
-    failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
+    failed = _failed(codes)
     counts = (len(codes) - len(failed), len(failed), left_out)
     command.say(days.total(outcomes, *counts) + _notes(options, outcomes, alvo))
     if failed and options.keep_going:
         again = _again(options, days.ranges(failed))
         command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")
     return next(iter(codes.values()), 0)
+
+
+def _failed(codes: Mapping[Day, int]) -> list[Day]:
+    """Return the days that did not just turn out empty."""
+    return [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
 
 
 def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:

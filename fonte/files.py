@@ -39,8 +39,7 @@ END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
 WIDTHS = {"Y": 4, "j": 3, "f": 6}
 # Zones, offsets and --label move a timestamp by up to a day, and it stays within the years 1 to 9999.
 FIRST_DAY, LAST_DAY = np.array(["0001-01-02", "9999-12-30"], "datetime64[D]")
-# Of a zip, RuntimeError means a password or an unknown method; of a tar, AssertionError means a folder.
-BAD_ARCHIVE = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, AssertionError)
+BAD_ARCHIVE = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 # pandas raises ImportError where it needs another package, such as one for .zst.
 UNREADABLE = (OSError, EOFError, ImportError, LookupError, ValueError, *BAD_ARCHIVE)
 # A field may be as long as its line.
@@ -67,7 +66,7 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
     source = sys.stdin.buffer if name == "-" else Path(name).absolute()
     try:
         encoding = options.encoding or _encoding(name)
-        with pd.read_csv(source, encoding=encoding, **lines, **texts) as reader:
+        with _reader(source, encoding=encoding, **lines, **texts) as reader:
             yield File(name, options, encoding, reader)
     except FileNotFoundError as error:
         raise FileError(f"{name}: there is no such file on this machine: correct its name, or download it") from error
@@ -75,7 +74,7 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
         # Standard output's, not the file's.
         raise
     except (*UNREADABLE, pd.errors.ParserWarning) as error:
-        said = _shown(str(error) or "the archive holds no file", 200)
+        said = _shown(error, 200)
         if separated := re.search(r"fields in line (\d+)|loss of data", said):
             said = f"line {separated[1] or 1} holds the control character 0x1f: remove it"
         remedy = "--encoding names its encoding; save a workbook as CSV, and decompress standard input first"
@@ -314,6 +313,14 @@ def look(file: File) -> str:
     counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
     told = ", ".join(f"{name}: {number:,}" for name, number in counts.items())
     return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {abs(interval) / 60e6:g} min, {told}"
+
+
+def _reader(source: object, **options: object) -> pd.io.parsers.TextFileReader:
+    try:
+        return pd.read_csv(source, **options)
+    except (RuntimeError, AssertionError) as error:
+        # Of a zip, the first means a password or an unknown method; of a tar, the second means a folder.
+        raise OSError(str(error) or "the archive holds no file") from error
 
 
 def _encoding(name: str) -> str:

@@ -806,6 +806,17 @@ def test_a_file_that_cannot_be_loaded_is_bad_input_on_one_line(rows, load, conte
     assert not rows()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), AssertionError()])
+def test_an_error_beyond_the_file_is_not_blamed_on_it(rows, load, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(seed.seeding, "merge", fail)
+    code, out = load("timestamp,power\n2024-05-20,1\n")
+    assert code == 1
+    assert out.err.startswith(f"seed.py: unexpected {type(error).__name__}")
+
+
 @pytest.mark.parametrize(
     ("content", "name", "options", "said"),
     [

@@ -159,7 +159,7 @@ def test_output_that_cannot_be_written_has_its_own_code(monkeypatch, tmp_path, p
 @pytest.mark.parametrize(("url", "variable", "password"), [("me:a@", "b", "a"), ("me@", "b", "b"), ("me@", "", "")])
 def test_dbt_gets_the_password_of_the_url_or_else_of_pgpassword(monkeypatch, url, variable, password):
     monkeypatch.setenv("PGPASSWORD", variable)
-    # What give_dbt sets goes with the test.
+    # give_dbt changes the environment: this test gives it a copy.
     monkeypatch.setattr(settings.os, "environ", os.environ.copy())
     settings.give_dbt(make_url(f"postgresql://{url}host/brt"))
     assert settings.os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] == password
