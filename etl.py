@@ -190,6 +190,8 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             # A second Ctrl-C ends the process at once, and the database rolls back the running days.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             bar.close()
+            # Nobody needs the next samples any more.
+            fonte.patience_s = 0
             rest = _again(options, days.ranges(_failed(codes) + list(wanted[len(outcomes) + len(codes) :])))
             where = "; on Dask, tasks that run finish all their days" if options.dask else ""
             command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")

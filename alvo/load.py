@@ -79,6 +79,8 @@ _REPLACE = text("""
         (SELECT count(*) FROM removed)
 """)
 
+# Tables of an earlier version have no records.
+_RECORDS = text("SELECT to_regclass('load') IS NOT NULL")
 
 # Any change within a record's period deletes the record, so no record describes rows that have changed.
 _FORGET = """
@@ -125,7 +127,7 @@ def recorded(
     expected, or the load ran before the period ended.
     """
     with engine.connect() as connection:
-        if connection.scalar(text("SELECT to_regclass('load')")) is None:
+        if not connection.scalar(_RECORDS):
             return [Recorded(False, False)] * len(periods)
         starts, ends = [start for start, _ in periods], [end for _, end in periods]
         asked = {"starts": starts, "ends": ends, "names": list(variables), "variables": len(variables)}
@@ -141,8 +143,7 @@ def recorded_periods(engine: Engine) -> int:
 
 def forget(connection: Connection, start: datetime | str, end: datetime | str) -> None:
     """Remove the records that overlap a period, in the caller's transaction; the bounds may be infinite."""
-    # Tables of an earlier version have no records.
-    if connection.scalar(text("SELECT to_regclass('load')")) is not None:
+    if connection.scalar(_RECORDS):
         connection.exec_driver_sql(_FORGET, {"start": start, "end": end, "variables": None})
 
 

@@ -19,16 +19,16 @@ CELLS = 80
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 # The square of a larger value overflows a double, an error in PostgreSQL.
-_SQUARABLE = "abs({0}) < 1e140"
+_SQUARABLE = "abs(value) < 1e140"
 
 _BUCKETS = text(f"""
     SELECT signal_id, (extract(epoch FROM start - :origin) / :bucket_s)::integer, windows, min, max,
         CASE WHEN squarable = windows THEN mean END, CASE WHEN squarable = windows THEN variance END
     FROM (
         SELECT signal_id, date_bin(:bucket, timestamp, :origin) AS start, count(*) AS windows, min(value), max(value),
-            count(*) FILTER (WHERE {_SQUARABLE.format("value")}) AS squarable,
-            avg(value) FILTER (WHERE {_SQUARABLE.format("value")}) AS mean,
-            var_pop(value) FILTER (WHERE {_SQUARABLE.format("value")}) AS variance
+            count(*) FILTER (WHERE {_SQUARABLE}) AS squarable,
+            avg(value) FILTER (WHERE {_SQUARABLE}) AS mean,
+            var_pop(value) FILTER (WHERE {_SQUARABLE}) AS variance
         FROM data WHERE signal_id = ANY(:ids) AND timestamp >= :start AND timestamp < :end GROUP BY 1, 2
     ) AS bucket
 """)
@@ -54,7 +54,7 @@ _VALUES = text("""
 _CURVE = text(f"""
     WITH pair AS MATERIALIZED (
         SELECT max(value) FILTER (WHERE signal_id = :x) AS x, max(value) FILTER (WHERE signal_id = :y) AS y FROM data
-        WHERE signal_id IN (:x, :y) AND timestamp >= :start AND timestamp < :end AND {_SQUARABLE.format("value")}
+        WHERE signal_id IN (:x, :y) AND timestamp >= :start AND timestamp < :end AND {_SQUARABLE}
         GROUP BY timestamp HAVING count(*) = 2
     ), extent AS MATERIALIZED (SELECT min(x) AS left, max(x) AS right, min(y) AS bottom, max(y) AS top FROM pair)
     SELECT avg(x), avg(y), count(*) FROM pair, extent GROUP BY

@@ -25,7 +25,7 @@ from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv", "arrow"]
-STEP = "Minutes from one sample to the next, the first at the beginning of the period."
+STEP = "Minutes from one sample to the next, the first at the period's first whole minute."
 SEED = "The same seed gives the same values; if omitted, the server picks one and returns it."
 PROFILE = "Plausible values of a turbine, or plain random ones."
 MOST_DAYS = 366

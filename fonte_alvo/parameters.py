@@ -43,7 +43,7 @@ def _timestamp(text: object) -> datetime:
         return moment.astimezone(UTC) + timedelta(seconds=int(seconds or 0), microseconds=microseconds)
     except (ValueError, OverflowError):
         raise PydanticCustomError(
-            "timestamp", "expected a timestamp such as 2024-05-20T00:00:00Z (the + of an offset is sent as %2B)"
+            "timestamp", "expected a timestamp such as 2024-05-20T00:00:00Z, in the years 1 to 9999 (send a + as %2B)"
         ) from None
 
 
@@ -97,12 +97,22 @@ def refusal(name: str, value: object, expected: str) -> RequestValidationError:
     return RequestValidationError([{"type": "value", "loc": ("query", name), "input": value, "msg": expected}])
 
 
-async def refuse_repeated_scalars(request: Request) -> None:
-    """Refuse a repeated parameter that is no list; FastAPI would take its last value."""
+async def refuse_ignored(request: Request) -> None:
+    """Refuse what FastAPI would ignore: a body, and all but the last value of a repeated parameter that is no list."""
+    if request.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in request.headers:
+        said = "expected no body: parameters belong in the URL, as in curl -G"
+        raise RequestValidationError([{"type": "body", "loc": ("body",), "msg": said}])
     query = request.scope["query_string"].decode("latin-1")
+    scalars = {*known(request)} - LISTS
     for name, values in parse_qs(query, keep_blank_values=True).items():
-        if len(values) > 1 and name not in LISTS:
+        if len(values) > 1 and name in scalars:
             raise refusal(name, values, "expected it once")
+
+
+def known(request: Request) -> list[str]:
+    """Return the parameters of a request's route, which takes them as one model."""
+    fields = request.scope["route"].dependant.query_params
+    return [name for field in fields for name in field.field_info.annotation.model_fields]
 
 
 def explained(errors: Sequence[dict[str, Any]], known: Sequence[str]) -> str:

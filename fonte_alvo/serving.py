@@ -173,7 +173,7 @@ def make_app(
         generate_unique_id_function=lambda route: route.name,
         # A redirection would repeat the Host that the client names.
         redirect_slashes=False,
-        dependencies=[Depends(parameters.refuse_repeated_scalars)],
+        dependencies=[Depends(parameters.refuse_ignored)],
         **DESCRIBED | described,
     )
     app.state.probe = probe
@@ -261,7 +261,4 @@ async def _not_allowed(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    # Each route takes its parameters as one model.
-    fields = request.scope["route"].dependant.query_params
-    known = [name for field in fields for name in field.field_info.annotation.model_fields]
-    return JSONResponse({"detail": parameters.explained(error.errors(), known)}, 422)
+    return JSONResponse({"detail": parameters.explained(error.errors(), parameters.known(request))}, 422)

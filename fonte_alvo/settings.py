@@ -28,7 +28,7 @@ KNOWN = {
     *("ALVO_POSTGRES_PASSWORD", "ALVO_READER_PASSWORD", "ALVO_WRITER_PASSWORD", "ALVO_DATABASE_PORT", "ALVO_API_PORT"),
     *("DAGSTER_TIMEZONE", "DAGSTER_START_DATE"),
 }
-_ORIGIN = re.compile(r"https?://[^/\s*@\ud800-\udfff]+|\*")
+_ORIGIN = re.compile(r"(?!https:.*:443$|http:.*:80$)https?://[^/\s*@A-Z\ud800-\udfff]+|\*")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|\*")
 # RFC 6750 names the characters of a bearer token; a short one could be guessed.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")

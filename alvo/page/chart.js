@@ -10,13 +10,14 @@ const NEAR = 30; // how far from a point of the power curve the pointer may be, 
 export const LONG = HOUR;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const DIGITS = {maximumSignificantDigits: 4, maximumFractionDigits: 1, roundingPriority: "morePrecision"};
 const UNITS = {degC: "°C"};
 export const unitOf = (unit) => UNITS[unit] ?? unit ?? "";
 
 export function number(value) {
   if (value === null || value === undefined) return "none";
   const large = Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-4);
-  return large ? value.toExponential(3) : value.toLocaleString("en", {maximumSignificantDigits: 4});
+  return large ? value.toExponential(3) : value.toLocaleString("en", DIGITS);
 }
 
 // The time, with its date below where that changes; the date alone on an axis of days.

@@ -14,7 +14,6 @@ const FIRST = Date.UTC(1000, 0), LAST = Date.UTC(9999, 11, 31);
 const STALE = 36 * 60 * MINUTE;
 const POLL = MINUTE;
 const PATIENCE = 30e3;
-const LONGEST_PAUSE = 30e3;
 
 const by = (id) => document.getElementById(id);
 const iso = (moment) => new Date(moment).toISOString().replace(/(:00)?\.000Z$/, "Z");
@@ -76,7 +75,7 @@ function away(error) {
   if (line.textContent !== told) line.textContent = told;
   if (state.wanted) tellAge();
   state.retry = setTimeout(refresh, state.pause);
-  state.pause = Math.min(2 * state.pause, LONGEST_PAUSE);
+  state.pause = Math.min(2 * state.pause, PATIENCE);
 }
 
 function back() {
@@ -313,7 +312,6 @@ function tellControls() {
   by("samples").checked = wanted.samples;
   by("in").disabled = wanted.end - wanted.start <= SHORTEST;
   by("out").disabled = wanted.end - wanted.start >= LONGEST;
-  by("period").textContent = describe(wanted, wanted.zone);
   by("csv").hidden = !all;
   by("csv").href = `data?${new URLSearchParams({format: "csv", ...bounds()})}`;
   by("csv").download = `alvo_${iso(wanted.start)}_${iso(wanted.end)}.csv`.replaceAll(":", "");
@@ -334,8 +332,9 @@ function tellAge() {
 }
 
 function tellPeriod(bucket, cell) {
-  const {std} = state.wanted;
+  const {std, zone} = state.wanted;
   const long = bucket > LONG;
+  by("period").textContent = describe(state.wanted, zone);
   by("reduction").textContent = `in steps of ${duration(bucket)}`;
   by("std").checked = std || long;
   by("std").disabled = long;

@@ -79,18 +79,23 @@ def _serve(port: str) -> int:
             FONTE_API_URL=str(http.base_url),
             DAGSTER_START_DATE=str(_start_date(http)),
             ALVO_DATABASE_URL=alvo.render_as_string(hide_password=False),
-            DAGSTER_HOME=str(_dagster_home()),
+            DAGSTER_HOME=str(home := _dagster_home()),
+            FONTE_ALVO_HOME=str(home.parent),
             # Dagster recommends `dg dev` instead, which needs a checkout.
             PYTHONWARNINGS="ignore:Function `dev_command` is superseded",
         )
-        line = [*DAGSTER, "dev", "--module-name", DEFINITIONS, "--port", port]
-        # In another session, so that Ctrl-C reaches Dagster once, and the connector runs until Dagster has stopped.
-        with subprocess.Popen(line, env=environment, start_new_session=True) as dagster:
+        # A killed command would otherwise leave Dagster without the connector.
+        bound = ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
+        line = [*bound, *DAGSTER, "dev", "--module-name", DEFINITIONS, "--working-directory", str(Path.cwd())]
+        # In its home, because Dagster lets a file .env of the current folder override the environment. In another
+        # session, so that Ctrl-C reaches Dagster once, and the connector runs until Dagster has stopped.
+        with subprocess.Popen([*line, "--port", port], cwd=home, env=environment, start_new_session=True) as dagster:
             try:
                 _announce(dagster, f"http://127.0.0.1:{port}")
                 return dagster.wait()
             except KeyboardInterrupt:
-                dagster.send_signal(signal.SIGINT)
+                # Its runs too, which Dagster would leave without the connector.
+                os.killpg(dagster.pid, signal.SIGINT)
                 dagster.wait()
                 return 130  # 128 + SIGINT, as a shell reports it
 
@@ -119,8 +124,12 @@ def _start_date(http: Client) -> date:
 
 def _dagster_home() -> Path:
     folder = settings.home() / ".dagster"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(Path(__file__).with_name("dagster.yaml"), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(__file__).with_name("dagster.yaml"), folder)
+    except OSError as error:
+        said = f"{folder} cannot be written: {error.strerror}; set FONTE_ALVO_HOME to another folder"
+        raise settings.SettingsError(said) from error
     return folder
 
 

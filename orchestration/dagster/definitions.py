@@ -1,7 +1,9 @@
 """Fonte to Alvo under Dagster: a partition per day, its schedule, and a job for any range."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime, timedelta
+from contextlib import suppress
+from datetime import date, timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -9,6 +11,8 @@ from sqlalchemy import Engine
 
 from alvo.aggregation import STATISTICS
 from fonte import client
+from fonte.client import FonteError
+from fonte_alvo import command
 from fonte_alvo.engine import DatabaseError
 from orchestration import day, days
 from orchestration.dagster import quality, resources
@@ -34,13 +38,10 @@ class Options(dg.Config):
 
 def _between(first: str, last: str) -> list[Day]:
     """Return the days from first to last, both YYYY-MM-DD, today or yesterday. Raises BadPeriod."""
-    today = datetime.now(ZONE).date()
-    words = {"today": str(today), "yesterday": str(today - timedelta(days=1))}
     try:
-        first_date, last_date = (date.fromisoformat(words.get(text, text)) for text in (first, last))
-    except ValueError:
-        expected = "expected YYYY-MM-DD, today or yesterday, twice"
-        raise days.BadPeriod(f"{first!r} to {last!r} is not a range of dates: {expected}") from None
+        first_date, last_date = (command.day(text, ZONE) for text in (first, last))
+    except ArgumentTypeError as error:
+        raise days.BadPeriod(str(error)) from None
     return list(days.between(first_date, last_date, ZONE))
 
 
@@ -91,7 +92,9 @@ def ten_minute_statistics(
     """Mean, minimum, maximum and standard deviation of 10 minutes, loaded into Alvo; a partition is a day."""
     keys = context.partition_key_range
     with connected(context.op_execution_context, fonte, alvo, config.days_at_once + 1) as (http, engine):
-        yield dg.AssetObservation(quality.FONTE.key, metadata=quality.held(resources.period(http)))
+        # The days do not need it, and counting many rows may take longer than a request.
+        with suppress(FonteError):
+            yield dg.AssetObservation(quality.FONTE.key, metadata=quality.held(resources.period(http)))
         known = {name: each.unit for name, each in client.variables(http).items()}
         for each, done in _carried(_between(keys.start, keys.end), config, http, engine):
             _log(context.op_execution_context, each, done)
@@ -159,7 +162,7 @@ daily_job = dg.define_asset_job(
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Request a run of the day before, and of each recent day that Alvo records as incomplete."""
+    """Request a run of the day before, and of each recent day that Alvo does not record as loaded and complete."""
     tick = context.scheduled_execution_time.astimezone(ZONE).date()
     yesterday = tick - timedelta(days=1)
     if yesterday < FIRST:
@@ -167,7 +170,8 @@ def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequ
         return
     yield _request(yesterday, str(yesterday))
     try:
-        late = quality.incomplete(AlvoDatabase(), max(FIRST, tick - timedelta(days=LATE_DAYS)), yesterday)
+        recent = list(days.between(max(FIRST, tick - timedelta(days=LATE_DAYS)), yesterday, ZONE))
+        late = quality.late(AlvoDatabase(), recent[:-1])
     except DatabaseError as error:
         # The run of the day before tries again, and fails with the reason.
         context.log.warning(f"no late day is asked for: {error}")

@@ -1,11 +1,12 @@
 """Dagster's partitions: the days from DAGSTER_START_DATE on in DAGSTER_TIMEZONE; no service is asked."""
 
+from argparse import ArgumentTypeError
 from datetime import date
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from fonte_alvo import settings
+from fonte_alvo import command, settings
 from fonte_alvo.settings import SettingsError
 
 # Where seed.py starts.
@@ -14,12 +15,10 @@ START = date(2024, 5, 20)
 
 def zone() -> ZoneInfo:
     """Return the zone whose days are partitions. Raises SettingsError."""
-    name = settings.dagster_timezone()
     try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        expected = "expected one like America/Sao_Paulo"
-        raise SettingsError(f"DAGSTER_TIMEZONE is {name!r}, which is no time zone: {expected}") from None
+        return command.zone(settings.dagster_timezone())
+    except ArgumentTypeError as error:
+        raise SettingsError(f"DAGSTER_TIMEZONE is {error}") from None
 
 
 def start() -> date:

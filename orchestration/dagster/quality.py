@@ -2,14 +2,14 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import numpy as np
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect
 
-from alvo import plot, screen
+from alvo import load, plot, screen
 from alvo.aggregation import STATISTICS, WINDOW_S, Timestamps, Values
 from fonte_alvo import engine
 from orchestration import day as one
@@ -27,8 +27,8 @@ One row a minute: `timestamp`, `wind_speed` (m/s), `power` (kW), `ambient_temper
 period that it holds."""
 OF_ALVO = """The 10-minute statistics, in Alvo's table `data`, for everyone who reads Alvo.
 
-Overdue when the day before is not loaded to its last window two hours after the schedule: a run that loads an older day
-does not count."""
+Overdue when wind speed and power of the day before are not loaded to its last window two hours after the schedule: a
+run that loads an older day does not count."""
 FONTE = dg.AssetSpec("fonte_data", group_name=GROUP, description=OF_FONTE, owners=OWNERS, kinds={"fastapi"})
 COLUMNS = dg.TableSchema(
     [
@@ -58,11 +58,6 @@ CHECKS = {
 }
 WARNINGS = {COMPLETE, PLAUSIBLE}
 SPECS = [dg.AssetCheckSpec(name, asset=ASSET, description=CHECKS[name], partitions_def=DAYS) for name in CHECKS]
-
-INCOMPLETE = text("""
-    SELECT period_start FROM load
-    WHERE period_start >= :first AND period_start < :end AND (samples < expected OR finished_at < period_end)
-""")
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 Metadata = Mapping[str, dg.MetadataValue | int | float]
@@ -108,7 +103,8 @@ def events(
     yield dg.AssetMaterialization(ASSET, metadata=metadata, partition=str(day.date))
     checked = _checked(day, done.windows, done.implausible, window_starts, signals, not_finite)
     yield from _evaluations(instance, day, checked)
-    if checked[COMPLETE][0] and timedelta() <= datetime.now(UTC) - day.end < timedelta(days=1):
+    all_of_them = {*one.COLUMNS} <= {*done.windows}
+    if all_of_them and checked[COMPLETE][0] and timedelta() <= datetime.now(UTC) - day.end < timedelta(days=1):
         yield dg.AssetMaterialization(ALVO.key, metadata={"loaded": str(day.date)})
 
 
@@ -121,16 +117,15 @@ def _held(alvo: Engine, day: Day, variables: Sequence[str]) -> tuple[Timestamps,
         return screen.values(alvo, day.start, day.end, names)
 
 
-def incomplete(alvo: AlvoDatabase, first: date, end: date) -> list[date]:
-    """Return the days in [first, end) that Alvo records with too few samples, or as loaded before they were over.
+def late(alvo: AlvoDatabase, days: Sequence[Day]) -> list[date]:
+    """Return the dates of days that Alvo does not record as loaded after their end, with all expected samples.
 
     Raises SettingsError and DatabaseError.
     """
-    bounds = {"first": datetime.combine(first, time(), ZONE), "end": datetime.combine(end, time(), ZONE)}
-    with engine.failures("Alvo", "check ALVO_DATABASE_URL"), alvo.connect(1) as pool, pool.connect() as connection:
-        if not inspect(connection).has_table("load"):
-            return []
-        return sorted({start.astimezone(ZONE).date() for start in connection.scalars(INCOMPLETE, bounds)})
+    periods = [(day.start, day.end) for day in days]
+    with engine.failures("Alvo", "check ALVO_DATABASE_URL"), alvo.connect(1) as pool:
+        records = load.recorded(pool, periods, one.COLUMNS, STATISTICS)
+    return [day.date for day, each in zip(days, records, strict=True) if each.incomplete or not each.loaded]
 
 
 def _evaluations(instance: dg.DagsterInstance, day: Day, checked: Checked) -> Iterator[dg.AssetCheckEvaluation]:

@@ -611,6 +611,8 @@ def test_the_page_reports_a_stopped_api_and_notices_its_return(open_page, year, 
         server.stop()
         page.get_by_role("button", name="Next period").click()
         page.get_by_role("alert").get_by_text("Alvo's API has been away since").wait_for()
+        # The values are still those of the day before.
+        assert page.locator("#period").inner_text() == "2024-05-21 UTC"
         server.start()
         drawn(page, "2024-05-22 UTC")
         page.get_by_role("alert").wait_for(state="hidden")
@@ -740,7 +742,7 @@ def test_an_emptied_alvo_still_answers(open_page, hour_api, alvo_pool):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1300, 360])
+@pytest.mark.parametrize("width", [1300, 320])
 @pytest.mark.parametrize(
     ("fragment", "ready"), [(f"{DAY}&std=1&samples=1", "(kW)"), (YEAR, "(kW)"), (EMPTY, NOTHING_HERE)]
 )
@@ -752,6 +754,22 @@ def test_the_page_is_accessible_and_fits_its_window(open_page, scheme, width, fr
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_pressed_button_is_distinguishable_in_high_contrast(open_page):
+    page = open_page(DAY, forced_colors="active")
+    background = "document.querySelector('[aria-pressed={}]')"
+    colors = [
+        page.evaluate(f"getComputedStyle({background.format(pressed)}).backgroundColor")
+        for pressed in ("true", "false")
+    ]
+    assert colors[0] != colors[1]
+
+
+def test_numbers_keep_the_digits_before_their_point_and_at_least_four(open_page):
+    values = [1900.3, 101325.04, 999999, 12.34567, -0.000123456, 1e6, 0, None]
+    shown = open_page(DAY).evaluate("async (values) => values.map((await import('./page/chart.js')).number)", values)
+    assert shown == ["1,900.3", "101,325", "999,999", "12.35", "-0.0001235", "1.000e+6", "0", "none"]
 
 
 def test_no_request_leaves_the_host(open_page, year_api):

@@ -1,6 +1,5 @@
 """The connector under attack: it answers each hostile request without a traceback, and serves everybody else."""
 
-import asyncio
 import logging
 import re
 import socket
@@ -9,13 +8,11 @@ from contextlib import ExitStack
 import httpx
 import psutil
 import pytest
-from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from support.project import DAY
 
 from fonte.connector import MEDIA_TYPES, app
-from fonte_alvo.parameters import refuse_repeated_scalars
 from fonte_alvo.streaming import accepted
 
 
@@ -184,18 +181,18 @@ HOSTILE = {
     "an unknown method": ([405], request(b"/health", method=b"BREW")),
     "a method in small letters": ([405], request(b"/health", method=b"get")),
     "an invalid method": ([400], request(b"/health", method=b"G E T")),
-    "a body": ([200], request(b"/health", b"Content-Length: 5", body=b"hello")),
-    "a body that never comes": ([200], request(b"/health", b"Content-Length: 1000000000")),
-    "a body that expects an answer": ([200], request(b"/health", b"Content-Length: 5", b"Expect: 100-continue")),
+    "a body": ([422], request(b"/health", b"Content-Length: 5", body=b"hello")),
+    "a body that never comes": ([422], request(b"/health", b"Content-Length: 1000000000")),
+    "a body that expects an answer": ([422], request(b"/health", b"Content-Length: 5", b"Expect: 100-continue")),
     "an invalid length": ([400], request(b"/health", b"Content-Length: +5", body=b"hello")),
     "a negative length": ([400], request(b"/health", b"Content-Length: -5")),
     "an enormous length": ([400], request(b"/health", b"Content-Length: " + b"9" * 400)),
     "two lengths": ([400], request(b"/health", b"Content-Length: 5", b"Content-Length: 6", body=b"hello")),
-    "a chunked body": ([200], request(b"/health", b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n0\r\n\r\n")),
+    "a chunked body": ([422], request(b"/health", b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n0\r\n\r\n")),
     "invalid chunks": ([400], request(b"/health", b"Transfer-Encoding: chunked", body=b"zz\r\nhello\r\n")),
     "a chunk without end": ([400], request(b"/health", b"Transfer-Encoding: chunked", body=b"f" * 100 + b"\r\n")),
     "both a length and chunks": (
-        [200],
+        [422],
         request(
             b"/health", b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\nGET /period HTTP/1.1\r\n"
         ),
@@ -278,12 +275,6 @@ def test_any_long_accept_header_is_answered(api, shared_connector, accept):
 @given(accept=st.text() | st.lists(st.sampled_from(list("q=;,/*.01 \t") + list(MEDIA_TYPES.values()))).map("".join))
 def test_any_accept_header_chooses_a_format(accept):
     assert accepted(accept, MEDIA_TYPES) in MEDIA_TYPES
-
-
-def test_many_parameters_are_read_in_linear_time():
-    """With quadratic time it would take hours."""
-    query = "&".join(f"p{number}=" for number in range(300_000))
-    asyncio.run(refuse_repeated_scalars(Request({"type": "http", "query_string": query.encode()})))
 
 
 def test_a_long_accept_header_is_read_in_linear_time():

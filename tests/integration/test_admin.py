@@ -178,6 +178,22 @@ def test_an_invalid_change_is_a_422_and_changes_nothing(admin, held, request_lin
     assert held() == before
 
 
+@pytest.mark.parametrize("request_line", ["DELETE /data", "POST /data/randomize"])
+@pytest.mark.parametrize(
+    "body", ["start_timestamp=2030-01-01", [b"end_timestamp=2022-01-02"]], ids=["whole", "chunked"]
+)
+def test_a_change_whose_parameters_are_in_its_body_is_refused(admin, held, request_line, body):
+    """The route would ignore the body, and change all rows."""
+    before = held()
+    method, path = request_line.split()
+    answer = admin.request(method, path, content=body)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422,
+        "expected no body: parameters belong in the URL, as in curl -G",
+    )
+    assert held() == before
+
+
 def test_without_a_period_randomize_overwrites_the_seeded_days(admin, held, caplog):
     before = held()
     with audited(caplog) as lines:

@@ -72,7 +72,7 @@ def test_without_columns_all_variables_are_answered(api):
         ("/data?columns=power%3BDROP%20TABLE%20data", "columns='power;DROP TABLE data'"),
         ("/data?start_timestamp=yesterday", "start_timestamp='yesterday': expected a timestamp such as 2024-"),
         ("/data?start_timestamp=1716163200", "start_timestamp='1716163200'"),
-        ("/data?start_timestamp=2024-05-20T00:00:00+00:00", "sent as %2B"),
+        ("/data?start_timestamp=2024-05-20T00:00:00+00:00", "send a + as %2B"),
         ("/data?start_timestamp=", "start_timestamp=''"),
         ("/data?end_timestamp=2024-02-30", "end_timestamp='2024-02-30'"),
         ("/data?end_timestamp=infinity", "end_timestamp='infinity'"),

@@ -20,8 +20,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import event, text
-from support.faulty import answering, http
-from support.project import RANGE, SCRIPTS, alvo_values, external, machine_in
+from support.faulty import RESET, answering, http
+from support.project import RANGE, SCRIPTS, alvo_values, external, machine_in, wait_until
 
 import etl
 from alvo import load, schema
@@ -273,17 +273,17 @@ def test_values_whose_plausible_range_is_unknown_are_reported(alvo, monkeypatch,
     assert "\n  not checked for implausible values: power\n" in capsys.readouterr().out
 
 
+# A shell's background processes ignore Ctrl-C, and their children inherit that.
+HEARD = "import etl, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(etl.main())"
+
+
 @contextmanager
 def stuck(connector, alvo, alvo_pool, *options, loaded=("2024-05-20", "2024-05-21", "2024-05-22")):
     """Run a range that has loaded these days and waits for the lock of 2024-05-23, which this holds."""
     with alvo_pool.connect() as holder:
         days_since_epoch = date(2024, 5, 23).toordinal() - date(1970, 1, 1).toordinal()
         holder.execute(text("SELECT pg_advisory_xact_lock(hashtext('alvo.load'), :day)"), {"day": days_since_epoch})
-        # A shell's background processes ignore Ctrl-C, and their children inherit that.
-        heard = (
-            "import etl, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(etl.main())"
-        )
-        command = [sys.executable, "-c", heard, *RANGE, *options]
+        command = [sys.executable, "-c", HEARD, *RANGE, *options]
         with subprocess.Popen(
             command,
             cwd=SCRIPTS,
@@ -313,6 +313,16 @@ def test_an_interrupted_range_finishes_its_day_and_prints_how_to_continue(connec
     rest = [sys.executable, *shlex.split(again)[1:]]
     assert subprocess.run(rest, cwd=SCRIPTS, env=external(connector, alvo), check=False).returncode == 0
     assert alvo_values(alvo_pool) == undisturbed
+
+
+def test_an_interrupted_range_asks_fonte_for_nothing_more(alvo):
+    """Otherwise it would end after a minute."""
+    command = [sys.executable, "-c", HEARD, *RANGE]
+    with answering(RESET) as fonte:
+        with subprocess.Popen(command, cwd=SCRIPTS, env=external(fonte.url, alvo), stderr=subprocess.PIPE) as run:
+            wait_until(lambda: fonte.requests)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(timeout=30) == 130
 
 
 def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_pool):

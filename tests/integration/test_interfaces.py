@@ -292,6 +292,9 @@ def test_the_description_serves_generators_and_readers(app):
         ("Fonte", "end_date=2024-05-20", "did you mean end_timestamp?"),
         ("Fonte", "variables=power", "variables: no such parameter, expected start_timestamp, end_timestamp, columns"),
         ("Fonte", "columns[]=power", "did you mean columns=A&columns=B?"),
+        ("Fonte", "columns[]=power&columns[]=wind_speed", "did you mean columns=A&columns=B?"),
+        ("Fonte", "variables=power&variables=wind_speed", "variables: no such parameter, expected start_timestamp,"),
+        ("Alvo", "signal=a&signal=b", "did you mean signals=A&signals=B?"),
         ("Fonte", "columns=power,wind_speed", "'ambient_temperature'; several are sent as columns=A&columns=B"),
         ("Fonte", "column=power", "did you mean columns=A&columns=B?"),
         ("Fonte", "start_timestamp=x", "start_timestamp='x': expected a timestamp such as 2024-"),
@@ -309,7 +312,17 @@ def test_a_refused_request_suggests_a_correct_one(served, side, query, said):
 
 
 @pytest.mark.parametrize(
-    "value", ["charts.example.org", f"{ORIGIN}/", "https://*", f"{ORIGIN}, ftp://x", "https://u@h"]
+    "value",
+    [
+        "charts.example.org",
+        f"{ORIGIN}/",
+        "https://*",
+        f"{ORIGIN}, ftp://x",
+        "https://u@h",
+        "https://Charts.example.org",
+        "https://x:443",
+        "http://x:80",
+    ],
 )
 def test_an_invalid_origin_is_named(monkeypatch, value):
     monkeypatch.setenv("ALVO_ALLOWED_ORIGINS", value)

@@ -28,6 +28,7 @@ import grpc  # noqa: E402
 from dagster_shared.yaml_utils import load_run_config_yaml  # noqa: E402
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
+import etl  # noqa: E402
 from alvo import schema  # noqa: E402
 from fonte.client import FonteError  # noqa: E402
 from fonte_alvo.settings import SettingsError  # noqa: E402
@@ -314,6 +315,21 @@ def test_a_transient_fault_costs_only_a_retry(materialise, alvo, monkeypatch):
     assert len(alvo_values(alvo)) == 6
 
 
+def test_a_day_does_not_need_the_period_of_fonte(materialise, alvo, monkeypatch):
+    """It is metadata alone, and may take longer to count than a request."""
+    record = {"timestamp": f"{DAY}T00:00:00Z", "wind_speed": 5.0, "power": 300.0}
+    with answering(http(), RESET, http(404), http(body=[record]), every_route=True) as server:
+        monkeypatch.setenv("FONTE_API_URL", server.url)
+        run = materialise()
+    assert [request.split()[1].split("?")[0] for request in server.requests] == [
+        "/health",
+        "/period",
+        "/columns",
+        "/data",
+    ]
+    assert list(materialised(run)) == [DAY]
+
+
 def test_an_answer_that_cannot_be_used_is_not_asked_for_again(materialise, alvo, monkeypatch):
     record = {"timestamp": f"{DAY}T00:00:00Z", "wind_speed": 5.0, "power": 300.0}
     with answering(http(), http(body=[record, record | {"power": 301.0}])) as server:
@@ -437,7 +453,7 @@ def test_a_tick_runs_the_day_before(daily_job, instance, fonte_api, alvo, make_d
     moment = datetime.fromisoformat(tick).replace(tzinfo=UTC)
     schedule = defs.resolve_schedule_def("daily")
     with dg.build_schedule_context(instance, scheduled_execution_time=moment) as context:
-        (request,) = schedule.evaluate_tick(context).run_requests
+        request = schedule.evaluate_tick(context).run_requests[0]
     run = daily_job.execute_in_process(
         run_config=request.run_config, partition_key=request.partition_key, tags=request.tags, instance=instance
     )
@@ -450,42 +466,34 @@ def tick_of(schedule, instance, moment):
         return schedule.evaluate_tick(context).run_requests
 
 
-LOADS = """CREATE TABLE load (
-    period_start timestamptz, period_end timestamptz, variable text, statistics text[], samples integer,
-    expected integer, finished_at timestamptz, PRIMARY KEY (period_start, period_end, variable)
-)"""
+DAMAGE = {
+    "DELETE FROM load WHERE period_start = '2024-05-22Z'",  # eight days before
+    "UPDATE load SET finished_at = '2024-05-24 12:00Z' WHERE period_start = '2024-05-24Z'",  # before the day was over
+    # A day that was empty or failed has no record.
+    "DELETE FROM load WHERE period_start = '2024-05-26Z' AND variable = 'wind_speed'",
+    "DELETE FROM data WHERE timestamp >= '2024-05-27Z' AND timestamp < '2024-05-28Z'",
+    "DELETE FROM load WHERE period_start = '2024-05-29Z'",  # requested in any case
+}
 
 
-def record(pool, day, samples=1440, finished="2024-06-01", variable="power"):
-    """Record a load as alvo.load does."""
-    row = {"day": day, "samples": samples, "finished": finished, "variable": variable}
-    with pool.begin() as connection:
-        connection.execute(text(LOADS.replace("TABLE", "TABLE IF NOT EXISTS")))
-        period = "CAST(:day AS timestamptz), CAST(:day AS timestamptz) + interval '1 day'"
-        values = f"{period}, :variable, '{{mean}}', :samples, 1440, :finished"
-        connection.execute(text(f"INSERT INTO load VALUES ({values})"), row)
-
-
-def test_a_tick_also_requests_the_incomplete_days_of_the_last_seven(instance, alvo_pool):
-    record(alvo_pool, "2024-05-22", samples=1)  # eight days before
-    record(alvo_pool, "2024-05-23", samples=1439)
-    record(alvo_pool, "2024-05-24")
-    record(alvo_pool, "2024-05-25", finished="2024-05-25 12:00Z")  # before the day was over
-    record(alvo_pool, "2024-05-26", samples=0, variable="wind_speed")
-    record(alvo_pool, "2024-05-26", samples=1)
-    record(alvo_pool, "2024-05-29", samples=1)  # requested in any case
+def test_a_tick_also_requests_the_days_of_the_last_seven_that_are_not_whole(instance, fonte_api, alvo_pool):
+    assert etl.main(["2024-05-21", "2024-05-29"]) == 0
+    with alvo_pool.begin() as connection:
+        for statement in DAMAGE:
+            connection.execute(text(statement))
     requests = tick_of(defs.resolve_schedule_def("daily"), instance, datetime(2024, 5, 30, 6, tzinfo=UTC))
-    assert [request.partition_key for request in requests] == ["2024-05-29", "2024-05-23", "2024-05-25", "2024-05-26"]
-    assert len({request.run_key for request in requests}) == 4
+    # The last of them lacks samples in Fonte.
+    late = ["2024-05-24", "2024-05-26", "2024-05-27", "2024-05-28"]
+    assert [request.partition_key for request in requests] == ["2024-05-29", *late]
+    assert len({request.run_key for request in requests}) == 5
 
 
-def test_an_incomplete_day_is_requested_at_each_tick(instance, alvo_pool):
+def test_a_late_day_is_requested_at_each_tick(instance, alvo):
     """Dagster starts no second run for a run key."""
-    record(alvo_pool, "2024-05-26", samples=1)
     schedule = defs.resolve_schedule_def("daily")
-    first, second = (tick_of(schedule, instance, datetime(2024, 5, day, 6, tzinfo=UTC))[1] for day in (29, 30))
-    assert first.partition_key == second.partition_key == "2024-05-26"
-    assert first.run_key != second.run_key
+    ticks = [tick_of(schedule, instance, datetime(2024, 5, day, 6, tzinfo=UTC)) for day in (29, 30)]
+    keys = [request.run_key for tick in ticks for request in tick if request.partition_key == "2024-05-26"]
+    assert len({*keys}) == 2
 
 
 def test_without_alvo_a_tick_requests_the_day_before(instance, monkeypatch, refused_port):
@@ -525,7 +533,7 @@ def test_partitions_can_be_the_local_days_of_a_site(load_definitions, instance, 
     local = load_definitions(DAGSTER_TIMEZONE=zone)
     schedule = local.resolve_schedule_def("daily")
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", zone)
-    (request,) = tick_of(schedule, instance, datetime(2024, 5, 22, 3, tzinfo=ZoneInfo(zone)))
+    request = tick_of(schedule, instance, datetime(2024, 5, 22, 3, tzinfo=ZoneInfo(zone)))[0]
     job = local.resolve_job_def("materialize_ten_minute_statistics")
     run = job.execute_in_process(partition_key=request.partition_key, instance=instance)
     assert list(materialised(run)) == [DAY]
@@ -614,6 +622,7 @@ def test_only_the_day_before_today_makes_alvo_fresh(materialise, connector, font
         connection.execute(text(f"DELETE FROM data WHERE timestamp::date = '{today}'"))
     fresh = [loaded(materialise(str(day))) for day in (DAY, yesterday - timedelta(days=1), yesterday)]
     assert fresh == [False, False, True]
+    assert not loaded(materialise(str(yesterday), variables=["power"]))
     with fonte_pool.begin() as connection:
         connection.execute(text(f"DELETE FROM data WHERE timestamp >= '{yesterday} 23:50Z'"))
     assert not loaded(materialise(str(yesterday)))
@@ -830,6 +839,16 @@ def test_the_partitions_of_a_code_server_start_with_the_data_of_fonte(connector,
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert psutil.Process(process.pid).environ()["DAGSTER_START_DATE"] == "2024-05-25"
         process.kill()
+
+
+def test_the_one_command_names_a_folder_that_it_cannot_write(run_command, fonte_api, alvo, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    url = alvo.render_as_string(hide_password=False)
+    settings = {"FONTE_API_URL": fonte_api, "ALVO_DATABASE_URL": url, "FONTE_ALVO_HOME": str(file)}
+    run = run_command("-m", "orchestration.dagster", **settings)
+    said = f"{file}/.dagster cannot be written: Not a directory; set FONTE_ALVO_HOME to another folder"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"python -m orchestration.dagster: {said}\n")
 
 
 @pytest.mark.parametrize(("goes", "code"), [(fonte_is_down, 3), (alvo_is_down, 4)])

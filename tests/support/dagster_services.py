@@ -23,7 +23,8 @@ EMPTY = {LAST[3], LAST[6]}
 
 def environment():
     """The environment without any setting of the project."""
-    return {name: value for name, value in os.environ.items() if name not in {*SETTINGS, "DAGSTER_HOME"}}
+    unset = {*SETTINGS, "DAGSTER_HOME"} - {"ALVO_DATABASE_URL"}
+    return {name: value for name, value in os.environ.items() if name not in unset} | {"ALVO_DATABASE_URL": ""}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def clone(tmp_path_factory):
     for first, days in ((DAYS[0], 13), (LAST[4], 2), (LAST[7], 3)):
         seed = [sys.executable, "seed.py", "--start", first, "--days", str(days)]
         subprocess.run(seed, cwd=clone, env=environment(), check=True)
+    # The environment overrides this file, in each of Dagster's processes too.
+    (clone / ".env").write_text("ALVO_DATABASE_URL=postgresql://nobody:nothing@127.0.0.1:1/another\n")
     return clone
 
 
