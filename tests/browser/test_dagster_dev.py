@@ -244,7 +244,7 @@ def test_a_tick_of_the_schedule_loads_the_day_before(woken):
     query = "query ($f: RunsFilter!) {runsOrError(filter: $f) {... on Runs {results {runId tags {key value}}}}}"
     daily = {"tags": [{"key": "dagster/schedule_name", "value": "daily"}]}
     runs = {}
-    while (yesterday := str(tick.date() - timedelta(days=1))) not in runs:
+    while str(tick.date() - timedelta(days=1)) not in runs:
         for run in ask(query, f=daily)["runsOrError"]["results"]:
             tags = {tag["key"]: tag["value"] for tag in run["tags"]}
             runs[tags["dagster/partition"]] = run["runId"]
