@@ -148,7 +148,7 @@ FULL = "python -m alvo: standard output cannot be written: No space left on devi
 
 
 # It would take minutes to receive the rest of the last result.
-LARGE = ["generate_series(1, 20000)", "repeat('x', 5000000)", "generate_series(1, 10000000000)"]
+LARGE = ["repeat('x', 5000000)", "generate_series(1, 10000000000)"]
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,13 @@ def test_an_unreachable_alvo_is_exit_code_4_and_one_line(run_command, refused_po
 
 @pytest.mark.parametrize("name", ["ALLOWED_ORIGINS", "ALLOWED_HOSTS", "ADMIN_TOKEN"])
 @pytest.mark.parametrize("side", ["FONTE", "ALVO"])
-def test_a_setting_that_stops_an_api_is_named_before_any_address_is_printed(run_command, side, name):
-    broken = {f"{side}_ADMIN_DATABASE_URL": "postgresql://u:p@127.0.0.1/x", f"{side}_{name}": "!?"}
-    run = run_command("-m", "alvo", "--port", "0", **broken)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert re.fullmatch(rf"python -m alvo: {side}_{name} .*: expected .*\n", run.stderr)
+def test_a_setting_that_stops_an_api_is_named_before_any_address_is_printed(monkeypatch, capsys, side, name):
+    monkeypatch.setenv(f"{side}_ADMIN_DATABASE_URL", "postgresql://u:p@127.0.0.1/x")
+    monkeypatch.setenv(f"{side}_{name}", "!?")
+    assert main(["--port", "0"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(rf"python -m alvo: {side}_{name} .*: expected .*\n", said.err)
 
 
 def test_a_setting_that_stops_the_client_of_fonte_is_named_before_any_address_is_printed(run_command, alvo):

@@ -16,7 +16,7 @@ from fonte.connector import MOST_DAYS, app
 from fonte_alvo import engine
 
 TOKEN = "schemathesis-asks"
-EXAMPLES = settings().max_examples
+EXAMPLES = settings().max_examples // 2
 CONFIG = schemathesis.Config.from_dict(
     {"headers": {"Authorization": f"Bearer {TOKEN}"}, "generation": {"max-examples": EXAMPLES, "database": "none"}}
 )
@@ -92,7 +92,7 @@ def test_every_answer_along_the_links_is_as_described(served):
         def validate_response(self, response, case, **options):  # noqa: ARG002
             case.validate_response(response, excluded_checks=inapplicable_checks(case))
 
-    Machine.run(settings=settings(max_examples=EXAMPLES // 10, stateful_step_count=6, deadline=None))
+    Machine.run(settings=settings(max_examples=EXAMPLES // 5, stateful_step_count=6, deadline=None))
 
 
 @pytest.mark.parametrize("query", ["x=1", "X%0A%00%C3%A9=1&format=json", "=1"])
