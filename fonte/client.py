@@ -89,9 +89,8 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
     """
     try:
         url = httpx.URL(base_url)
-        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         # Loading certificates is slow, and only TLS uses them.
-        client = Client(base_url=url, timeout=timeout, trust_env=not _is_loopback(url), verify=url.scheme == "https")
+        client = Client(base_url=url, trust_env=not _is_loopback(url), verify=url.scheme == "https")
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
         raise FonteError(f"no HTTP client can be made: {clean(str(error))}; {remedy}") from error
