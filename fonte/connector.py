@@ -22,6 +22,8 @@ from fonte_alvo.engine import YEARS_1_TO_9999
 from fonte_alvo.parameters import FIRST, FORMAT, LAST, PeriodQuery, Strict, Timestamp, each_once, not_null
 from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 
+# JSON knows neither NaN nor infinity.
+FINITE = "CASE WHEN {0} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {0} END AS {0}"
 NAMES = [each.name for each in schema.VARIABLES]
 COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
 Format = Literal["json", "csv", "arrow"]
@@ -185,8 +187,7 @@ def _sql(query: DataQuery, form: Format) -> str:
     timestamp = f"{TIMESTAMP} AS timestamp"
     if form == "csv":
         return f"SELECT {timestamp}, {', '.join(query.columns)} FROM {rows}"
-    finite = "CASE WHEN {0} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {0} END AS {0}"
-    values = ", ".join(finite.format(name) for name in query.columns)
+    values = ", ".join(FINITE.format(name) for name in query.columns)
     return f"SELECT row_to_json(record) FROM (SELECT {timestamp}, {values} FROM {rows}) AS record"
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 from sqlalchemy import text
-from support.faulty import answering, http, stalling
+from support.faulty import answering, certified, http, stalling
 from support.project import DAY, SCRIPTS, alvo_values, connector_over, external, running, stalled_reader, wait_until
 
 import etl
@@ -103,11 +103,14 @@ def test_an_answer_that_arrives_byte_by_byte_is_given_up(monkeypatch):
             fetch(server.url, *DAY_BOUNDS, ["power"])
 
 
-def test_a_head_that_arrives_byte_by_byte_is_given_up(monkeypatch):
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_head_that_arrives_byte_by_byte_is_given_up(monkeypatch, tmp_path, encrypted):
+    certificate, tls = certified(tmp_path) if encrypted else (None, None)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.5)
     monkeypatch.setattr(client, "PATIENCE_S", 0)
-    with answering(http(headers=["X-Name: " + "x" * 10_000])) as server:
+    with answering(http(headers=["X-Name: " + "x" * 10_000]), tls=tls) as server:
         server.pause_s = 0.01
         with pytest.raises(FonteError, match="the head of its answer took longer than 1 s"):
             fetch(server.url, *DAY_BOUNDS, ["power"])

@@ -4,9 +4,7 @@ import json
 import math
 import re
 import socket
-import ssl
 import struct
-import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -18,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.answers import END, MINUTES, START, arrow_stream, arrow_streams, assert_promised, json_bodies, lying
-from support.faulty import HANG, RESET, answering, http
+from support.faulty import HANG, RESET, answering, certified, http
 from support.project import machine_in
 
 from fonte import arrow, client
@@ -338,11 +336,7 @@ def test_a_proxy_that_requires_a_password_is_named_as_the_proxy(monkeypatch):
 
 
 def test_an_unverifiable_certificate_is_not_retried(pauses_s, tmp_path):
-    key, certificate = tmp_path / "key", tmp_path / "certificate"
-    how = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
-    subprocess.run(["openssl", "req", *how], check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
+    _, context = certified(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
@@ -353,7 +347,7 @@ def test_an_unverifiable_certificate_is_not_retried(pauses_s, tmp_path):
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(FonteError, match="certificate verify failed"):
-            fetch(f"https://localhost:{listener.getsockname()[1]}", START, END, ["power"])
+            fetch(f"https://127.0.0.1:{listener.getsockname()[1]}", START, END, ["power"])
         thread.join()
     assert pauses_s == []
 

@@ -3,7 +3,9 @@
 import json
 import re
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +30,8 @@ class Faulty:
     """
 
     def __init__(self, listener, answers, every_route):
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        host, port = listener.getsockname()
+        self.url = f"{'https' if isinstance(listener, ssl.SSLSocket) else 'http'}://{host}:{port}"
         self.requests = []
         self.headers = {}
         self._listener, self._answers, self._every_route = listener, answers, every_route
@@ -82,9 +85,23 @@ class Faulty:
             connection.close()
 
 
+def certified(folder):
+    """Make a certificate for 127.0.0.2, which no list of loopback names holds; return its file and a server's TLS."""
+    key, certificate = folder / "key", folder / "certificate"
+    names = ["-subj", "/CN=127.0.0.2", "-addext", "subjectAltName=IP:127.0.0.2"]
+    how = ["-x509", "-newkey", "rsa:2048", "-nodes", *names, "-keyout", key, "-out", certificate]
+    subprocess.run(["openssl", "req", *how], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
+
+
 @contextmanager
-def answering(*answers, every_route=False) -> Iterator[Faulty]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def answering(*answers, every_route=False, tls: ssl.SSLContext | None = None) -> Iterator[Faulty]:
+    with (
+        socket.create_server(("127.0.0.2" if tls else "127.0.0.1", 0)) as plain,
+        tls.wrap_socket(plain, server_side=True) if tls else plain as listener,
+    ):
         server = Faulty(listener, answers, every_route)
         thread = threading.Thread(target=server.serve)
         thread.start()
