@@ -133,16 +133,19 @@ def sampling_interval(timestamps: Timestamps) -> timedelta:
     steps_us = np.diff(timestamps).astype(np.int64)
     if len(steps_us) == 0:
         return MINUTE
+    rounded_us = steps_us
     interval_us, times = _most_frequent(steps_us)
     if 10 * times < len(steps_us) or np.mean(steps_us % interval_us == 0) < 0.5:
-        steps_us = np.where(steps_us > 1_000_000, (steps_us + 500_000) // 1_000_000 * 1_000_000, steps_us)
-        interval_us, _ = _most_frequent(steps_us)
-    if len(steps_us) >= 100 and np.mean(steps_us % interval_us == 0) < 0.5:
-        low_us, interval_us, high_us = np.percentile(steps_us, [25, 50, 75])
+        rounded_us = np.where(steps_us > 1_000_000, (steps_us + 500_000) // 1_000_000 * 1_000_000, steps_us)
+        interval_us, _ = _most_frequent(rounded_us)
+    if len(steps_us) >= 100 and np.mean(rounded_us % interval_us == 0) < 0.5:
+        interval_us = int(np.median(rounded_us))
+        # Steps that are rounded have a narrower range than the sampling error comes from.
+        low_us, high_us = np.percentile(steps_us, [25, 75])
         usual_us = min(USUAL_INTERVALS_US, key=lambda each: abs(each - interval_us))
         is_close = abs(usual_us - interval_us) <= 3 * (high_us - low_us) / len(steps_us) ** 0.5
         interval_us = usual_us if is_close else interval_us
-    return timedelta(microseconds=int(interval_us))
+    return timedelta(microseconds=interval_us)
 
 
 def _most_frequent(steps_us: npt.NDArray[np.int64]) -> tuple[int, int]:
