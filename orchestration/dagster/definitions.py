@@ -2,7 +2,6 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import date, timedelta
 
 import dagster as dg
@@ -92,9 +91,11 @@ def ten_minute_statistics(
     """Mean, minimum, maximum and standard deviation of 10 minutes, loaded into Alvo; a partition is a day."""
     keys = context.partition_key_range
     with connected(context.op_execution_context, fonte, alvo, config.days_at_once + 1) as (http, engine):
-        # The days do not need it, and counting many rows may take longer than a request.
-        with suppress(FonteError):
+        try:
             yield dg.AssetObservation(quality.FONTE.key, metadata=quality.held(resources.period(http)))
+        except FonteError as error:
+            # The days do not need it, and counting many rows may take longer than a request.
+            context.log.warning(f"the period of Fonte is not recorded: {error}")
         known = {name: each.unit for name, each in client.variables(http).items()}
         for each, done in _carried(_between(keys.start, keys.end), config, http, engine):
             _log(context.op_execution_context, each, done)

@@ -103,8 +103,8 @@ def events(
     yield dg.AssetMaterialization(ASSET, metadata=metadata, partition=str(day.date))
     checked = _checked(day, done.windows, done.implausible, window_starts, signals, not_finite)
     yield from _evaluations(instance, day, checked)
-    all_of_them = {*one.COLUMNS} <= {*done.windows}
-    if all_of_them and checked[COMPLETE][0] and timedelta() <= datetime.now(UTC) - day.end < timedelta(days=1):
+    has_all_columns = {*one.COLUMNS} <= {*done.windows}
+    if has_all_columns and checked[COMPLETE][0] and timedelta() <= datetime.now(UTC) - day.end < timedelta(days=1):
         yield dg.AssetMaterialization(ALVO.key, metadata={"loaded": str(day.date)})
 
 

@@ -277,6 +277,7 @@ def test_a_run_whose_container_dies_fails_at_its_time_limit(woken):
 def test_a_killed_command_takes_dagster_with_it(woken):
     _, process, _ = woken
     everything = family(process)
+    assert everything
     process.kill()
     _, alive = psutil.wait_procs(everything, timeout=60)
     assert alive == []

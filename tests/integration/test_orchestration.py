@@ -315,7 +315,7 @@ def test_a_transient_fault_costs_only_a_retry(materialise, alvo, monkeypatch):
     assert len(alvo_values(alvo)) == 6
 
 
-def test_a_day_does_not_need_the_period_of_fonte(materialise, alvo, monkeypatch):
+def test_a_day_does_not_need_the_period_of_fonte(materialise, alvo, monkeypatch, capfd):
     """It is metadata alone, and may take longer to count than a request."""
     record = {"timestamp": f"{DAY}T00:00:00Z", "wind_speed": 5.0, "power": 300.0}
     with answering(http(), RESET, http(404), http(body=[record]), every_route=True) as server:
@@ -328,6 +328,7 @@ def test_a_day_does_not_need_the_period_of_fonte(materialise, alvo, monkeypatch)
         "/data",
     ]
     assert list(materialised(run)) == [DAY]
+    assert "the period of Fonte is not recorded: Fonte at " in capfd.readouterr().err
 
 
 def test_an_answer_that_cannot_be_used_is_not_asked_for_again(materialise, alvo, monkeypatch):
