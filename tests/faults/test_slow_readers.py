@@ -60,7 +60,7 @@ def test_slow_readers_delay_nobody_and_take_little_memory(large_connector):
 def test_without_a_free_connection_a_reader_gets_a_503_with_retry_after(
     administrator, large_fonte, monkeypatch, request
 ):
-    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 8)
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 15)
     large_connector = request.getfixturevalue("large_connector")
     with ExitStack() as held, ThreadPoolExecutor(2 * POOL_SIZE) as pool, httpx.Client(timeout=60) as client:
         stalled_readers(large_connector, POOL_SIZE, held)
