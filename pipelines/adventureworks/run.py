@@ -59,7 +59,7 @@ def reason(answer: lambda_service.Answer | None, log: str) -> str:
 
 def _line(file: str, counts: dict[str, int]) -> str:
     line = f"{file:26}{counts['rows']:>6,} rows, {counts['loaded']:>6,} loaded, {counts['rejected']} rejected"
-    return line + (f", {counts['flagged']} of them without a customer's name" if counts["flagged"] else "")
+    return line + (f", {counts['flagged']} loaded without a customer's name" if counts["flagged"] else "")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ class FileError(Failure):
 
 
 class NotPlain(Exception):
-    """A row is written in a way that needs a closer look."""
+    """A row is not in the form that COPY reads fast."""
 
 
 class Dialect(NamedTuple):
-    """How one file is written; columns: in the order of the file; decimals: the mark of each that has some."""
+    """How one file is written; columns: in the file's order; decimals: each numeric column's mark."""
 
     columns: list[sa.Column[Any]]
     delimiter: str
@@ -134,10 +134,10 @@ def form(column: sa.Column[Any], dialect: Dialect) -> tuple[str, str]:
 
 
 def plain_rows(dialect: Dialect) -> tuple[re.Pattern[bytes], bytes]:
-    """Return the pattern of rows whose values look as they should, and the template that rewrites their values.
+    """Return the pattern of rows in the plain form, and the template that rewrites their values.
 
     Rewritten, a row has decimal points, and codes without the blanks that pad them. Where no column needs that, the
-    template is empty, and the pattern is one of many rows.
+    template is empty, and the pattern matches many rows.
     """
     mark, null, group = re.escape(dialect.delimiter), re.escape(dialect.null), itertools.count(2)
     end, fields, template = f"(?:{mark}|[\r\n])", [], ""
@@ -183,12 +183,12 @@ class Rows:
             self._rest = self._rest.partition(b"\n")[2]
         self.plain = plain
         self._plain, self._template = plain_rows(self.dialect)
-        # If the sample has no absent value, later empty fields may be absent values.
-        words = ("NULL", r"\N", "")[: 2 + (self.dialect.null.encode() not in self._rest[:SAMPLE_BYTES])]
-        others = [word for word in words if word != self.dialect.null and named.get("null") is None]
-        self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
         mark, self._open = re.escape(self.dialect.delimiter), b""
-        self._mixed = _field_of(others, mark) if others else None
+        # If the sample has no absent value, later empty fields may be absent values.
+        shown = _field_of([self.dialect.null], mark).search(self._rest[:SAMPLE_BYTES])
+        others = [word for word in ("NULL", r"\N", "")[: 2 + (not shown)] if word != self.dialect.null]
+        self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
+        self._mixed = _field_of(others, mark) if named.get("null") is None else None
         self._fields = re.compile(f'\\A(?:[^"\n{mark}]*+[\n{mark}]|"[^"]*+(?:""[^"]*+)*+"(?:{mark}|\r?\n))*+'.encode())
 
     def __iter__(self) -> Iterator[bytes]:

@@ -114,8 +114,8 @@ def _said(error: Error, time_limit_s: float, *, is_late: bool) -> str:
     """Return the cause and its remedy; empty if the server sent no message."""
     # A cut connection has no message. Others may cancel a statement, too, or set a shorter limit.
     if is_late and (isinstance(error, errors.QueryCanceled) or not error.diag.message_primary):
-        left = f"the load took longer than {time_limit_s:.0f} s, the time that the function's time-out leaves it"
-        return f"{left}: raise the function's time-out, or name fewer files in the event"
+        left = f"the load took longer than {time_limit_s:.0f} s, the time that the function's timeout leaves it"
+        return f"{left}: raise the function's timeout, or name fewer files in the event"
     if isinstance(error, errors.LockNotAvailable):
         held = f"another transaction held a lock for more than {engine.LOCK_TIMEOUT_S} s (lock timeout)"
         return f"{held}: invoke the function again when it has ended, or find it in pg_stat_activity and end it"

@@ -23,7 +23,7 @@ Act = Callable[[str, Report], None]
 
 
 class Plan(NamedTuple):
-    """The files to load, and how; dialect: the event's settings for them; limits: the shares that fail the load."""
+    """The files to load, and how; dialect: the event's settings for them; limits: the largest accepted shares."""
 
     files: Collection[str]
     mode: Mode = "replace"

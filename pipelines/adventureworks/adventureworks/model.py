@@ -96,7 +96,7 @@ def create_absent(connection: sa.Connection) -> list[sa.Table]:
 def complete(connection: sa.Connection, created: Collection[sa.Table]) -> None:
     """Add the indexes and foreign keys of new tables: after the rows, PostgreSQL builds them faster.
 
-    A key that is enforced once whole is added when no row breaks it, if the role owns the table.
+    A key in references_once_whole is added when no row breaks it, if the role owns the table.
     """
     for index in (index for table in created for index in table.indexes):
         connection.execute(sa.schema.CreateIndex(index))

@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from fonte_alvo import embedded, engine
 from fonte_alvo.command import Failure
 
-# Every wait ends well before the function's time-out.
+# Every wait ends well before the function's timeout.
 NETWORK = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
 FOLDER = Path(__file__).resolve().parents[1] / ".embedded"
 
@@ -25,7 +25,7 @@ class SettingsError(Failure):
 
 
 class Source(NamedTuple):
-    """The place of the files: s3://bucket/prefixsales/Sales.Customer.csv."""
+    """The place of the files: s3://BUCKET/PREFIXsales/Sales.Customer.csv."""
 
     bucket: str
     prefix: str

@@ -41,7 +41,7 @@ class Report:
 
     @property
     def loaded(self) -> int:
-        """Return how many rows are in the table now."""
+        """Return how many of its rows are loaded."""
         return self.rows - self.rejected
 
 
@@ -134,7 +134,7 @@ def _copy(connection: sa.Connection, name: str, rows: Rows, frozen: str = "") ->
         read = engine.send(connection, f"COPY {name} ({columns}) FROM STDIN ({options})", stream)
     except Error:
         if stream.error:
-            # PostgreSQL only tells that the client gave up.
+            # PostgreSQL only says that the client gave up.
             raise stream.error from None
         raise
     if read != rows.rows:

@@ -25,7 +25,7 @@ from fonte_alvo import embedded, engine
 from local import cloud
 
 KEYS = {"BusinessEntityID", "PersonID", "CustomerID", "SalesOrderID", "ProductID", "SpecialOfferID"}
-# More rows to an INSERT need more memory still, and no less time.
+# More rows per INSERT need more memory, and no less time.
 ROWS_PER_INSERT = 1000
 
 
@@ -109,7 +109,7 @@ def compared(times, rounds, against):
                 ways += [(f"{against.name} {way}", way, older, script) for way in ("ours", "again")]
             else:
                 ways.append(("pandas and to_sql", "pandas", environment, __file__))
-            # In turns, so that what else the machine does meets all of them.
+            # In turns, so that other work of the machine slows all of them.
             taken = {label: [] for label, *_ in ways}
             for _ in range(rounds):
                 for label, way, variables, script in ways:

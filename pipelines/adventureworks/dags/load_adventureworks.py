@@ -1,8 +1,8 @@
 """Load the six files once a day.
 
 The role of the connection `adventureworks_aws` needs only lambda:InvokeFunction on the function: Airflow never reaches
-the database. The function empties the tables in the transaction that fills them, so that a failed load leaves the rows
-of the day before.
+the database. The function changes the tables in one transaction, so that a failed load leaves the rows of the day
+before.
 """
 
 from datetime import datetime, timedelta

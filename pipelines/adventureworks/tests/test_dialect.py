@@ -324,6 +324,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused(administrator, body, expect
         ("\\N", 0, "NULL"),
         # No absent value in the first 64 KiB.
         ("b", 40_000, ""),
+        ("ANNULLED", 40_000, ""),
         ("b", 40_000, "\\N"),
     ],
 )

@@ -135,8 +135,8 @@ def test_a_statement_that_takes_too_long_is_an_error_with_its_remedy(make_databa
         # The statement's limit is the rest of the function's time, but at least a second.
         assert error == "DatabaseError"
         assert body["errorMessage"] == (
-            "the database failed: the load took longer than 1 s, the time that the function's time-out leaves it: "
-            "raise the function's time-out, or name fewer files in the event; nothing was written"
+            "the database failed: the load took longer than 1 s, the time that the function's timeout leaves it: "
+            "raise the function's timeout, or name fewer files in the event; nothing was written"
         )
     pool.dispose()
 
@@ -149,8 +149,8 @@ def test_the_function_names_its_time_out_when_statements_take_too_long_together(
     with pytest.raises(engine.DatabaseError) as failure:
         handle({})
     assert str(failure.value) == (
-        "the database failed: the load took longer than 1 s, the time that the function's time-out leaves it: raise "
-        "the function's time-out, or name fewer files in the event; nothing was written"
+        "the database failed: the load took longer than 1 s, the time that the function's timeout leaves it: raise "
+        "the function's timeout, or name fewer files in the event; nothing was written"
     )
     assert contents(pool) == {}
 

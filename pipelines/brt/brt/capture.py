@@ -1,8 +1,8 @@
 """Append the API's current answer to a CSV file: ten captures to a file, each with its time.
 
 A record is one line, and a file is replaced only as a whole: a kill leaves no partial line. The last column is a JSON
-object with everything that the other columns cannot hold. Only two things are lost: all values but the last of a key
-that an object repeats, and a field named "answer" of the first item, if the answer has fields beside its vehicles.
+object with everything that the other columns cannot hold. It loses only control characters, deep nesting, earlier
+values of a repeated key, and the first item's field "answer" if the answer has fields beside its vehicles.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ FIELDS = (
 # A JSON object: unknown fields, and known ones whose value is neither a text nor a number.
 EXTRA = "extra"
 HEADER = (CAPTURED_AT, *FIELDS, EXTRA)
-# Names in EXTRA: of an item that is no object, and of the answer's fields other than its vehicles.
+# Names in EXTRA: of a non-object item, and of the answer's fields other than its vehicles.
 ITEM, ANSWER = "item", "answer"
 WRAPPER = "veiculos"
 CAPTURES_PER_FILE = 10
@@ -123,7 +123,7 @@ async def _body(url: str) -> bytes:
 
 
 def read(body: bytes, captured_at: datetime) -> Capture:
-    """Read an answer, with or without its wrapper; values stay as the API wrote them. Raises ValueError."""
+    """Read an answer, with or without its wrapper; numbers keep their spelling. Raises ValueError."""
     shown = clean(body[-60:].decode(errors="replace"))
     try:
         # Numbers stay text: a capture changes no value.
@@ -202,7 +202,7 @@ def _encoded(value: object) -> str:
 def append(folder: Path, capture: Capture, every_s: int) -> Path:
     """Append a capture to the file of its time, and return the file; every_s: seconds between captures.
 
-    A file begins with the minute of its first capture and holds CAPTURES_PER_FILE minutes. Only one process at a time
+    A file is named after its first capture's time, and spans CAPTURES_PER_FILE intervals. Only one process at a time
     may call this. Raises CaptureError; the file is then unchanged.
     """
     try:

@@ -14,7 +14,7 @@ from prefect.types.entrypoint import EntrypointType
 from brt import pipeline, services, settings
 from brt.capture import CAPTURES_PER_FILE
 
-# A run that hangs ends before the second run after it.
+# A hung run ends within two default intervals.
 CAPTURE_TIMEOUT_S = 100
 LOAD_TIMEOUT_S = 600
 # Concurrent processes: a load, a capture, and a run that is left out.

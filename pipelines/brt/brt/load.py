@@ -43,7 +43,7 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _TABLES = Path(__file__).with_name("tables.sql")
 _MERGE = Path(__file__).with_name("merge.sql")
 # The last capture with a new signal: a signal of earlier files keeps the time of its first capture.
-_NEWEST = text("SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN incoming USING (codigo, dataHora)")
+_NEWEST = text("SELECT max(brt_raw.first_captured_at) FROM brt_raw JOIN pg_temp.incoming USING (codigo, dataHora)")
 # Last of all: a load that fails or is killed leaves the report to the next one.
 _UNREPORTED = "UPDATE brt_file SET reported = true WHERE NOT reported RETURNING file, rejected, rejected + signals"
 
@@ -58,8 +58,8 @@ class RejectedError(Failure):
 class Report:
     """The outcome of a load.
 
-    loaded, skipped: files; signals: lines; rejected: lines that no earlier load has reported; unread: values of the
-    files that have more of them than before; faulty: files with too many rejected lines.
+    loaded, skipped: files; signals: lines; rejected: lines that no earlier load has reported; unread: unreadable values
+    of files that have more than before; faulty: files with too many rejected lines.
     """
 
     loaded: int = 0
@@ -123,7 +123,7 @@ def _load_file(connection: Connection, file: Path) -> Report:
     connection.exec_driver_sql(
         "CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT 0 AS line, * FROM brt_raw WITH NO DATA"
     )
-    engine.send(connection, f"COPY incoming (line, {', '.join(HEADER)}) FROM STDIN", _copied(content.rows))
+    engine.send(connection, f"COPY pg_temp.incoming (line, {', '.join(HEADER)}) FROM STDIN", _copied(content.rows))
     connection.exec_driver_sql(_MERGE.read_text())
     for table in ("brt_file", "brt_reject"):
         connection.execute(text(f"DELETE FROM {table} WHERE file = :file"), known)
@@ -225,7 +225,7 @@ def _value(name: str, given: str) -> object:
     if name in OPTIONAL_NUMBERS:
         return _number(name, given) if given.strip() else None
     if _UNREADABLE.search(given):
-        raise ValueError(f"{name} is {clean(_shown(given.encode(errors='surrogateescape')))}: no UTF-8, or with NUL")
+        raise ValueError(f"{name} is {clean(_shown(given.encode(errors='surrogateescape')))}: not UTF-8, or has NUL")
     if name == "codigo":
         if not 0 < len(given.strip()) <= CODIGO_CHARACTERS:
             raise ValueError(f"codigo has {len(given.strip()):,} characters: expected 1 to {CODIGO_CHARACTERS}")

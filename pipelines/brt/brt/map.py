@@ -1,6 +1,6 @@
 """The picture of the buses' last positions, coloured by age.
 
-Ages count to the newest signal, not to now: old captures are drawn as they were then.
+Ages end at the newest signal, not now: old captures are drawn as they were then.
 """
 
 import io

@@ -7,7 +7,7 @@ INSERT INTO brt_raw (
 SELECT DISTINCT ON (codigo, dataHora)
     codigo, placa, linha, latitude, longitude, dataHora, velocidade, id_migracao_trajeto, sentido, trajeto, hodometro,
     direcao, extra, captured_at, min(captured_at) OVER (PARTITION BY codigo, dataHora)
-FROM incoming
+FROM pg_temp.incoming
 ORDER BY codigo, dataHora, captured_at DESC, line DESC
 ON CONFLICT (codigo, dataHora) DO UPDATE SET
     placa = excluded.placa,
@@ -25,6 +25,6 @@ ON CONFLICT (codigo, dataHora) DO UPDATE SET
 WHERE excluded.captured_at >= brt_raw.captured_at;
 -- Separate from the values: an older file may be loaded after a newer one.
 UPDATE brt_raw SET first_captured_at = earlier.captured_at
-FROM (SELECT codigo, dataHora, min(captured_at) AS captured_at FROM incoming GROUP BY codigo, dataHora) AS earlier
+FROM (SELECT codigo, dataHora, min(captured_at) AS captured_at FROM pg_temp.incoming GROUP BY 1, 2) AS earlier
 WHERE (brt_raw.codigo, brt_raw.dataHora) = (earlier.codigo, earlier.dataHora)
     AND earlier.captured_at < brt_raw.first_captured_at;

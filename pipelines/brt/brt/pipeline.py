@@ -147,5 +147,5 @@ def alone(step: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"another {step} still runs: this one is left out") from None
+            raise Busy(f"another {step} still runs: nothing was done") from None
         yield

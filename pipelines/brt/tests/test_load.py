@@ -46,6 +46,17 @@ def test_the_ten_real_captures_hold_1923_signals(ten_captures):
     }
 
 
+def test_a_foreign_table_of_the_name_incoming_stays_empty(ten_captures):
+    load.load(ten_captures, pipeline.captures_folder() / "none")
+    with ten_captures.begin() as connection:
+        connection.execute(text("CREATE TABLE incoming AS SELECT 0 AS line, * FROM brt_raw"))
+        database = connection.scalar(text("SELECT current_database()"))
+        connection.execute(text(f"ALTER DATABASE {database} SET search_path = public, pg_temp"))
+    ten_captures.dispose()
+    assert load.load(ten_captures, pipeline.captures_folder()) == load.Report(1, 0, 4530, 0)
+    assert (len(table(ten_captures)), table(ten_captures, "incoming")) == (1923, [])
+
+
 def test_loaded_files_are_skipped_and_a_file_that_grew_is_loaded_again(folder, pool):
     first, second, third = real_captures()[:3]
     capture.append(folder, first, 60)
@@ -148,8 +159,8 @@ def test_a_text_is_loaded_unchanged(folder, pool, given):
         (line(captured_at="soon"), "captured_at is 'soon'"),
         (line(captured_at="9999-12-31T23:59:59-14:00"), "expected a time with its zone"),
         (line(codigo="á" * 101), "codigo has 101 characters"),
-        (line(codigo="9\udcff"), r"codigo is 9\xff: no UTF-8"),
-        (line(codigo="9\0"), r"codigo is 9\x00: no UTF-8, or with NUL"),
+        (line(codigo="9\udcff"), r"codigo is 9\xff: not UTF-8"),
+        (line(codigo="9\0"), r"codigo is 9\x00: not UTF-8, or has NUL"),
     ],
 )
 def test_a_bad_line_is_kept_with_its_reason_and_the_others_are_loaded(folder, pool, bad, reason):
