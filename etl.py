@@ -107,6 +107,8 @@ def _run(options: argparse.Namespace, first: date, last: date) -> int:
                 except command.Failure as error:
                     undrawn = command.failed("etl.py", error, debug=options.debug)
                     return code or undrawn
+            elif options.plot:
+                command.complain(f"etl.py: {options.plot} is not drawn: not all days are loaded")
             return code
 
 
@@ -192,22 +194,25 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             bar.close()
             # Nobody needs the next samples any more.
             fonte.patience_s = 0
-            rest = _again(options, days.ranges(_failed(codes) + list(wanted[len(outcomes) + len(codes) :])))
+            rest = _again(options, days.ranges(_left(wanted, outcomes, codes)))
             where = "; on Dask, tasks that run finish all their days" if options.dask else ""
             command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")
             return 130  # 128 + SIGINT, as a shell reports it
-    failed = _failed(codes)
-    counts = (len(codes) - len(failed), len(failed), left_out)
+    left = _left(wanted, outcomes, codes)
+    not_run = len(wanted) - len(outcomes) - len(codes)
+    empty = list(codes.values()).count(EmptyPeriod.exit_code)
+    counts = (empty, len(codes) - empty, not_run, left_out)
     command.say(days.total(outcomes, *counts) + _notes(options, outcomes, alvo))
-    if failed and options.keep_going:
-        again = _again(options, days.ranges(failed))
-        command.complain(f"etl.py: {command.count(len(failed), 'day')} failed. Run them again with:\n  {again}")
+    if left and options.keep_going:
+        again = _again(options, days.ranges(left))
+        command.complain(f"etl.py: {command.count(len(left), 'day')} not loaded. Run them again with:\n  {again}")
     return next(iter(codes.values()), 0)
 
 
-def _failed(codes: Mapping[Day, int]) -> list[Day]:
-    """Return the days that did not just turn out empty."""
-    return [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
+def _left(wanted: Sequence[Day], outcomes: Sequence[Outcome], codes: Mapping[Day, int]) -> list[Day]:
+    """Return the days that failed, apart from empty ones, and those that did not run."""
+    failed = [each for each, code in codes.items() if code != EmptyPeriod.exit_code]
+    return failed + list(wanted[len(outcomes) + len(codes) :])
 
 
 def _plot(options: argparse.Namespace, asked: Sequence[Day], alvo: Engine, fonte: Client) -> None:

@@ -87,7 +87,7 @@ def _seed(options: argparse.Namespace) -> int:
             for merged in seeding.live(pool, options.profile, options.random_seed, Event()):
                 _report(merged, schema.extent(pool), options)
             return 0
-        # Its callbacks run after the transaction, and learn whether that failed.
+        # Its callbacks run after the transaction, and receive its exception.
         with ExitStack() as after, pool.begin() as connection:
             if not schema.create_absent(connection) and options.once:
                 print("Fonte has its table: nothing was written")
@@ -170,7 +170,7 @@ def _of_files(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
     interval = "averaging interval with --label end (default: the most frequent step of the first rows)"
     markers = "texts that mean no value, besides NA, NULL and the like; --missing=-9999,9 or --missing=--- too"
     header = "header's line; 0: none, columns are named 1, 2, 3 (default: the first line that is not empty)"
-    # fonte.files.HEAD_LINES hold the header and the first row.
+    # The header and first row lie in fonte.files.HEAD_LINES.
     lines = _within(0, 999)
     delimiters = ["comma", "semicolon", "tab", "bar", "blanks"]
     return [

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError, to_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 from sqlalchemy import Engine
 from starlette.routing import Route
 from starlette.types import Scope
@@ -38,7 +38,6 @@ MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": "text/csv"}
 # FORMAT text would double each backslash. JSON escapes control characters: \x01 and \x02 are never in it.
 COPY_OPTIONS = {"json": r"FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02'", "csv": "FORMAT csv, HEADER"}
 PAGE = Path(__file__).with_name("page")
-MOST_SAMPLES = timedelta(days=2)
 # At most this many views, and requests to Fonte, run at once; the others wait.
 VIEWS, FETCHES = 8, 4
 # The buckets of one view hold at most this many values, so with more signals there are fewer buckets.
@@ -95,13 +94,8 @@ class ViewQuery(ShownPeriod):
 class SamplesQuery(ShownPeriod):
     """The parameters of GET /samples."""
 
+    most = timedelta(days=2)
     columns: Annotated[list[str], AfterValidator(each_once)] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _is_not_too_long(self) -> "SamplesQuery":
-        if self.end_timestamp - self.start_timestamp > MOST_SAMPLES:
-            raise PydanticCustomError("period", f"expected a period of {MOST_SAMPLES.days} days at most")
-        return self
 
 
 @asynccontextmanager

@@ -80,7 +80,7 @@ _REPLACE = text("""
 """)
 
 # Tables of an earlier version have no records.
-_RECORDS = text("SELECT to_regclass('load') IS NOT NULL")
+_HAS_RECORDS = text("SELECT to_regclass('load') IS NOT NULL")
 
 # Any change within a record's period deletes the record, so no record describes rows that have changed.
 _FORGET = """
@@ -88,8 +88,8 @@ _FORGET = """
         AND (CAST(%(variables)s AS text[]) IS NULL OR variable = ANY(CAST(%(variables)s AS text[])))
 """
 
-_RECORD = """
-    WITH forgotten AS ({forget} RETURNING 1)
+_WRITE_RECORDS = f"""
+    WITH forgotten AS ({_FORGET} RETURNING 1)
     INSERT INTO load (period_start, period_end, variable, statistics, samples, expected)
     SELECT %(start)s, %(end)s, record.*
     FROM (SELECT count(*) FROM forgotten) AS first, jsonb_to_recordset(%(records)s)
@@ -97,7 +97,7 @@ _RECORD = """
 """
 
 # A record with samples counts only where the period still holds rows of the variable.
-_RECORDED = text("""
+_READ_RECORDS = text("""
     SELECT bool_and(statistics @> CAST(:statistics AS text[]) AND finished_at >= period_end AND (samples = 0 OR EXISTS (
             SELECT FROM data JOIN signal ON signal.id = data.signal_id
             WHERE regexp_replace(signal.name, '_[^_]*$', '') = load.variable
@@ -112,7 +112,7 @@ _RECORDED = text("""
 
 
 class Recorded(NamedTuple):
-    """The record of a period: whether it was loaded as asked, and whether it had fewer samples than expected."""
+    """The record of a period: whether it was loaded as asked, and whether it is incomplete; see recorded()."""
 
     loaded: bool
     incomplete: bool
@@ -127,11 +127,11 @@ def recorded(
     expected, or the load ran before the period ended.
     """
     with engine.connect() as connection:
-        if not connection.scalar(_RECORDS):
+        if not connection.scalar(_HAS_RECORDS):
             return [Recorded(False, False)] * len(periods)
         starts, ends = [start for start, _ in periods], [end for _, end in periods]
         asked = {"starts": starts, "ends": ends, "names": list(variables), "variables": len(variables)}
-        rows = connection.execute(_RECORDED, {**asked, "statistics": list(statistics)})
+        rows = connection.execute(_READ_RECORDS, {**asked, "statistics": list(statistics)})
         return [Recorded(loaded is True, incomplete) for loaded, incomplete in rows]
 
 
@@ -143,7 +143,7 @@ def recorded_periods(engine: Engine) -> int:
 
 def forget(connection: Connection, start: datetime | str, end: datetime | str) -> None:
     """Remove the records that overlap a period, in the caller's transaction; the bounds may be infinite."""
-    if connection.scalar(_RECORDS):
+    if connection.scalar(_HAS_RECORDS):
         connection.exec_driver_sql(_FORGET, {"start": start, "end": end, "variables": None})
 
 
@@ -164,11 +164,11 @@ def replace_period(
 ) -> Report:
     """Make Alvo hold exactly these values of these signals in [start, end); other signals stay as they are.
 
-    start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64
-    (w,). Values that are not finite are not stored. records: describe this load; overlapping records of its variables
-    are always deleted. Missing tables and signals are created. Raises ValueError for a window outside the period, and
+    start, end: aware. window_starts: `datetime64[us]` (w,), UTC, each inside the period; signals: name to float64 (w,).
+    Values that are not finite are not stored. records: describe this load; overlapping records of its variables are
+    always deleted. Missing tables and signals are created. Raises ValueError for a window outside the period, and
     SQLAlchemyError, psycopg2.Error, DatabaseError or OverflowError if Alvo cannot take the values; the transaction is
-    then rolled back, unless only the answer to COMMIT was lost. Either way the period is complete.
+    then rolled back, unless only the answer to COMMIT was lost. Either way Alvo holds a whole period.
     """
     first, last = (np.datetime64(bound.astimezone(UTC).replace(tzinfo=None), "us") for bound in (start, end))
     outside = window_starts[(window_starts < first) | (window_starts >= last)]
@@ -189,7 +189,7 @@ def replace_period(
             report = Report(copy.copy_in(connection, "data", rows), 0, 0)
         variables = sorted({name.rpartition("_")[0] for name in signals})
         told = json.dumps([record._asdict() for record in records])
-        connection.exec_driver_sql(_RECORD.format(forget=_FORGET), {**period, "variables": variables, "records": told})
+        connection.exec_driver_sql(_WRITE_RECORDS, {**period, "variables": variables, "records": told})
     return report
 
 
@@ -199,12 +199,14 @@ def _check_types(held: Mapping[str, str]) -> None:
         # A timestamp without time zone has the same bits, in UTC.
         if held.get(name, kind).replace("without", "with") != kind:
             wrong = f"Alvo failed: its column data.{name} is {held[name]}, not {kind}"
-            raise DatabaseError(f"{wrong}; as its owner: ALTER TABLE data ALTER COLUMN {name} TYPE {kind}")
+            # The cast to timestamptz takes the session's zone.
+            zone = "SET timezone = 'UTC'; " * (name == "timestamp")
+            raise DatabaseError(f"{wrong}; as its owner: {zone}ALTER TABLE data ALTER COLUMN {name} TYPE {kind}")
 
 
 def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], parameters: dict[str, Any]) -> Report:
     """Make the period hold these rows of these signals and no others; parameters are those of _REPLACE."""
-    # Not LIKE data: its columns may be more than ours. A search path may prefer a user's table of this name.
+    # Not LIKE data, which may have more columns. pg_temp: a search path may prefer a user's table.
     incoming = "(timestamp timestamptz, signal_id integer, value double precision)"
     connection.execute(text(f"CREATE TEMP TABLE incoming {incoming} ON COMMIT DROP"))
     copy.copy_in(connection, "pg_temp.incoming", rows)
@@ -214,7 +216,7 @@ def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], paramet
         if sqlstate(error) != INVALID_COLUMN_REFERENCE:
             raise
         mend = "ALTER TABLE data ADD UNIQUE (signal_id, timestamp)"
-        raise DatabaseError(f"Alvo failed: signal_id and timestamp are no key of data; as its owner: {mend}") from error
+        raise DatabaseError(f"Alvo failed: signal_id and timestamp are no key of data; as its owner: {mend}") from None
 
 
 def _signal_ids(
@@ -236,7 +238,7 @@ def _signal_ids(
 def _rows(
     window_starts: Timestamps, signals: Mapping[str, Values], ids: Mapping[str, int]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return the finite values as columns of rows ordered as the primary key."""
+    """Return the finite values as columns, in the primary key's order."""
     if beyond := [signal_id for signal_id in ids.values() if signal_id >= 2**31]:
         raise OverflowError(f"the signal id {beyond[0]} is beyond an integer, the type of data.signal_id")
     ordered = sorted(ids, key=ids.__getitem__)

@@ -35,9 +35,9 @@ _BUCKETS = text(f"""
 
 _NEIGHBOURS = text("""
     SELECT max(before), min(after) FROM unnest(CAST(:ids AS integer[])) AS asked (id),
-        LATERAL (SELECT max(timestamp) AS before FROM data
+        LATERAL (SELECT max(timestamp)::timestamptz AS before FROM data
             WHERE signal_id = asked.id AND timestamp < :start AND timestamp >= :first) AS earlier,
-        LATERAL (SELECT min(timestamp) AS after FROM data
+        LATERAL (SELECT min(timestamp)::timestamptz AS after FROM data
             WHERE signal_id = asked.id AND timestamp >= :end AND timestamp <= :last) AS later
 """)
 

@@ -55,7 +55,7 @@ class RequestRefused(FonteError):
 
 
 class AnswerRefused(FonteError):
-    """The client refused Fonte's answer; it would be the same again."""
+    """The client refused Fonte's answer; it is not requested again."""
 
 
 class Client(httpx.Client):
@@ -85,7 +85,7 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
     """Make an HTTP client for one connector. Several threads may share it; the caller closes it.
 
     patience_s: how long its fetches together retry while the connector does not answer; PATIENCE_S by default. Raises
-    FonteError if the environment prevents that, for example with an invalid proxy or certificate file.
+    FonteError if the environment allows no client, for example with an invalid proxy or certificate file.
     """
     try:
         url = httpx.URL(base_url)
@@ -97,13 +97,6 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
     client.patience_s = PATIENCE_S if patience_s is None else patience_s
     client.wires = deque(maxlen=10)
     return client
-
-
-class _Request(NamedTuple):
-    """A request for samples, and the size of the largest answer that is accepted."""
-
-    parameters: dict[str, Any]
-    most_bytes: int
 
 
 def fetch(
@@ -121,16 +114,16 @@ def fetch(
     there is no value. A naive start or end means UTC. Transient failures (no connection, a timeout, 429, 502, 503, 504)
     are retried with growing random pauses while the client's patience lasts. http: a client of connect(base_url);
     without one, this fetch makes its own. most_bytes: a larger answer in Arrow is refused; MAX_DECODED_BYTES by
-    default. patience_s overrides the client's. Raises RequestRefused for a 422, AnswerRefused for an answer that cannot
-    be used, and FonteError for every other failure.
+    default. patience_s overrides the client's. Raises RequestRefused for a 422 or a repeated column, AnswerRefused for
+    an answer that cannot be used, and FonteError for every other failure.
     """
     if repeated := [name for name in columns if columns.count(name) > 1]:
-        raise RequestRefused(f"the column {repeated[0]} is asked for twice: name each once")
+        raise RequestRefused(f"the column {repeated[0]} is requested twice: name it once")
     bounds = {"start_timestamp": _utc(start).isoformat() + "Z", "end_timestamp": _utc(end).isoformat() + "Z"}
     try:
         with connect(base_url) if http is None else nullcontext(http) as client:
-            request = _Request({**bounds, "columns": list(columns)}, most_bytes or MAX_DECODED_BYTES)
-            media_type, body = _get(client, request, patience_s)
+            parameters = {**bounds, "columns": list(columns)}
+            media_type, body = _get(client, parameters, most_bytes or MAX_DECODED_BYTES, patience_s)
         decoded = arrow.decode if media_type == arrow.MEDIA_TYPE else _from_json
         return _checked(decoded(body, ["timestamp", *columns]), _utc(start), _utc(end))
     except (httpx.HTTPError, BadAnswer, UnicodeError, OverflowError) as error:
@@ -151,7 +144,7 @@ class Variable(NamedTuple):
 
 
 def variables(http: Client) -> dict[str, Variable]:
-    """Ask the connector for its variables, by name; empty if it describes none. Answers and timeouts are kept."""
+    """Ask the connector for its variables, by name; empty if it describes none. Caches answers and timeouts."""
     if http.variables is None:
         try:
             status, body = ask(http, "columns")
@@ -204,7 +197,7 @@ def _through_proxy(url: httpx.URL, error: Exception) -> str:
 
 
 def _is_loopback(url: httpx.URL) -> bool:
-    """Tell whether the connector is on this machine, where a proxy does not reach it."""
+    """Tell whether the connector is on this machine, for which no proxy is used."""
     return url.host in ("127.0.0.1", "::1", "localhost")
 
 
@@ -212,58 +205,59 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
-def _get(client: Client, request: _Request, patience_s: float | None) -> tuple[str, bytes]:
+def _get(client: Client, parameters: dict[str, Any], most_bytes: int, patience_s: float | None) -> tuple[str, bytes]:
     for attempt in count():
         rest_s = client.rest_s(patience_s)
         try:
-            answer = _download(client, request, min(READ_TIMEOUT_S, rest_s + GRACE_S))
+            answer = _download(client, parameters, most_bytes, min(READ_TIMEOUT_S, rest_s + GRACE_S))
             client.failing_since = None
             return answer
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, BadAnswer) as error:
             if not _is_transient(error):
+                client.failing_since = None
                 raise
             client.failing_since = client.failing_since or monotonic()
             rest_s = client.rest_s(patience_s)
             if rest_s <= 0:
                 raise
             said = clean(str(error)) or type(error).__name__
-            command.notice(f"Fonte does not answer: {said}; it is asked again for {rest_s:.0f} s")
+            command.notice(f"Fonte does not answer: {said}; retrying for {rest_s:.0f} s")
             pause_s = uniform(0.5, 1) * min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
             sleep(min(max(pause_s, _retry_after_s(error)), rest_s))
     raise AssertionError
 
 
-def _is_transient(error: httpx.HTTPError) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in (429, 502, 503, 504)
     transient = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
     return isinstance(error, transient) and "CERTIFICATE_VERIFY_FAILED" not in str(error)
 
 
-def _retry_after_s(error: httpx.HTTPError) -> float:
+def _retry_after_s(error: Exception) -> float:
     """Return the seconds in the Retry-After header, 0 if there are none (RFC 9110, section 10.2.3)."""
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
     return float(asked) if asked.isdecimal() else 0.0
 
 
-def _download(client: Client, request: _Request, read_timeout_s: float) -> tuple[str, bytes]:
-    """Return the media type of the answer and its body."""
+def _download(client: Client, parameters: dict[str, Any], most_bytes: int, read_timeout_s: float) -> tuple[str, bytes]:
+    """Return the media type of the answer and its body; most_bytes: a larger one in Arrow is refused."""
     began = monotonic()
-    with _stream(client, "data", read_timeout_s, request.parameters) as response:
+    with _stream(client, "data", read_timeout_s, parameters) as response:
         if response.status_code != 200:
-            said, detailed = detail(_read(response, MAX_ERROR_BYTES, began))
+            said = detail(_read(response, MAX_ERROR_BYTES, began))
             if to := response.headers.get("Location"):
                 said = f"it is at {shown_url(to)} now"
             asked = f", at {shown_url(response.url)}" if response.status_code == 404 else ""
             message = f"HTTP {response.status_code} {response.reason_phrase}: {said}{asked}"
-            if response.status_code == 503 and detailed and "Retry-After" not in response.headers:
-                # No Retry-After: the connector is not set up, and a retry does not help.
+            # Without Retry-After: a retry does not set the connector up.
+            if response.status_code == 503 and "is not set up" in said and "Retry-After" not in response.headers:
                 raise BadAnswer(message)
             raise httpx.HTTPStatusError(message, request=response.request, response=response)
         if (encoding := response.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
-            raise BadAnswer(f"it answered the Content-Encoding {encoding}, which nobody asked for")
+            raise BadAnswer(f"it answered the Content-Encoding {encoding}, though not requested")
         media_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-        most_bytes = request.most_bytes if media_type == arrow.MEDIA_TYPE else MAX_JSON_BYTES
+        most_bytes = most_bytes if media_type == arrow.MEDIA_TYPE else MAX_JSON_BYTES
         body = _read(response, most_bytes, began)
     if len(body) > most_bytes:
         raise BadAnswer(f"more than {most_bytes // 2**20} MiB for one period")
@@ -314,12 +308,12 @@ def _read(response: httpx.Response, most_bytes: int, began: float) -> bytearray:
     return body
 
 
-def detail(body: bytes | bytearray) -> tuple[str, bool]:
-    """Return the detail of an error's JSON body and True, or the beginning of any other body and False."""
+def detail(body: bytes | bytearray) -> str:
+    """Return the detail of an error's JSON body, or the beginning of any other body."""
     try:
-        return str(json.loads(body)["detail"]), True
+        return str(json.loads(body)["detail"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return body[:200].decode(errors="replace"), False
+        return body[:200].decode(errors="replace")
 
 
 def _from_json(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -373,7 +367,7 @@ def _floats(name: str, values: list[Any]) -> Values:
         culprit = next(value for value in values if type(value) in wrong)
     except OverflowError:
         culprit = max((value for value in values if type(value) is int), key=abs)
-    raise BadAnswer(f"it answered {name} = {reprlib.repr(culprit)}, which is no number of double precision")
+    raise BadAnswer(f"it answered {name} = {reprlib.repr(culprit)}, which is not a number of double precision")
 
 
 def _each_once(timestamps: Timestamps, values: dict[str, Values]) -> tuple[Timestamps, dict[str, Values]]:

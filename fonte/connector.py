@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import RedirectResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from fonte import arrow, schema, seeding
@@ -19,7 +19,7 @@ from fonte_alvo import copy, serving, settings
 from fonte_alvo.admin import CHANGING, AdminEngine, Changed, audit, delete_rows
 from fonte_alvo.command import did_you_mean
 from fonte_alvo.engine import YEARS_1_TO_9999
-from fonte_alvo.parameters import FIRST, FORMAT, LAST, PeriodQuery, Strict, Timestamp, each_once, not_null
+from fonte_alvo.parameters import END_TEXT, FORMAT, START_TEXT, PeriodQuery, Strict, Timestamp, each_once, not_null
 from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 
 # JSON knows neither NaN nor infinity.
@@ -62,19 +62,14 @@ class DataQuery(PeriodQuery):
 class RandomizeQuery(PeriodQuery):
     """The parameters of POST /data/randomize."""
 
-    start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=FIRST)
+    most = timedelta(days=MOST_DAYS)
+    start_timestamp: Timestamp = Field(datetime.combine(seeding.START, time(), UTC), description=START_TEXT)
     end_timestamp: Timestamp = Field(
-        datetime.combine(seeding.START + timedelta(days=seeding.DAYS), time(), UTC), description=LAST
+        datetime.combine(seeding.START + timedelta(days=seeding.DAYS), time(), UTC), description=END_TEXT
     )
     step_minutes: int = Field(1, ge=1, le=1440, description=STEP)
     profile: Literal["turbine", "uniform"] = Field("turbine", description=PROFILE)
     random_seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, lt=2**32, description=SEED)
-
-    @model_validator(mode="after")
-    def _is_not_too_long(self) -> "RandomizeQuery":
-        if self.end_timestamp - self.start_timestamp > timedelta(days=MOST_DAYS):
-            raise PydanticCustomError("period", f"expected a period of {MOST_DAYS} days at most")
-        return self
 
 
 class Randomized(Changed):

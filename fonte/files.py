@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+
 END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
 # Widths of the numbers of a --timestamp-format, other than 2.
 WIDTHS = {"Y": 4, "j": 3, "f": 6}
-# Zones, offsets and --label move a timestamp by up to a day, and it stays within the years 1 to 9999.
+# Moved by up to a day (zone, offset, --label), a timestamp stays within the years 1 to 9999.
 FIRST_DAY, LAST_DAY = np.array(["0001-01-02", "9999-12-30"], "datetime64[D]")
 BAD_ARCHIVE = (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 # pandas raises ImportError where it needs another package, such as one for .zst.
@@ -58,7 +59,7 @@ def opened(name: str, options: Namespace) -> Iterator["File"]:
     # pandas reads each line as one text, because it knows compressions, encodings and line ends.
     lines = {"sep": "\x1f", "names": ["line"], "index_col": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False}
     texts = {"dtype": object, "na_filter": False, "iterator": True}
-    # A shell leaves the ~ of --csv=~/x.csv; Path.expanduser fails for the name of an unknown user.
+    # A shell keeps the ~ of --csv=~/x.csv; Path.expanduser fails for an unknown user.
     name = os.path.expanduser(name)  # noqa: PTH111
     if name == "-" and sys.stdin is None:
         raise FileError("-: standard input is closed: redirect a file to it")
@@ -90,7 +91,7 @@ class File:
         self.name, self.options, self._encoding, self._reader = name, options, encoding, reader
         is_file = Path(name).is_file() and not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/"))
         self.left_out = Path(f"{name}.bad" if is_file else "standard-input.bad")
-        self._part = Path(f"{self.left_out}.part")
+        self._part = self.left_out.with_name(f".{uuid4().hex}.part")
         self.bad_rows, self._told = 0, list[str]()
         # How far --label end moves the timestamps; 0 until the first rows show it.
         self.interval = np.timedelta64(round((options.interval or 0) * 60e6), "us")
@@ -103,14 +104,14 @@ class File:
             number = next((number for number, line in head.items() if not self._is_empty(line)), 0)
         if 0 < options.first_row <= number:
             raise FileError(f"{name}: --first-row {options.first_row}: expected a line below the header, line {number}")
-        # An empty name may begin a header, so that its first tab has to stay.
+        # A header may begin with an empty name, so its first tab stays.
         header = re.sub(rf"^\s*{re.escape(options.comment)}" if options.comment else "^", "", head.get(number, ""))
         start = max(number, options.first_row - 1)
         self._start, self._first = head[:start], head[start:]
         sample = [line for line in self._first if not self._is_empty(line)][:SAMPLE_LINES]
         if not sample:
             raise FileError(f"{name}: no row in lines {start + 1} to {HEAD_LINES:,}")
-        self._delimiter, self._names = self._understood(header, sample)
+        self._delimiter, self._names = self._delimiter_and_names(header, sample)
         self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
         self._decimal = options.decimal or self._mark(sample)
         self.variables = [each for each in schema.VARIABLES if each.name in self._places]
@@ -156,8 +157,8 @@ class File:
     def _is_empty(self, line: str) -> bool:
         return not line.strip() or bool(self.options.comment and line.lstrip().startswith(self.options.comment))
 
-    def _understood(self, header: str, sample: list[str]) -> tuple[str, list[str]]:
-        """Return the delimiter, given or the only one that gives the wanted columns, and the columns' names."""
+    def _delimiter_and_names(self, header: str, sample: list[str]) -> tuple[str, list[str]]:
+        """Return the delimiter (given, or the only one with the wanted columns) and the columns' names."""
         given, fitting = self.options.delimiter, dict[str, tuple[str, list[str]]]()
         for delimiter in [DELIMITERS[given]] if given else DELIMITERS.values():
             rows = [_split(line, delimiter) for line in sample]
@@ -207,11 +208,11 @@ class File:
         table = pd.DataFrame.from_dict(rows, orient="index", columns=range(len(self._names)), dtype=object)
         values = {name: self._numbers(table[place], name, problems) for name, place in self._places.items()}
         timestamps = self._timestamps(table, problems)
-        self._tell(dict(sorted(problems.items())), lines)
+        self._set_aside(dict(sorted(problems.items())), lines)
         good = ~table.index.isin(list(problems))
         return {"timestamp": self._labelled(timestamps)[good], **{name: each[good] for name, each in values.items()}}
 
-    def _tell(self, problems: dict[int, str], lines: pd.Series) -> None:
+    def _set_aside(self, problems: dict[int, str], lines: pd.Series) -> None:
         if problems and self.options.skip_bad_rows and not self.options.dry_run:
             # It may hold corrections.
             if self.left_out.exists():
@@ -284,11 +285,11 @@ class File:
         return utc
 
     def _labelled(self, timestamps: Timestamps) -> Timestamps:
-        """Return the starts of the intervals; bad rows show the interval too."""
+        """Return the intervals' starts; bad rows help to find the interval."""
         if self.options.label == "end" and not self.interval and not np.isnat(timestamps).all():
             steps = np.diff(np.unique(timestamps))
             steps, counts = np.unique(steps[steps <= np.timedelta64(1, "D")], return_counts=True)
-            # The steps between bad rows are gaps.
+            # In a .bad file, steps are gaps.
             if not len(steps) or self.name.endswith(".bad"):
                 raise FileError(f"{self.name}: --label end needs --interval MINUTES: these rows do not show it")
             self.interval = steps[counts.argmax()]
@@ -310,7 +311,7 @@ def look(file: File) -> str:
     # Negative where the file is sorted newest first.
     interval = max((step for step in steps if step), key=steps.__getitem__, default=0)
     counts["gaps"] = sum(steps[step] for step in steps if step * interval > interval**2)
-    counts["rows not after the one before"] = sum(steps[step] for step in steps if step <= 0)
+    counts["rows out of order or repeated"] = sum(steps[step] for step in steps if step <= 0)
     told = ", ".join(f"{name}: {number:,}" for name, number in counts.items())
     return f"{pd.concat([edges[0], edges[-1]]).to_string()}\ninterval {abs(interval) / 60e6:g} min, {told}"
 

@@ -130,7 +130,9 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
     if unfit := connection.execute(_UNFIT, {"ours": list(_CASTS)}).first():
         name, kind, castless = unfit
         using = "..." if castless else f"{name}::{_CASTS[name]}"
-        mend = f"ALTER TABLE data ALTER {name} TYPE {_CASTS[name]} USING {using}"
+        # The cast to timestamptz takes the session's zone.
+        zone = "SET timezone = 'UTC'; " * (name == "timestamp")
+        mend = f"{zone}ALTER TABLE data ALTER {name} TYPE {_CASTS[name]} USING {using}"
         return f"its column {name} is of type {kind}; as its owner: {mend}"
     required = connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first()
     if required is not None:

@@ -27,7 +27,7 @@ CONNECT_TIMEOUT_S = 5
 TIME_LIMIT_S = 120
 # The server ends a slow statement first, with its own message; only then is the connection cut.
 GRACE_S = 10
-# The exceptions of a database that fails: bytes that are no UTF-8 and a port beyond 65535 among them.
+# The exceptions of a failing database; the last two are for bad UTF-8 and for a port beyond 65535.
 ERRORS = (SQLAlchemyError, PostgresError, EmbeddedServerError, UnicodeDecodeError, OverflowError)
 DRIVERS = ("postgres", "postgresql", "postgresql+psycopg2")
 # Parameters in a URL that psycopg2 or SQLAlchemy would take for themselves.
@@ -121,7 +121,7 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
 
     def start(connection: extensions.connection, record: ConnectionPoolEntry, *_: object) -> None:
         stop(connection, record)
-        record.info["limit"] = _limited(connection, limit_s)
+        record.info["limit"] = _cut_later(connection, limit_s)
 
     def stop(connection: extensions.connection, record: ConnectionPoolEntry) -> None:
         if limit := record.info.pop("limit", None):
@@ -153,7 +153,7 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
 
     def ping(connection: Any) -> bool:  # noqa: ANN401
         # SQLAlchemy tests a pooled connection before the checkout.
-        limit = _limited(connection, CONNECT_TIMEOUT_S)
+        limit = _cut_later(connection, CONNECT_TIMEOUT_S)
         try:
             return plain_ping(connection)
         finally:
@@ -165,7 +165,7 @@ def _cut_after(engine: Engine, limit_s: float) -> None:
     event.listen(engine, "checkin", stop)
 
 
-def _limited(connection: extensions.connection, limit_s: float) -> Timer:
+def _cut_later(connection: extensions.connection, limit_s: float) -> Timer:
     """Cut a connection after this time, unless the timer is cancelled."""
     limit = Timer(limit_s, cut, [connection])
     limit.daemon = True
@@ -180,8 +180,8 @@ def cut(connection: extensions.connection) -> None:
         wire = socket.socket(fileno=connection.fileno())
         # The server may have closed it already.
         with suppress(OSError):
-            # Closing resets the connection then. Without that a server whose send buffer is full waits for minutes: no
-            # window opens any more after the shutdown.
+            # Closing then resets the connection. Otherwise a server with a full send buffer would wait for minutes for
+            # the client's window.
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             wire.shutdown(socket.SHUT_RDWR)
         wire.detach()

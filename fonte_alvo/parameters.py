@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import parse_qs
 
 from fastapi import Request
@@ -15,8 +15,8 @@ from pydantic_core import PydanticCustomError
 from fonte_alvo.command import clean
 
 DAY, NEXT_DAY = "2024-05-20T00:00:00Z", "2024-05-21T00:00:00Z"
-FIRST = "First moment of the period, RFC 3339; without an offset it means UTC."
-LAST = "First moment after the period, in the same form."
+START_TEXT = "First moment of the period, RFC 3339; without an offset it means UTC."
+END_TEXT = "First moment after the period, in the same form."
 FORMAT = "The format of the answer; by default the Accept header decides, and JSON if it names none of them."
 # The parameters that may be repeated.
 LISTS = {"columns", "signals"}
@@ -71,14 +71,18 @@ class Strict(BaseModel, extra="forbid"):
 class PeriodQuery(Strict):
     """The half-open period [start, end); without a bound it is open on that side."""
 
-    start_timestamp: Timestamp | None = Field(None, description=FIRST, examples=[DAY], json_schema_extra=not_null)
-    end_timestamp: Timestamp | None = Field(None, description=LAST, examples=[NEXT_DAY], json_schema_extra=not_null)
+    most: ClassVar[timedelta] = timedelta.max
+    start_timestamp: Timestamp | None = Field(None, description=START_TEXT, examples=[DAY], json_schema_extra=not_null)
+    end_timestamp: Timestamp | None = Field(None, description=END_TEXT, examples=[NEXT_DAY], json_schema_extra=not_null)
 
     @model_validator(mode="after")
-    def _start_is_before_end(self) -> "PeriodQuery":
+    def _is_a_period(self) -> "PeriodQuery":
         start, end = self.start_timestamp, self.end_timestamp
-        if start is not None and end is not None and start >= end:
-            raise PydanticCustomError("period", f"start_timestamp {start} is not before end_timestamp {end}")
+        if start is not None and end is not None:
+            if start >= end:
+                raise PydanticCustomError("period", f"start_timestamp {start} is not before end_timestamp {end}")
+            if end - start > self.most:
+                raise PydanticCustomError("period", f"expected a period of {self.most.days} days at most")
         return self
 
     def condition(self) -> str:
@@ -132,7 +136,7 @@ def _explained(error: dict[str, Any], known: Sequence[str]) -> str:
         meant = f"; did you mean {_form(near[0])}?" if near else ""
         return f"{name:.80}: no such parameter, expected {', '.join(known) or 'none'}{meant}"
     expected = re.sub("^[A-Z][a-z]+ should (be|have) ", "expected ", str(error["msg"]))
-    several = f"; several are sent as {_form(name)}" if name in LISTS and "," in str(error["input"]) else ""
+    several = f"; send several as {_form(name)}" if name in LISTS and "," in str(error["input"]) else ""
     return clean(f"{name}={error['input']!r:.200}: {expected}{several}", 1000)
 
 

@@ -52,7 +52,7 @@ def problem(description: str, **headers: str) -> dict[str, Any]:
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    422: problem("The request names something that does not exist or cannot be."),
+    422: problem("A parameter of the request is unknown, missing or invalid."),
     503: problem("The database does not answer, or all connections to it are in use.", Retry_After="integer"),
 }
 DESCRIBED: dict[str, Any] = {
@@ -141,8 +141,8 @@ def make_app(
 ) -> FastAPI:
     """Make an app with the routes that both APIs have; its handlers answer errors as {"detail": "one line"}.
 
-    side: Fonte or Alvo, whose database's own messages are logged, not sent to the client. probe: SQL that fails if the
-    database is not set up; obstacle then says why. described: title and summary.
+    side: Fonte or Alvo; messages of its database are logged, not sent to clients. probe: SQL that fails if the database
+    is not set up; obstacle then says why. described: title and summary.
     """
     database = f"{side}'s database"
 
@@ -185,7 +185,7 @@ def make_app(
 
 
 class _Front:
-    """Refuses hosts and origins, answers HEAD as GET without the body, chooses the encoding, and adds HEADERS."""
+    """Checks Host and Origin, answers HEAD as GET without the body, chooses the encoding, and adds HEADERS."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -146,7 +146,9 @@ def allowed(side: str) -> dict[str, list[str]]:
     """
     origins = _names(f"{side.upper()}_ALLOWED_ORIGINS", _ORIGIN, "origins such as https://example.org, or *")
     expected = "names without a port such as localhost or *.example.org"
-    return {"origins": origins, "hosts": _names(f"{side.upper()}_ALLOWED_HOSTS", _HOST, expected)}
+    hosts = _names(f"{side.upper()}_ALLOWED_HOSTS", _HOST, expected)
+    # Commands reach the servers in their own process, and health checks theirs, at this address.
+    return {"origins": origins, "hosts": hosts and [*hosts, "127.0.0.1"]}
 
 
 def _names(setting: str, form: re.Pattern[str], expected: str) -> list[str]:

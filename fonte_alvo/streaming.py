@@ -1,5 +1,6 @@
 """Answers that are sent while the database still copies rows out, in the format that the client prefers."""
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -69,10 +70,18 @@ class Stream(StreamingResponse):
         """Send the body, and then close the rows in any case."""
         with closing(self._copied()) as rows:
             pieces = self._make(iter(rows))
-            # If the database fails here, the answer is 503; if it fails later, the stream breaks off.
-            first = await in_own_thread(next, pieces)
+            first = asyncio.ensure_future(in_own_thread(next, pieces))
+            gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
+            try:
+                await asyncio.wait({first, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not first.done():
+                    return
+            finally:
+                gone.cancel()
+                first.cancel()
             # A HEAD has the headers of a GET; the server leaves out the body.
-            self.body_iterator = _drawn(first, iter(()) if "head" in scope else pieces)
+            # If the database has failed, the answer is 503; if it fails later, the stream breaks off.
+            self.body_iterator = _drawn(first.result(), iter(()) if "head" in scope else pieces)
             # A client notices that an answer is broken off: the body lacks its end.
             try:
                 with fail_after(STREAM_TIMEOUT_S):

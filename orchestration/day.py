@@ -125,10 +125,10 @@ def extract(fonte: Client, columns: Names, days: Sequence[Day], patience_s: floa
 def sampling_interval(timestamps: Timestamps) -> timedelta:
     """Return the most frequent step between ascending timestamps; a minute, where there is no step.
 
-    Of equally frequent steps the shortest counts. Gaps are multiples of it. If less than half of the steps are, or less
-    than a tenth equal it, the times have jitter, and steps longer than a second are rounded to seconds. If less than
-    half of a hundred steps or more still are, the median step counts, or a usual interval within its sampling error,
-    three quartile ranges by the root of the number.
+    Of equally frequent steps the shortest counts; one beyond a window counts from a dozen steps on. Gaps are multiples
+    of it. If less than half of the steps are, or less than a tenth equal it, the times have jitter, and steps longer
+    than a second are rounded to seconds. If less than half of a hundred steps or more still are, the median step
+    counts, or a usual interval within its sampling error, three quartile ranges by the root of the number.
     """
     steps_us = np.diff(timestamps).astype(np.int64)
     if len(steps_us) == 0:
@@ -145,7 +145,9 @@ def sampling_interval(timestamps: Timestamps) -> timedelta:
         usual_us = min(USUAL_INTERVALS_US, key=lambda each: abs(each - interval_us))
         is_close = abs(usual_us - interval_us) <= 3 * (high_us - low_us) / len(steps_us) ** 0.5
         interval_us = usual_us if is_close else interval_us
-    return timedelta(microseconds=interval_us)
+    # A few samples far apart show gaps.
+    few = len(steps_us) < 12 and interval_us > WINDOW_S * 1_000_000
+    return MINUTE if few else timedelta(microseconds=interval_us)
 
 
 def _most_frequent(steps_us: npt.NDArray[np.int64]) -> tuple[int, int]:

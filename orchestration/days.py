@@ -309,10 +309,10 @@ def ranges(days: Sequence[Day]) -> list[tuple[date, date]]:
     return [(group[0].date, group[-1].date) for group in requests(days, Limit(len(days), len(days)))]
 
 
-def total(outcomes: Sequence[Outcome], empty: int, failed: int = 0, left_out: int = 0) -> str:
+def total(outcomes: Sequence[Outcome], empty: int, failed: int = 0, not_run: int = 0, left_out: int = 0) -> str:
     """Report many days together."""
     changed = Report(*(sum(getattr(outcome.report, name) for outcome in outcomes) for name in Report._fields))
-    others = {"empty": empty, "failed": failed, "left out": left_out}
+    others = {"empty": empty, "failed": failed, "not run": not_run, "left out": left_out}
     rest = "".join(f", {days:,} {name}" for name, days in others.items() if days)
     loaded = command.count(len(outcomes), "day") + (f" loaded{rest}" if rest else "")
     return f"{loaded}: {one.changes(changed)}"

@@ -156,6 +156,7 @@ function draw() {
   const variables = Object.entries(view.variables).sort(([one], [other]) => rank(other) - rank(one));
   main.classList.toggle("empty", !variables.some(([, {windows}]) => windows.some((count) => count)));
   if ([...panels.keys()].join() !== variables.map(([name]) => name).join()) {
+    for (const {panel} of panels.values()) panel?.chart.destroy();
     by("panels").replaceChildren();
     panels.clear();
   }

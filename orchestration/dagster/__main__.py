@@ -56,7 +56,7 @@ def _port(text: str) -> str:
 
 
 def _serve_code(host: str, port: str) -> int:
-    """Become a code server for a daemon and a webserver elsewhere, which set DAGSTER_HOME."""
+    """Become a code server for a daemon and a webserver elsewhere, which have their DAGSTER_HOME."""
     with FonteApi().connect() as http:
         environment = settings.child_environment(DAGSTER_START_DATE=str(_start_date(http)))
     line = [*DAGSTER, "api", "grpc", "--module-name", DEFINITIONS, "--host", host, "--port", port]
@@ -67,7 +67,7 @@ def _serve(port: str) -> int:
     # Ctrl-C has to work even if the shell that started this set it to be ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    # The end of a terminal does not reach Dagster, which is in another session. nohup ignores it.
+    # A closed terminal signals this process, but not Dagster in its own session; under nohup it ignores SIGHUP.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     command.listener(int(port)).close()
@@ -94,7 +94,7 @@ def _serve(port: str) -> int:
                 _announce(dagster, f"http://127.0.0.1:{port}")
                 return dagster.wait()
             except KeyboardInterrupt:
-                # Its runs too, which Dagster would leave without the connector.
+                # Dagster's runs too, which would lose the connector.
                 os.killpg(dagster.pid, signal.SIGINT)
                 dagster.wait()
                 return 130  # 128 + SIGINT, as a shell reports it

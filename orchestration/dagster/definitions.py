@@ -28,11 +28,11 @@ DAYS_PER_RUN = 366
 
 
 class Options(dg.Config):
-    """How a run carries its days."""
+    """How a run loads its days."""
 
-    variables: list[str] = Field(COLUMNS, min_length=1, description="what is fetched, such as ambient_temperature")
-    days_at_once: int = Field(days.AT_ONCE, ge=1, le=100, description="days loaded at once; of Dask, tasks in hand")
-    dask: str | None = Field(None, description="scheduler of a Dask cluster that carries the days, tcp://HOST:PORT")
+    variables: list[str] = Field(COLUMNS, min_length=1, description="variables, such as ambient_temperature")
+    days_at_once: int = Field(days.AT_ONCE, ge=1, le=100, description="days loaded at once; on Dask, tasks at once")
+    dask: str | None = Field(None, description="scheduler of a Dask cluster that runs the days, tcp://HOST:PORT")
 
 
 def _between(first: str, last: str) -> list[Day]:
@@ -112,7 +112,7 @@ class Range(Options):
     """The configuration of the job `etl`."""
 
     start_date: str = Field("yesterday", description="first day: YYYY-MM-DD, today or yesterday")
-    end_date: str = Field("yesterday", description="last day, which is carried too: YYYY-MM-DD, today or yesterday")
+    end_date: str = Field("yesterday", description="last day, inclusive: YYYY-MM-DD, today or yesterday")
 
 
 @dg.op(pool=POOL)
@@ -122,7 +122,7 @@ def run_etl(
     fonte: dg.ResourceParam[FonteApi],
     alvo: dg.ResourceParam[AlvoDatabase],
 ) -> None:
-    """Carry the days of a range, the last one included, as `python etl.py START_DATE END_DATE` does."""
+    """Load the days of a range, the last one included, as `python etl.py START_DATE END_DATE` does."""
     outcomes, empty = [], 0
     with connected(context, fonte, alvo, config.days_at_once) as (http, engine):
         for each, done in _carried(_between(config.start_date, config.end_date), config, http, engine):
@@ -143,14 +143,14 @@ YESTERDAY = dg.RunConfig(ops={"run_etl": Range()})  # type: ignore[call-arg]
 
 @dg.job(name="etl", config=YESTERDAY)
 def etl_job() -> None:
-    """Carry any range of days that the run configuration names; like `etl.py`, it changes no partition."""
+    """Load any range of days that the run configuration names; like `etl.py`, it changes no partition."""
     run_etl()
 
 
 daily_job = dg.define_asset_job(
     "materialize_ten_minute_statistics",
     [ten_minute_statistics],
-    description="Materializes partitions of ten_minute_statistics: what the schedule `daily` runs.",
+    description="Materializes partitions of ten_minute_statistics; the schedule `daily` runs it.",
 )
 
 
@@ -175,7 +175,7 @@ def daily_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequ
         late = quality.late(AlvoDatabase(), recent[:-1])
     except DatabaseError as error:
         # The run of the day before tries again, and fails with the reason.
-        context.log.warning(f"no late day is asked for: {error}")
+        context.log.warning(f"late days are not requested: {error}")
         return
     for each in late:
         yield _request(each, f"{each} on {tick}")

@@ -27,7 +27,7 @@ def start() -> date:
     try:
         return date.fromisoformat(given) if given else START
     except ValueError:
-        raise SettingsError(f"DAGSTER_START_DATE is {given!r}, which is no date: expected YYYY-MM-DD") from None
+        raise SettingsError(f"DAGSTER_START_DATE is {given!r}, not a date: expected YYYY-MM-DD") from None
 
 
 ZONE = zone()

@@ -27,8 +27,8 @@ One row a minute: `timestamp`, `wind_speed` (m/s), `power` (kW), `ambient_temper
 period that it holds."""
 OF_ALVO = """The 10-minute statistics, in Alvo's table `data`, for everyone who reads Alvo.
 
-Overdue when wind speed and power of the day before are not loaded to its last window two hours after the schedule: a
-run that loads an older day does not count."""
+Overdue if, two hours after the schedule, wind speed and power of the day before are not loaded to its
+end. Loading an older day does not count."""
 FONTE = dg.AssetSpec("fonte_data", group_name=GROUP, description=OF_FONTE, owners=OWNERS, kinds={"fastapi"})
 COLUMNS = dg.TableSchema(
     [
@@ -50,11 +50,11 @@ ALVO = dg.AssetSpec(
 )
 COMPLETE, PLAUSIBLE = "day_is_complete", "values_are_plausible"
 CHECKS = {
-    "every_window_has_its_rows": "Alvo holds a row of every statistic for each window with samples, and no other.",
+    "every_window_has_its_rows": "As many rows of mean, min and max as windows with samples; of std, not more.",
     "mean_between_min_and_max": "No mean lies below the minimum or above the maximum of its window.",
     "values_are_finite": "Every value is a finite number.",
     COMPLETE: "A warning: the samples of every variable reach the last window of the day.",
-    PLAUSIBLE: "A warning: every sample lies in the plausible range that the connector describes.",
+    PLAUSIBLE: "A warning: the connector describes plausible ranges, and all samples lie in them.",
 }
 WARNINGS = {COMPLETE, PLAUSIBLE}
 SPECS = [dg.AssetCheckSpec(name, asset=ASSET, description=CHECKS[name], partitions_def=DAYS) for name in CHECKS]
@@ -87,7 +87,7 @@ def empty(
 def events(
     instance: dg.DagsterInstance, day: Day, done: Outcome, alvo: Engine, units: Mapping[str, str]
 ) -> Iterator[Event]:
-    """Yield a day's materialization with its figures and pictures, and its checks, all from Alvo's present rows.
+    """Yield a day's materialization with the load's figures, and pictures and checks of Alvo's present rows.
 
     units: by variable, where known. Raises DatabaseError.
     """

@@ -43,7 +43,7 @@ class FonteApi(NamedTuple):
             status, body = get(http, "health")
             # A connector need not have this route.
             if status >= 500:
-                said = f"it answers {status}, {clean(client.detail(body)[0]) or 'without a reason'}"
+                said = f"it answers {status}, {clean(client.detail(body)) or 'no reason given'}"
                 raise FonteError(f"Fonte at {shown_url(http.base_url)} is not ready: {said}; {REMEDY}")
             yield http
 
@@ -79,7 +79,7 @@ class Url(dg.ScalarUnion):
                 raise SettingsError(f"the variable {value['env']} of the run configuration is not set: set it")
             return url
         if SECRET.search(value):
-            raise SettingsError("a run configuration is kept and shown: no password in it, but `url: {env: NAME}`")
+            raise SettingsError("a run configuration may hold no password, as it is shown: `url: {env: NAME}`")
         return value
 
 
@@ -140,11 +140,11 @@ def connected(
         with fonte.connect() as http, alvo.connect(connections) as alvo_engine:
             yield http, alvo_engine
     except Failure as error:
-        # alvo.load refuses a table of other types; other failures of Alvo have a cause.
+        # A refusal of Alvo's tables has no cause; every other failure of Alvo has one.
         refused = isinstance(error, DatabaseError) and error.__cause__ is None
         permanent = refused or isinstance(error, (RequestRefused, AnswerRefused))
         transient = isinstance(error, (FonteError, DatabaseError, ClusterError)) and not permanent
         if transient and context.retry_number < RETRIES:
-            context.log.warning(f"will be tried again: {error}")
+            context.log.warning(f"will be retried: {error}")
             raise dg.RetryRequested(RETRIES, BACKOFF_S * 2**context.retry_number) from error
         raise dg.Failure(str(error), allow_retries=False) from error

@@ -24,6 +24,7 @@ from support.project import (
     connector_over,
     copying_threads,
     running,
+    seeded,
     stalled_reader,
     terminate,
     wait_until,
@@ -97,6 +98,18 @@ def test_aborted_downloads_leave_nothing_open(administrator, large_fonte, large_
     assert len(httpx.get(large_connector + DAY).json()) == 1440
     # Connections to the database may stay in their pools.
     wait_until(lambda: descriptors_and_copies()[0] < files + POOL_SIZE and descriptors_and_copies()[1] == 0)
+
+
+def test_a_client_that_disconnects_before_the_first_row_ends_its_query(administrator, make_database, make_pool):
+    fonte = seeded(make_database(), 1)
+    with make_pool(fonte).begin() as connection:
+        connection.execute(text("ALTER TABLE data RENAME TO kept"))
+        connection.execute(text("CREATE VIEW data AS SELECT kept.* FROM kept, pg_sleep(100)"))
+    sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND wait_event = 'PgSleep'")
+    with connector_over(fonte) as base_url, administrator.connect() as connection:
+        with stalled_reader(base_url):
+            wait_until(lambda: connection.scalar(sleeping, {"name": fonte.database}) == 1)
+        wait_until(lambda: running(connection, fonte.database) == 0)
 
 
 @contextmanager

@@ -96,8 +96,8 @@ def test_a_pooled_connection_that_fell_silent_is_replaced(alvo, monkeypatch):
 
 def test_an_answer_that_arrives_byte_by_byte_is_given_up(monkeypatch):
     monkeypatch.setattr(client, "DOWNLOAD_TIMEOUT_S", 0.2)
-    drops = http(body=b"[" + b" " * 10_000, length=10**9)
-    with answering(drops) as server:
+    drips = http(body=b"[" + b" " * 10_000, length=10**9)
+    with answering(drips) as server:
         server.pause_s = 0.01
         with pytest.raises(FonteError, match=r"took longer than 0\.2 s"):
             fetch(server.url, *DAY_BOUNDS, ["power"])

@@ -98,9 +98,9 @@ def test_a_row_sent_twice_counts_once():
         (http(body=[row(0, wind=1)]), "instead of a record with power, timestamp"),
         (http(body=[row(0, power=1, extra=1)]), "instead of a record with power, timestamp"),
         (http(body=[{"timestamp": "2024-05-20T00:00:00Z"}]), "instead of a record with power, timestamp"),
-        (http(body=[row(0), row(1, power="2.5")]), "power = '2.5', which is no number"),
-        (http(body=[row(0, power=True)]), "power = True, which is no number"),
-        (http(body=[row(0, power=10**400)]), "which is no number of double precision"),
+        (http(body=[row(0), row(1, power="2.5")]), "power = '2.5', which is not a number"),
+        (http(body=[row(0, power=True)]), "power = True, which is not a number"),
+        (http(body=[row(0, power=10**400)]), "which is not a number of double precision"),
         (http(body=[row(0, power=7), row(1, power=-(10**400))]), "power = -1000"),
         (http(body=[row(0, power="9" * 10**6)]), "power = '999999999999...9999999999999'"),
         (http(body=b"[%s]" % (b"1" * 5000)), "integer string conversion"),
@@ -139,7 +139,7 @@ def test_a_row_sent_twice_counts_once():
         (http(500, body=b""), "HTTP 500"),
         (http(400, body=b"[" * 100_000), "HTTP 400"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "check FONTE_API_URL and that a connector runs there"),
-        (http(headers=["Content-Encoding: gzip"]), "the Content-Encoding gzip, which nobody asked for"),
+        (http(headers=["Content-Encoding: gzip"]), "the Content-Encoding gzip, though not requested"),
         (http(404, body={"detail": "\x1b[2J\ud800 gone\r\n"}), "HTTP 404 x: [2J gone"),
         (http(404, body={"detail": "a" * 10_000}), "HTTP 404 x: aaa"),
         (http(404, body=b"a" * 10**6), "HTTP 404 x: aaa"),
@@ -248,7 +248,7 @@ def test_a_retry_is_reported_only_on_a_terminal(pauses_s, monkeypatch, capsys):
             fetch(server.url, START, END, ["power"])
         error = capsys.readouterr().err
         assert error.count("Fonte does not answer: HTTP 503") == reported
-        assert error.count("it is asked again for 60 s") == reported
+        assert error.count("retrying for 60 s") == reported
 
 
 @pytest.mark.parametrize("fault", [http(500), http(404), http(body=b"<html>")], ids=["500", "404", "HTML"])
@@ -680,8 +680,17 @@ def test_a_refused_request_takes_nothing_of_the_patience_with_others(pauses_s):
         assert len(fetch(server.url, START, END, ["power"], given)[0]) == 1
 
 
+@pytest.mark.parametrize("refused", [http(422, {"detail": "no"}), http(404), http(body=b"<html>")])
+def test_an_answer_that_is_not_retried_restores_the_patience(pauses_s, refused):
+    with answering(http(503), refused) as server, client.connect(server.url) as given:
+        with pytest.raises(FonteError):
+            fetch(server.url, START, END, ["power"], given)
+        assert len(server.requests) == 2
+        assert given.rest_s() == given.patience_s
+
+
 def test_a_repeated_column_is_refused_before_any_request():
-    with answering(http()) as server, pytest.raises(RequestRefused, match="power is asked for twice: name each once"):
+    with answering(http()) as server, pytest.raises(RequestRefused, match="power is requested twice: name it once"):
         fetch(server.url, START, END, ["power", "wind_speed", "wind_speed", "power"])
     assert server.requests == []
 
@@ -691,9 +700,10 @@ def test_a_connector_that_is_not_set_up_is_not_retried(pauses_s):
     with answering(http(503, body=problem)) as server, pytest.raises(FonteError, match="no table data, which `python"):
         fetch(server.url, START, END, ["power"])
     assert len(server.requests) == 1
-    with answering(http(503, body=problem, headers=["Retry-After: 1"]), http(body=[row(0)])) as server:
-        fetch(server.url, START, END, ["power"])
-    assert len(server.requests) == 2
+    for again in (http(503, problem, headers=["Retry-After: 1"]), http(503, {"detail": "the upstream restarts"})):
+        with answering(again, http(body=[row(0)])) as server:
+            fetch(server.url, START, END, ["power"])
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

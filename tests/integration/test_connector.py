@@ -65,7 +65,7 @@ def test_without_columns_all_variables_are_answered(api):
     [
         ("/data?columns=wind", "columns='wind': expected 'wind_speed', 'power', 'ambient_temperature'"),
         ("/data?columns=wind_sped", "'ambient_temperature' (did you mean wind_speed?)"),
-        ("/data?columns=wind_speed,power", "'ambient_temperature'; several are sent as columns=A&columns=B"),
+        ("/data?columns=wind_speed,power", "'ambient_temperature'; send several as columns=A&columns=B"),
         ("/data?columns=power&columns=power", "expected each column once"),
         ("/data?columns=timestamp", "columns='timestamp'"),
         ("/data?columns=", "columns=''"),

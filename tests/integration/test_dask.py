@@ -207,6 +207,18 @@ def test_another_patch_version_of_python_does_not_matter(asked, fonte_api, alvo,
     assert etl.main(asked) == 0
 
 
+def test_days_that_a_lost_cluster_did_not_run_are_in_the_total_and_the_command(
+    asked, fonte_api, alvo, monkeypatch, capsys
+):
+    killed = Future()
+    killed.set_exception(distributed.comm.CommClosedError("lost"))
+    monkeypatch.setattr(distributed.cfexecutor.ClientExecutor, "submit", lambda *_: killed)
+    assert etl.main([*asked, "--keep-going"]) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("0 days loaded, 1 failed, 9 not run: ")
+    assert "10 days not loaded. Run them again with:\n  python etl.py 2024-05-20 2024-05-29 " in output.err
+
+
 def test_a_day_that_dask_lost_is_a_failure_of_the_cluster():
     cancelled, killed = Future(), Future()
     cancelled.cancel()

@@ -211,7 +211,7 @@ def test_keep_going_runs_the_other_days_and_prints_how_to_run_the_failed_ones(al
     output = capsys.readouterr()
     assert {moment.day for moment, _ in alvo_values(alvo_pool)} == {20, 23, 25}
     assert output.err.splitlines()[-3:] == [
-        "etl.py: 3 days failed. Run them again with:",
+        "etl.py: 3 days not loaded. Run them again with:",
         "  python etl.py 2024-05-21 2024-05-22 --columns power --keep-going --days-per-request 1",
         "  python etl.py 2024-05-24 --columns power --keep-going --days-per-request 1",
     ]
@@ -255,13 +255,16 @@ def test_a_lost_executor_is_noticed_while_an_item_runs(monkeypatch):
         list(days.in_order([1], lambda item: lost.wait(20), executor, 1, check))
 
 
-def test_the_total_counts_empty_and_failed_days(fonte_api, alvo_pool, capsys):
+def test_the_total_counts_days_that_are_empty_failed_or_not_run(fonte_api, alvo_pool, capsys):
     with alvo_pool.begin() as connection:
         schema.create_absent(connection)
         connection.execute(text("ALTER TABLE data ADD CHECK (timestamp::date <> '2024-05-28')"))
     assert etl.main(["2024-05-28", "2024-05-31", "--columns", "power", "--keep-going"]) == 4
     total = capsys.readouterr().out.splitlines()[-1]
     assert total == "1 day loaded, 2 empty, 1 failed: 576 values written, 0 unchanged, 0 removed"
+    assert etl.main(["2024-05-27", "2024-05-31", "--columns", "power"]) == 4
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert total == "1 day loaded, 1 failed, 3 not run: 576 values written, 0 unchanged, 0 removed"
 
 
 @pytest.mark.parametrize("described", [http(503), http(404), http(body=[])])

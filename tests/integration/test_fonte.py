@@ -232,7 +232,8 @@ def test_a_type_that_holds_no_timestamp_or_number_is_refused(empty_fonte, make_p
     with make_pool(empty_fonte).begin() as connection:
         connection.execute(text(f"CREATE TABLE data ({columns}, UNIQUE (timestamp))"))
         said = schema.obstacle_to_rows(connection)
-    assert said.startswith(f"its column {name} is of type {kind}; as its owner: ALTER TABLE data ALTER {name} TYPE ")
+    assert said.startswith(f"its column {name} is of type {kind}; as its owner: ")
+    assert f"ALTER TABLE data ALTER {name} TYPE " in said
     assert said.endswith(f" USING {using}")
 
 

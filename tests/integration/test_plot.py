@@ -11,10 +11,11 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from sqlalchemy import text
 from support.project import SIXTY_DAYS, alvo_values, bare, connector_over
 
 import etl
-from alvo import plot, screen
+from alvo import plot, schema, screen
 from alvo.aggregation import STATISTICS
 
 START = datetime(2024, 5, 20, tzinfo=UTC)
@@ -227,6 +228,17 @@ def test_an_alvo_without_tables_is_not_drawn(fonte_api, alvo, tmp_path, capsys):
     assert etl.main(["2024-05-30", "2024-05-31", "--plot", str(tmp_path / "days.png")]) == 5
     assert capsys.readouterr().out.endswith(f"{tmp_path / 'days.png'} is not drawn: Alvo holds nothing yet\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_range_with_a_failed_day_keeps_the_old_picture_and_says_so(fonte_api, alvo_pool, tmp_path, capsys):
+    picture = tmp_path / "days.svg"
+    picture.write_text("an old one")
+    with alvo_pool.begin() as connection:
+        schema.create_absent(connection)
+        connection.execute(text("ALTER TABLE data ADD CHECK (timestamp::date <> '2024-05-28')"))
+    assert etl.main(["2024-05-27", "2024-05-28", "--plot", str(picture)]) == 4
+    assert capsys.readouterr().err.endswith(f"etl.py: {picture} is not drawn: not all days are loaded\n")
+    assert picture.read_text() == "an old one"
 
 
 def test_an_empty_day_keeps_its_exit_code_if_the_picture_cannot_be_written(fonte_api, alvo, capsys):

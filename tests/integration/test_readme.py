@@ -114,7 +114,7 @@ def test_a_dry_run_of_a_file_works_as_shown(folder, shell):
 
 def test_external_services_work_as_shown_from_empty_databases(folder, environment, shell, make_database):
     settings, tables, day = blocks(READMES[0], "sh", "Services of your own")
-    names = [line.removeprefix("export ").partition("=")[0] for line in settings.splitlines()]
+    names = [line.partition("=")[0] for line in settings.splitlines()]
     assert names == ["FONTE_DATABASE_URL", "ALVO_DATABASE_URL", "FONTE_API_URL"]
     environment |= {name: make_database().render_as_string(hide_password=False) for name in names[:2]}
     for line in tables.splitlines():

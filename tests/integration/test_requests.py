@@ -99,7 +99,7 @@ def test_requests_have_each_day_once_in_order_without_gaps(chosen, most, zone):
     assert [day for group in groups for day in group] == asked
     assert all(len(group) <= most for group in groups)
     assert all(day.end == following.start for group in groups for day, following in pairwise(group))
-    assert all(len(one) == most or one[-1].end < other[0].start for one, other in pairwise(groups))
+    assert all(len(group) == most or group[-1].end < other[0].start for group, other in pairwise(groups))
 
 
 def test_a_long_range_is_a_request_for_every_ten_days(make_database, alvo, asked, monkeypatch, capsys):
@@ -273,7 +273,7 @@ def test_a_day_that_fails_in_every_request_is_the_only_one_lost(serve, alvo_pool
     } - {BAD_DAY}
     assert output.err.splitlines()[0].startswith("etl.py: 2024-05-23: Fonte at ")
     assert output.err.splitlines()[1:] == [
-        "etl.py: 1 day failed. Run them again with:",
+        "etl.py: 1 day not loaded. Run them again with:",
         "  python etl.py 2024-05-23 --columns power --keep-going",
     ]
     assert connector.asked[1:11] == [(date(2024, 5, 20 + number),) * 2 for number in range(10)]
@@ -304,7 +304,7 @@ def test_an_unexpected_failure_is_reported_for_each_day_of_its_request(alvo, fon
 
 
 @pytest.mark.parametrize("fault", [http(503), b""], ids=["503", "closed"])
-def test_a_bad_day_is_retried_for_a_minute_once(serve, alvo_pool, pauses_s, fault):
+def test_a_bad_day_costs_one_minute_of_retries(serve, alvo_pool, pauses_s, fault):
     connector = serve(Connector(fault, holds(BAD_DAY)))
     assert etl.main(["2024-05-20", "2024-06-08", *POWER, "--keep-going"]) == 3
     assert sum(pauses_s) == pytest.approx(60)
@@ -312,11 +312,11 @@ def test_a_bad_day_is_retried_for_a_minute_once(serve, alvo_pool, pauses_s, faul
     assert connector.asked.count((BAD_DAY, BAD_DAY)) == 1
 
 
-def test_an_unreachable_connector_is_retried_for_a_minute_once(serve, alvo, pauses_s, capsys):
+def test_an_unreachable_connector_costs_one_minute_of_retries(serve, alvo, pauses_s, capsys):
     connector = serve(Connector(http(503), lambda first, last: True))
     assert etl.main(["2024-05-20", "2024-06-08", *POWER, "--keep-going"]) == 3
     assert sum(pauses_s) == pytest.approx(60)
-    assert "20 days failed" in capsys.readouterr().err
+    assert "20 days not loaded" in capsys.readouterr().err
     alone = [first for first, last in connector.asked if first == last]
     assert len(set(alone)) == len(alone) == 20
 
@@ -342,7 +342,7 @@ def test_requests_shrink_where_a_connector_answers_only_short_ones(serve, alvo_p
     assert (date(2024, 6, 30) - connector.asked[-1][0]).days <= 2
 
 
-def test_a_hanging_connector_is_a_failure_of_each_day(alvo, monkeypatch, capsys):
+def test_a_hanging_connector_fails_each_day(alvo, monkeypatch, capsys):
     """The remaining time for retries is never negative."""
     monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.05)
     monkeypatch.setattr(client, "GRACE_S", 0.01)
@@ -400,7 +400,7 @@ def test_after_a_failure_the_next_item_starts_on_demand():
 
 
 def test_a_loaded_day_is_given_before_the_next_request_is_answered():
-    """The second request takes until the first result was given; only an executor that does not wait for it can end."""
+    """The second request blocks until the first result is given: an executor that waits for it never ends."""
     given = threading.Event()
 
     def requested():

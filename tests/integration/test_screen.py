@@ -174,6 +174,17 @@ def test_the_period_is_from_the_first_window_to_the_last(client):
     assert client.get("/period").json() == extent | {"live": False}
 
 
+def test_an_alvo_without_time_zones_has_the_same_period_and_neighbours(client, make_database, make_pool):
+    url = make_database()
+    replace_period(make_pool(url), START, START + DAYS * DAY, WINDOWS, WRITTEN)
+    with make_pool(url).begin() as connection:
+        connection.execute(text("ALTER TABLE data ALTER timestamp TYPE timestamp"))
+    with served(url) as base_url:
+        assert httpx.get(f"{base_url}/period").json() == client.get("/period").json()
+        query = {"params": asked(START + 3 * DAY, START + 4 * DAY)}
+        assert httpx.get(f"{base_url}/view", **query).json() == client.get("/view", **query).json()
+
+
 @pytest.mark.parametrize(
     ("record", "live"),
     [

@@ -238,7 +238,12 @@ def test_samples_microseconds_apart_are_loaded(fonte_api, alvo_pool):
         ([2.5] * 20 + [5.0] * 9, 2.5),
         ([60, 120], 60),
         ([10_200, 7_440, 300, 5_000], 300),
-        ([3600], 3600),
+        ([600], 600),
+        # A dozen steps show an interval beyond a window.
+        ([600.5], 60),
+        ([43_200], 60),
+        ([3600] * 11, 60),
+        ([3600] * 12, 3600),
         # The step of a tenth of all counts; that of fewer is jitter.
         ([2.5, *(2.5 * gap for gap in range(1, 20))], 2.5),
         # The median counts from a hundred steps on, where it is near a usual interval as that.
@@ -434,7 +439,8 @@ def test_a_column_of_another_kind_of_type_is_named_with_the_statement_that_mends
     kinds = {"timestamp": "timestamptz", "wind_speed": "real", "power": "numeric", "ambient_temperature": "float8"}
     timestamp, *variables = (f"{each} {kind if each == name else its}" for each, its in kinds.items())
     url = fonte_of(f"{timestamp} PRIMARY KEY", ", ".join(variables))
-    mend = f"ALTER TABLE data ALTER {name} TYPE {mended} USING {name}::{mended}"
+    zone = "SET timezone = 'UTC'; " * (name == "timestamp")
+    mend = f"{zone}ALTER TABLE data ALTER {name} TYPE {mended} USING {name}::{mended}"
     assert seed.main(["--days", "1"]) == 3
     said = f"seed.py: Fonte takes no rows: its column {name} is of type {kind}; as its owner: {mend}\n"
     assert capsys.readouterr().err == said
