@@ -199,6 +199,8 @@ class Machine(RuleBasedStateMachine):
         moments = sorted(moment for moment in self.fonte if start <= moment < end)
         steps = Counter(later - earlier for earlier, later in pairwise(moments))
         interval = min(steps, key=lambda step: (-steps[step], step), default=timedelta(minutes=1))
+        if len(moments) <= 12 and interval > timedelta(minutes=10):
+            interval = timedelta(minutes=1)
         values = {column: [self.fonte[moment][column] for moment in moments] for column in columns}
         samples = {c: sum(v is not None and math.isfinite(v) for v in held) for c, held in values.items()}
         expected = max((end - start) // interval, *samples.values())
