@@ -70,6 +70,7 @@ class Stream(StreamingResponse):
         """Send the body, and then close the rows in any case."""
         with closing(self._copied()) as rows:
             pieces = self._make(iter(rows))
+            # Starlette notices a client that disconnects only once the body is under way.
             first = asyncio.ensure_future(in_own_thread(next, pieces))
             gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
             try:
