@@ -87,9 +87,9 @@ def _hold() -> int:
     url = settings.alvo_database_url()
     # Without the other parameters: only libpq knows them.
     plain = URL.create("postgresql", url.username, url.password, url.host, url.port, url.database)
-    print(plain.render_as_string(hide_password=False), flush=True)
-    command.notice("the server runs until Ctrl-C")
     with suppress(KeyboardInterrupt):
+        print(plain.render_as_string(hide_password=False), flush=True)
+        command.notice("the server runs until Ctrl-C")
         signal.pause()
     return 130  # 128 + SIGINT, as a shell reports it
 

@@ -9,10 +9,11 @@ import uuid
 from contextlib import contextmanager
 
 import httpx
+import psutil
 import psycopg2
 import pytest
 from sqlalchemy import text
-from support.project import alvo_values, bare
+from support.project import alvo_values, bare, wait_until
 from support.two_days import filled
 
 from alvo.__main__ import main
@@ -204,6 +205,8 @@ def until_ctrl_c(folder, *arguments):
         try:
             yield process.stdout.readline().strip()
         finally:
+            # Within its print, Ctrl-C could repeat the line.
+            wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
             process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
