@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 # A user without other processes: the kernel limits the processes of a user, and never root's.
 USER = 54_321
 CLIENTS = 700
-# What a round leaves open, it shows at its end; each takes half a minute.
+# The test looks for leaks after each round, which takes half a minute.
 ROUNDS = 3
 LIMITS = {"500 processes": ["--nproc=500", "--nofile=4096"], "256 descriptors": ["--nofile=256"]}
 SERVERS = {"fonte.connector:app": "FONTE", "alvo.api:app": "ALVO"}
