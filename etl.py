@@ -193,7 +193,7 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             bar.close()
             # Nobody needs the next samples any more.
-            fonte.patience_s = 0
+            fonte.given_up.set()
             rest = _again(options, days.ranges(_left(wanted, outcomes, codes)))
             where = "; on Dask, tasks that run finish all their days" if options.dask else ""
             command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 pytest.importorskip("dagster", reason="the benchmark of Dagster needs pip install '.[dagster]'")
-from support.dagster_services import DAYS, backfill
+from support.dagster_services import DAYS, backfill, environment
 
 
 @pytest.mark.parametrize("candidate", ["etl.py", "Dagster, a backfill in one run"])
@@ -15,7 +15,8 @@ def test_ten_days(benchmark, clone, ask, candidate):
     benchmark.name = candidate
     if candidate == "etl.py":
         command = [sys.executable, "etl.py", DAYS[0], DAYS[-1]]
-        benchmark.pedantic(subprocess.run, [command], {"cwd": clone, "check": True}, rounds=5, warmup_rounds=1)
+        how = {"cwd": clone, "env": environment(), "check": True}
+        benchmark.pedantic(subprocess.run, [command], how, rounds=5, warmup_rounds=1)
         return
     done = benchmark.pedantic(backfill, [ask], rounds=1)
     (run,) = done["runs"]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from itertools import count
 from random import uniform
 from threading import Event, Timer
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
@@ -62,6 +62,8 @@ class Client(httpx.Client):
     """An HTTP client of one connector. All its fetches share one time limit for retries."""
 
     patience_s: float
+    # Set once nobody needs its answers any more.
+    given_up: Event
     # The sockets of its last connections.
     wires: deque[socket.socket]
     # The time of the first failure since the last answer.
@@ -74,6 +76,10 @@ class Client(httpx.Client):
         # Another thread may reset it meanwhile.
         since = self.failing_since
         return max(0.0, patience_s - (monotonic() - since if since else 0))
+
+    def pause(self, pause_s: float) -> bool:
+        """Wait before a retry; return whether nobody needs its answer any more, which ends the wait."""
+        return self.given_up.wait(pause_s)
 
     def note(self, event: str, facts: dict[str, Any]) -> None:
         """Remember the socket of a new connection; HTTPX's extension "trace" calls this."""
@@ -95,7 +101,7 @@ def connect(base_url: str, patience_s: float | None = None) -> Client:
         remedy = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
         raise FonteError(f"no HTTP client can be made: {clean(str(error))}; {remedy}") from error
     client.patience_s = PATIENCE_S if patience_s is None else patience_s
-    client.wires = deque(maxlen=10)
+    client.given_up, client.wires = Event(), deque(maxlen=10)
     return client
 
 
@@ -218,12 +224,13 @@ def _get(client: Client, parameters: dict[str, Any], most_bytes: int, patience_s
                 raise
             client.failing_since = client.failing_since or monotonic()
             rest_s = client.rest_s(patience_s)
-            if rest_s <= 0:
+            if rest_s <= 0 or client.given_up.is_set():
                 raise
             said = clean(str(error)) or type(error).__name__
             command.notice(f"Fonte does not answer: {said}; retrying for {rest_s:.0f} s")
             pause_s = uniform(0.5, 1) * min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
-            sleep(min(max(pause_s, _retry_after_s(error)), rest_s))
+            if client.pause(min(max(pause_s, _retry_after_s(error)), rest_s)):
+                raise
     raise AssertionError
 
 

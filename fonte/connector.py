@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import RedirectResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from fonte import arrow, schema, seeding
@@ -90,16 +90,6 @@ Sample = create_model(
 )
 
 
-class Variable(BaseModel):
-    """A column of the data, and the range outside which a value is implausible."""
-
-    name: str = Field(examples=["wind_speed"])
-    unit: str = Field(examples=["m/s"])
-    description: str = Field(examples=["Wind speed at the nacelle"])
-    lowest: float = Field(examples=[0])
-    highest: float = Field(examples=[75])
-
-
 app = serving.make_app(
     "Fonte",
     lambda app: serving.engines("fonte connector", settings.fonte_database_url(), settings.admin("Fonte")),
@@ -133,9 +123,9 @@ async def data(request: Request, query: Annotated[DataQuery, Query()]) -> Stream
 
 
 @app.get("/columns", **serving.reading(data=COLUMN_LINK), summary="The variables, with their units")
-def columns(query: Annotated[Strict, Query()]) -> list[Variable]:
+def columns(query: Annotated[Strict, Query()]) -> list[schema.Variable]:
     """The names that `columns` of GET /data accepts."""
-    return [Variable(**each._asdict()) for each in schema.VARIABLES]
+    return list(schema.VARIABLES)
 
 
 @app.delete("/data", **CHANGING, summary="Delete the rows of a period")

@@ -305,9 +305,9 @@ def look(file: File) -> str:
         edges += [table[:1], table[-1:]]
         counts["rows"] += len(table)
         counts["missing"] += int(table.isna().to_numpy().sum())
-        for name, _, _, lowest, highest in file.variables:
-            outside = (table[name] < lowest) | (table[name] > highest)
-            counts[f"{name} outside {lowest} to {highest}"] += int(outside.sum())
+        for each in file.variables:
+            outside = (table[each.name] < each.lowest) | (table[each.name] > each.highest)
+            counts[f"{each.name} outside {each.lowest} to {each.highest}"] += int(outside.sum())
     # Negative where the file is sorted newest first.
     interval = max((step for step in steps if step), key=steps.__getitem__, default=0)
     counts["gaps"] = sum(steps[step] for step in steps if step * interval > interval**2)

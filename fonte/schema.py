@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -12,8 +11,9 @@ from fonte_alvo.command import clean
 from fonte_alvo.engine import YEARS_1_TO_9999
 
 
-class Variable(NamedTuple):
-    """A column of the table: its unit, and the range outside which a value is implausible."""
+@dataclass(frozen=True)
+class Variable:
+    """A column of the data: its unit, and the range outside which a value is implausible."""
 
     name: str
     unit: str

@@ -1,13 +1,15 @@
 """Dagster's partitions: the days from DAGSTER_START_DATE on in DAGSTER_TIMEZONE; no service is asked."""
 
 from argparse import ArgumentTypeError
-from datetime import date
+from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from fonte_alvo import command, settings
 from fonte_alvo.settings import SettingsError
+from orchestration import days
+from orchestration.days import BadPeriod
 
 # Where seed.py starts.
 START = date(2024, 5, 20)
@@ -16,9 +18,13 @@ START = date(2024, 5, 20)
 def zone() -> ZoneInfo:
     """Return the zone whose days are partitions. Raises SettingsError."""
     try:
-        return command.zone(settings.dagster_timezone())
-    except ArgumentTypeError as error:
-        raise SettingsError(f"DAGSTER_TIMEZONE is {error}") from None
+        chosen = command.zone(settings.dagster_timezone())
+        today = datetime.now(chosen).date()
+        # Otherwise each run would refuse a zone whose days begin within a window.
+        list(days.between(today, today, chosen))
+        return chosen
+    except (ArgumentTypeError, BadPeriod) as error:
+        raise SettingsError(f"DAGSTER_TIMEZONE: {error}") from None
 
 
 def start() -> date:

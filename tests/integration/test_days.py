@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import event, text
 from support.faulty import RESET, answering, http
-from support.project import RANGE, SCRIPTS, alvo_values, external, machine_in, wait_until
+from support.project import RANGE, SCRIPTS, alvo_values, external, machine_in
 
 import etl
 from alvo import load, schema
@@ -318,14 +318,22 @@ def test_an_interrupted_range_finishes_its_day_and_prints_how_to_continue(connec
     assert alvo_values(alvo_pool) == undisturbed
 
 
-def test_an_interrupted_range_asks_fonte_for_nothing_more(alvo):
+@pytest.mark.parametrize("failure", [RESET, http(503, headers=["Retry-After: 60"])])
+def test_an_interrupted_range_asks_fonte_for_nothing_more(alvo, failure):
     """Otherwise it would end after a minute."""
+    terminal, end = pty.openpty()
     command = [sys.executable, "-c", HEARD, *RANGE]
-    with answering(RESET) as fonte:
-        with subprocess.Popen(command, cwd=SCRIPTS, env=external(fonte.url, alvo), stderr=subprocess.PIPE) as run:
-            wait_until(lambda: fonte.requests)
-            run.send_signal(signal.SIGINT)
-            assert run.wait(timeout=30) == 130
+    with (
+        answering(failure) as fonte,
+        subprocess.Popen(command, cwd=SCRIPTS, env=external(fonte.url, alvo), stderr=end) as run,
+    ):
+        os.close(end)
+        said = b""
+        while b"retrying for" not in said:
+            said += os.read(terminal, 4096)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=30) == 130
+    os.close(terminal)
 
 
 def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_pool):

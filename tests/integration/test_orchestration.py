@@ -556,6 +556,8 @@ def test_partitions_include_the_days_on_which_clocks_change(load_definitions):
         ("DAGSTER_TIMEZONE", "America/Brasilia"),
         ("DAGSTER_TIMEZONE", "/etc/localtime"),
         ("DAGSTER_TIMEZONE", "America"),
+        # 5:45 ahead of UTC: no day of it begins with a window.
+        ("DAGSTER_TIMEZONE", "Asia/Kathmandu"),
         ("DAGSTER_START_DATE", "yesterday"),
     ],
 )
@@ -564,7 +566,8 @@ def test_the_one_command_names_an_invalid_setting_of_partitions(run_command, fon
     run = run_command("-m", "orchestration.dagster", **known, **{name: value})
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
-    assert f"{name} is '{value}'" in run.stderr
+    assert name in run.stderr
+    assert value in run.stderr
 
 
 def test_the_resource_reads_the_period_of_fonte(fonte_api):

@@ -415,7 +415,7 @@ class Machine(RuleBasedStateMachine):
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setattr(client, "PATIENCE_S", 60.0)
-            patch.setattr(client, "sleep", lambda pause_s: None)
+            patch.setattr(client.Client, "pause", lambda self, pause_s: False)
             if announced and result:
                 self.alvo, report = result
                 self.records = self.recorded(self.records, period, job.columns, job.statistics)

@@ -250,7 +250,7 @@ def pauses_s(monkeypatch) -> list[float]:
     """The pauses of the client before its retries; only they move its clock."""
     pauses: list[float] = []
     monkeypatch.setattr(client, "PATIENCE_S", 60.0)
-    monkeypatch.setattr(client, "sleep", pauses.append)
+    monkeypatch.setattr(client.Client, "pause", lambda self, pause_s: pauses.append(pause_s))
     monkeypatch.setattr(client, "monotonic", lambda: 1000.0 + sum(pauses))
     return pauses
 
