@@ -167,7 +167,7 @@ def _explained(error: EmptyPeriod, fonte: Client) -> EmptyPeriod:
 
 
 def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alvo: Engine, fonte: Client) -> int:
-    """Run day after day; return the exit code of the first failure. An empty day does not stop the range."""
+    """Run day after day, empty ones too; return the exit code of the first failure, or else of an empty day."""
     outcomes: list[Outcome] = []
     codes: dict[Day, int] = {}
     how = (options.columns, options.statistics, fonte, alvo, options.days_at_once, options.dask)
@@ -206,7 +206,9 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
     if left and options.keep_going:
         again = _again(options, days.ranges(left))
         command.complain(f"etl.py: {command.count(len(left), 'day')} not loaded. Run them again with:\n  {again}")
-    return next(iter(codes.values()), 0)
+    # Days without data are the lesser news.
+    failures = [code for code in codes.values() if code != EmptyPeriod.exit_code]
+    return next(iter([*failures, *codes.values()]), 0)
 
 
 def _left(wanted: Sequence[Day], outcomes: Sequence[Outcome], codes: Mapping[Day, int]) -> list[Day]:

@@ -41,7 +41,14 @@ class Record(NamedTuple):
 _BEGIN = text("""
     SELECT count(pg_advisory_xact_lock_shared(hashtext('alvo.signal'), 0)),
         count(pg_advisory_xact_lock(hashtext('alvo.load'), day)),
-        bool_or(to_regclass('data') IS NULL OR to_regclass('load') IS NULL),
+        bool_or(to_regclass('data') IS NULL OR NOT EXISTS (
+            SELECT FROM pg_attribute WHERE attrelid = to_regclass('load') AND attname = 'period_start'
+        )),
+        EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('signal') AND relkind IN ('r', 'p') AND NOT EXISTS (
+            SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+            WHERE indrelid = pg_class.oid AND indisunique AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL
+                AND attname = 'name'
+        )),
         (SELECT json_object_agg(attname, format_type(coalesce(nullif(typbasetype, 0), atttypid), NULL))
             FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid WHERE attrelid = to_regclass('data'))
     FROM generate_series(CAST(:first_day AS integer), CAST(:last_day AS integer)) AS day
@@ -51,8 +58,9 @@ _BEGIN = text("""
 _TYPES = {"timestamp": "timestamp with time zone", "signal_id": "integer", "value": "double precision"}
 
 _SIGNALS = text("""
-    SELECT name, id, EXISTS (SELECT FROM data WHERE signal_id = signal.id AND timestamp >= :start AND timestamp < :end)
-    FROM signal WHERE name = ANY(:names)
+    SELECT name::text, id, EXISTS (
+        SELECT FROM data WHERE signal_id = signal.id AND timestamp >= :start AND timestamp < :end
+    ) FROM signal WHERE name = ANY(:names)
 """)
 
 # Write only rows that differ: ON CONFLICT alone would lock every existing row, and each lock is a write.
@@ -177,10 +185,13 @@ def replace_period(
     period = {"start": start, "end": end}
     days = {"first_day": int(start.timestamp() // 86_400), "last_day": int(-(-end.timestamp() // 86_400)) - 1}
     with engine.begin() as connection:
-        *_, tables_are_absent, types = connection.execute(_BEGIN, days).one()
+        *_, tables_are_absent, names_may_repeat, types = connection.execute(_BEGIN, days).one()
         _check_types(types or {})
         if tables_are_absent:
             schema.create_absent(connection)
+        if names_may_repeat:
+            mend = "ALTER TABLE signal ADD UNIQUE (name)"
+            raise DatabaseError(f"Alvo failed: name is no key of signal; as its owner: {mend}")
         ids, holds_some = _signal_ids(connection, signals, period)
         rows = _rows(window_starts, signals, ids)
         if holds_some:
@@ -201,7 +212,8 @@ def _check_types(held: Mapping[str, str]) -> None:
             wrong = f"Alvo failed: its column data.{name} is {held[name]}, not {kind}"
             # The cast to timestamptz takes the session's zone.
             zone = "SET timezone = 'UTC'; " * (name == "timestamp")
-            raise DatabaseError(f"{wrong}; as its owner: {zone}ALTER TABLE data ALTER COLUMN {name} TYPE {kind}")
+            mend = f"{zone}ALTER TABLE data ALTER {name} TYPE {kind} USING {name}::{kind}"
+            raise DatabaseError(f"{wrong}; as its owner: {mend}")
 
 
 def _merge(connection: Connection, rows: Mapping[str, npt.NDArray[Any]], parameters: dict[str, Any]) -> Report:

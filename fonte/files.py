@@ -35,7 +35,9 @@ SHOWN_BAD_ROWS = 5
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks": " "}
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None"]
 ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?)?"
-END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?!\d))"
+END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?![\d:.]))"
+# An integer, or one with separators of thousands; it may also be a number with another decimal mark.
+GROUPS = r"[+-]?\d{1,3}(?:[.,'\u2019\s]\d{3})+"
 # Widths of the numbers of a --timestamp-format, other than 2.
 WIDTHS = {"Y": 4, "j": 3, "f": 6}
 # Moved by up to a day (zone, offset, --label), a timestamp stays within the years 1 to 9999.
@@ -113,11 +115,11 @@ class File:
             raise FileError(f"{name}: no row in lines {start + 1} to {HEAD_LINES:,}")
         self._delimiter, self._names = self._delimiter_and_names(header, sample)
         self._places = {variable: self._names.index(each) for variable, each in self._wanted(self._names).items()}
-        self._decimal = options.decimal or self._mark(sample)
+        self.decimal = options.decimal or self._mark(sample)
         self.variables = [each for each in schema.VARIABLES if each.name in self._places]
         columns = {"timestamp": " ".join(options.timestamp)} | self._wanted(self._names)
         taken = ", ".join(f"{variable} from {column}" for variable, column in columns.items())
-        form = f"encoding {encoding}, decimal mark {self._decimal!r}, delimiter {self._delimiter!r}"
+        form = f"encoding {encoding}, decimal mark {self.decimal!r}, delimiter {self._delimiter!r}"
         self.form = f"{name}: {form}, {taken}"
 
     def __iter__(self) -> Iterator[Columns]:
@@ -181,6 +183,8 @@ class File:
         fields = [row[place].strip() for row in rows for place in self._places.values() if place < len(row)]
         comma = next((field for field in fields if re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", field)), None)
         point = next((field for field in fields if re.match(r"[+-]?\d*\.\d", field)), None)
+        if self.name.endswith(".bad") and any("," in field or "." in field for field in fields):
+            raise FileError(f"{self.name}: --decimal is needed: these rows do not show the mark of their file")
         if comma and point:
             said = f"numbers such as {_shown(comma)} and {_shown(point)} contradict each other"
             raise FileError(f"{self.name}: {said}: --decimal chooses the mark")
@@ -225,13 +229,14 @@ class File:
         self.bad_rows += len(problems)
 
     def _numbers(self, texts: pd.Series, name: str, problems: dict[int, str]) -> Values:
-        mark, markers = self._decimal, pd.Series([*MISSING, *self.options.missing])
+        mark, markers = self.decimal, pd.Series([*MISSING, *self.options.missing])
         numbers = _numeric(texts, mark)
         # A marker may have a point where the file has commas.
         marked = pd.concat([_numeric(markers, mark), _numeric(markers, ".")]).dropna()
         missing = texts.isin(markers) | numbers.isin(marked)
         for number, text in texts[~missing & ~np.isfinite(numbers)].items():
-            problems[number] = f"{name} {_shown(text)} is no number with the decimal mark {mark}"
+            grouped = ", or has separators of thousands, which have to go" * bool(re.fullmatch(GROUPS, text))
+            problems[number] = f"{name} {_shown(text)} is no number with the decimal mark {mark}{grouped}"
         return np.asarray(numbers.mask(missing), float)
 
     def _timestamps(self, table: pd.DataFrame, problems: dict[int, str]) -> Timestamps:
@@ -277,7 +282,9 @@ class File:
         for day in np.unique(days[twice]):
             places = np.flatnonzero(twice & (days == day))
             times_back, last = self._repeated.get(day, (0, day - 1))
-            back = times_back + np.cumsum(np.diff(wall[places], prepend=last) <= np.timedelta64(0, "us"))
+            step = np.diff(wall[places], prepend=last).astype(int)
+            # The same time again is the second pass only where an hour has one row.
+            back = times_back + np.cumsum((step < 0) | ((step == 0) & (len(places) <= 2)))
             utc[places] = np.where(back > 0, second[places], utc[places])
             # Newest first, the second pass comes first.
             descends = (np.diff(utc[days == day]) < np.timedelta64(0, "us")).any()
@@ -289,8 +296,8 @@ class File:
         if self.options.label == "end" and not self.interval and not np.isnat(timestamps).all():
             steps = np.diff(np.unique(timestamps))
             steps, counts = np.unique(steps[steps <= np.timedelta64(1, "D")], return_counts=True)
-            # In a .bad file, steps are gaps.
-            if not len(steps) or self.name.endswith(".bad"):
+            # In a .bad file, steps are gaps, as a step that occurs once may be.
+            if not len(steps) or counts.max() < 2 or self.name.endswith(".bad"):
                 raise FileError(f"{self.name}: --label end needs --interval MINUTES: these rows do not show it")
             self.interval = steps[counts.argmax()]
         return timestamps - self.interval

@@ -112,6 +112,8 @@ def _absent(held: Mapping[str, str]) -> str | None:
     name = next((name for name in _CASTS if name not in held), None)
     if name is None:
         return None
+    if "signal_id" in held:
+        return "its table data is Alvo's: correct FONTE_DATABASE_URL"
     mend = f"ADD COLUMN {name} {_CASTS[name]}"
     if name == "ambient_temperature" and "ambient_temprature" in held:
         mend = "RENAME COLUMN ambient_temprature TO ambient_temperature"

@@ -126,7 +126,8 @@ def merge(
     connection.execute(text("ANALYZE pg_temp.incoming"))
     contradiction, *counts = connection.execute(text(_merge_sql(replace))).one()
     if contradiction is not None:
-        raise Contradiction(f"{source}: two rows for {contradiction} hold different values: keep one of them")
+        remedy = "keep one of them, or name the zone of local times by --csv-timezone"
+        raise Contradiction(f"{source}: two rows for {contradiction} hold different values: {remedy}")
     if (changed := connection.scalar(_CHANGED)) is not None:
         remedy = "look for a trigger, a child table or a type of timestamp that rounds"
         raise UnfitTable(f"Fonte takes no rows: its table data did not keep the row of {changed} as sent: {remedy}")

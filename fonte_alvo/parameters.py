@@ -136,7 +136,8 @@ def _explained(error: dict[str, Any], known: Sequence[str]) -> str:
         meant = f"; did you mean {_form(near[0])}?" if near else ""
         return f"{name:.80}: no such parameter, expected {', '.join(known) or 'none'}{meant}"
     expected = re.sub("^[A-Z][a-z]+ should (be|have) ", "expected ", str(error["msg"]))
-    several = f"; send several as {_form(name)}" if name in LISTS and "," in str(error["input"]) else ""
+    is_joined = name in LISTS and isinstance(error["input"], str) and "," in error["input"]
+    several = f"; send several as {_form(name)}" if is_joined else ""
     return clean(f"{name}={error['input']!r:.200}: {expected}{several}", 1000)
 
 

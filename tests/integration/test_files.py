@@ -66,6 +66,7 @@ SRML = """\
 94255\t1999\t9310\t9330
 1\t5\t0.5\t12\t3.5\t12
 1\t10\t0.75\t12\t3.25\t12
+1\t15\t1\t12\t3\t12
 365\t2400\t1.25\t12\t-99\t99
 """
 TOA5 = """\
@@ -75,6 +76,7 @@ TOA5 = """\
 "","","Avg","Avg"
 "2024-05-20 00:01:00",0,5.125,"NAN"
 "2024-05-20 00:02:00",1,5.25,11.5
+"2024-05-20 00:03:00",2,5.5,11.5
 """
 GERMAN = "Datum;Zeit;Wind;Leistung\r\n20.05.2024;02:00;5,3;1234,5\r\n20.05.2024;02:01;4;-0,5\r\n"
 EXCEL = 'Time\tWind\tRemark\r\n5/20/2024 12:01:00 AM\t5.5\tgut\r\n5/20/2024 1:02:00 PM\t6.5\tÖl, "neu"\r\n'
@@ -121,6 +123,7 @@ REAL = {
         [
             ("1999-01-01 08:00", 0.5, None, 3.5),
             ("1999-01-01 08:05", 0.75, None, 3.25),
+            ("1999-01-01 08:10", 1.0, None, 3.0),
             ("2000-01-01 07:55", 1.25, None, None),
         ],
     ),
@@ -128,7 +131,11 @@ REAL = {
         TOA5.encode(),
         """--header-line 2 --first-row 5 --timestamp TIMESTAMP --label end
         --column wind_speed=WS_ms_Avg ambient_temperature=AirTC_Avg""",
-        [("2024-05-20 00:00", 5.125, None, None), ("2024-05-20 00:01", 5.25, None, 11.5)],
+        [
+            ("2024-05-20 00:00", 5.125, None, None),
+            ("2024-05-20 00:01", 5.25, None, 11.5),
+            ("2024-05-20 00:02", 5.5, None, 11.5),
+        ],
     ),
     "semicolons and decimal commas": (
         GERMAN.encode(),
@@ -303,7 +310,7 @@ def test_bad_rows_of_what_is_no_file_are_written_to_the_current_folder(rows, fol
     }[kind]
     ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr, len(rows())) == (0, "", 1)
-    assert "1 bad row left out, and written to standard-input.bad\n" in ended.stdout
+    assert "1 bad row left out, and written to standard-input.bad: correct it, " in ended.stdout
     assert (tmp_path / "standard-input.bad").read_text(encoding="utf-8-sig") == "timestamp,power\nnow,2\n"
 
 
@@ -336,7 +343,7 @@ def test_a_name_below_the_home_folder_is_expanded(rows, monkeypatch, tmp_path, c
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert seed.main(["--csv=~/x.csv", "--skip-bad-rows"]) == 0
-    assert f"written to {tmp_path / 'x.csv.bad'}\n" in capsys.readouterr().out
+    assert f"written to {tmp_path / 'x.csv.bad'}: correct it, " in capsys.readouterr().out
     assert (tmp_path / "x.csv.bad").read_text(encoding="utf-16") == "timestamp,power\nnow,2\n"
     assert len(rows()) == 1
 
@@ -411,6 +418,9 @@ TOO_FAR = "is not within 0001-01-02 to 9999-12-30"
         ("24-05-20 00:00", [], NOT_ISO),
         ("2024-05-20 00:60", [], NOT_ISO),
         ("2024-05-20 24:01", [], NOT_ISO),
+        ("2024-05-20 24:00:30", [], NOT_ISO),
+        ("2024-05-20 24:00:00.5", [], NOT_ISO),
+        ("20.05.2024 24:00:30", ["--timestamp-format=%d.%m.%Y %H:%M:%S"], "does not follow"),
         ("2024-02-30 00:00", [], NOT_ISO),
         ("", [], NOT_ISO),
         ("1716163200", [], NOT_ISO),
@@ -513,7 +523,7 @@ def test_a_format_without_a_whole_hour_is_refused(rows, load, hour):
 @pytest.mark.parametrize(
     ("times", "options", "expected"),
     [
-        (["00:01", "00:02", "03:10"], [], ["00:00", "00:01", "03:09"]),
+        (["00:01", "00:02", "00:03", "03:10"], [], ["00:00", "00:01", "00:02", "03:09"]),
         (["00:05", "03:10"], ["--interval=1"], ["00:04", "03:09"]),
         (["00:05"], ["--interval=0.5"], ["00:04"]),
         (["00:10", "00:20"], ["--interval=5"], ["00:05", "00:15"]),
@@ -536,7 +546,8 @@ def test_bad_rows_labelled_with_the_end_are_repaired_with_the_interval_of_their_
     code, out = load("\n".join([*lines, ""]), "--label=end", "--skip-bad-rows", "--dry-run")
     assert (code, "--interval" in out.out) == (0, False)
     code, out = load("\n".join([*lines, ""]), "--label=end", "--skip-bad-rows")
-    said = f"written to {tmp_path / 'some.csv.bad'}: correct it, and load it with --interval {minutes}\n"
+    option = f"--decimal . --interval {minutes}"
+    said = f"written to {tmp_path / 'some.csv.bad'}: correct it, and load it with {option}\n"
     assert (code, said in out.out) == (0, True)
     corrected = (tmp_path / "some.csv.bad").read_text(encoding="utf-8-sig").replace("much", "2")
     code, out = load(corrected, "--label=end", name="some.csv.bad")
@@ -586,10 +597,10 @@ def test_an_impossible_option_of_a_file_is_refused(capsys, options, said):
 
 @pytest.mark.parametrize("label", ["start", "end"])
 def test_a_timestamp_out_of_range_is_a_bad_row_of_the_dry_run_too(rows, load, label):
-    content = "timestamp,power\n0001-01-01,0\n0001-01-02,1\n0001-01-03,2\n9999-12-31 24:00,3\n"
+    content = "timestamp,power\n0001-01-01,0\n0001-01-02,1\n0001-01-03,2\n0001-01-04,3\n9999-12-31 24:00,4\n"
     assert load(content, "--dry-run", f"--label={label}")[0] == 2
     assert load(content, "--skip-bad-rows", f"--label={label}")[0] == 0
-    assert len(rows()) == 2
+    assert len(rows()) == 3
 
 
 def local_minutes(zone, start, end, minutes):
@@ -622,6 +633,7 @@ def test_the_order_of_rows_resolves_the_repeated_hour(rows, load, monkeypatch, z
     "clocks",
     [
         ["02:00", "02:30"],
+        ["02:00", "02:10", "02:10", "02:20", "03:00"],
         ["02:50", "02:40", "02:30"],
         ["02:00", "02:00", "02:00"],
         ["04:00", "03:00", "02:00", "02:00", "01:00"],
@@ -667,6 +679,21 @@ def test_skipped_rows_are_written_to_a_file_that_loads_once_corrected(rows, load
     mended = left_out.splitlines()[0] + "\n2024-05-20 00:01,7\n"
     assert load(mended, name="some.csv.bad")[0] == 0
     assert len(rows()) == 3
+
+
+@pytest.mark.parametrize(("mark", "bad"), [(",", "1.399"), (",", "much,5"), (".", "1,399"), (".", "now.")])
+def test_bad_rows_are_repaired_with_the_decimal_mark_of_their_file(rows, load, tmp_path, mark, bad):
+    """1.399 of a file with decimal commas would load as 1.399 instead of 1399."""
+    content = f"timestamp;power\n2024-05-20 00:00;0{mark}5\n2024-05-20 00:01;{bad}\n"
+    code, out = load(content, "--skip-bad-rows", f"--decimal={mark}")
+    assert (code, f"correct it, and load it with --decimal {mark}\n" in out.out) == (0, True)
+    left_out = (tmp_path / "some.csv.bad").read_text(encoding="utf-8-sig")
+    code, out = load(left_out, "--skip-bad-rows", name="some.csv.bad")
+    assert (code, len(rows())) == (2, 1)
+    assert "some.csv.bad: --decimal is needed: these rows do not show the mark of their file\n" in out.err
+    corrected = left_out.replace(bad, f"1399{mark}25")
+    assert load(corrected, f"--decimal={mark}", name="some.csv.bad")[0] == 0
+    assert [row[2] for row in rows()] == [0.5, 1399.25]
 
 
 def test_a_file_of_bad_rows_is_never_overwritten(rows, load, tmp_path):
@@ -769,11 +796,16 @@ def tar_of_a_folder():
             "timestamp,power\n2024-05-20,1\n2024-05-20,2\n",
             "a.csv",
             [],
-            "two rows for 2024-05-20 00:00:00+00:00 hold dif",
+            "hold different values: keep one of them, or name the zone of local times by --csv-timezone",
         ),
         (b"timestamp,pot\xeancia\n2024-05-20,1\n", "a.csv", [], "--encoding names its encoding"),
         # 1.5 or 1500?
-        ("timestamp;power\n2024-05-20;1,500\n", "a.csv", [], "'1,500' is no number with the decimal mark ."),
+        (
+            "timestamp;power\n2024-05-20;1,500\n",
+            "a.csv",
+            [],
+            "'1,500' is no number with the decimal mark ., or has separators of thousands, which have to go",
+        ),
         (
             "timestamp;power;wind_speed\n2024-05-20;7,5;1.234\n",
             "a.csv",
@@ -795,6 +827,13 @@ def tar_of_a_folder():
         (zipped(8, 9), "a.zip", [], "compression method is not supported"),
         (packed("timestamp,power\n" + "2024-05-20,1\n" * 999), "a.csv.gz", [], "ended before the end-of-stream"),
         ("timestamp,power\n2024-05-20,1\n", "a.csv", ["--label=end"], "--label end needs --interval MINUTES"),
+        # The two corrected rows of a longer file, for example.
+        (
+            "timestamp,power\n2024-05-20 01:20,1\n2024-05-20 04:50,1\n",
+            "a.csv",
+            ["--label=end"],
+            "--label end needs --interval MINUTES",
+        ),
         (
             "timestamp,power\n0001-01-02,1\n0003-01-02,1\n",
             "a.csv",

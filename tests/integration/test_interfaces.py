@@ -296,6 +296,7 @@ def test_the_description_serves_generators_and_readers(app):
         ("Fonte", "columns[]=power&columns[]=wind_speed", "did you mean columns=A&columns=B?"),
         ("Fonte", "variables=power&variables=wind_speed", "variables: no such parameter, expected start_timestamp,"),
         ("Alvo", "signal=a&signal=b", "did you mean signals=A&signals=B?"),
+        ("Fonte", "columns=power&columns=power", "expected each column once"),
         ("Fonte", "columns=power,wind_speed", "'ambient_temperature'; send several as columns=A&columns=B"),
         ("Fonte", "column=power", "did you mean columns=A&columns=B?"),
         ("Fonte", "start_timestamp=x", "start_timestamp='x': expected a timestamp such as 2024-"),

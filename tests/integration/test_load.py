@@ -321,16 +321,16 @@ def test_tables_of_other_types_that_hold_the_same_values_are_loaded(alvo_pool, c
         assert {(moment, name): v for moment, name, v in rows} == expected({"power_mean": np.full(144, value)})
 
 
-# For the other types PostgreSQL has no cast by assignment, and asks for a USING.
+# PostgreSQL has no cast from the other types.
 MENDED = {
-    "value": ("bigint", "integer", "smallint", "numeric", "numeric(9,2)", "real", "counted"),
-    "signal_id": ("bigint", "smallint", "numeric"),
-    "timestamp": ("date",),
+    "value": ("bigint", "integer", "smallint", "numeric", "numeric(9,2)", "real", "counted", "text"),
+    "signal_id": ("bigint", "smallint", "numeric", "text"),
+    "timestamp": ("date", "text"),
 }
 REFUSED = {
-    "value": (*MENDED["value"], "money", "text", "boolean", "float8[]"),
-    "signal_id": (*MENDED["signal_id"], "text"),
-    "timestamp": (*MENDED["timestamp"], "text", "bigint", "time"),
+    "value": (*MENDED["value"], "money", "boolean", "float8[]"),
+    "signal_id": MENDED["signal_id"],
+    "timestamp": (*MENDED["timestamp"], "bigint", "time"),
 }
 EXPECTED = {"timestamp": "timestamp with time zone", "signal_id": "integer", "value": "double precision"}
 
@@ -342,7 +342,7 @@ def test_a_column_of_another_type_is_refused_with_the_statement_that_mends_it(al
     with alvo_pool.connect() as connection:
         named = connection.scalar(text(f"SELECT format_type('{base}'::regtype, NULL)"))
     zone = "SET timezone = 'UTC'; " * (column == "timestamp")
-    mend = f"{zone}ALTER TABLE data ALTER COLUMN {column} TYPE {EXPECTED[column]}"
+    mend = f"{zone}ALTER TABLE data ALTER {column} TYPE {EXPECTED[column]} USING {column}::{EXPECTED[column]}"
     said = f"Alvo failed: its column data.{column} is {named}, not {EXPECTED[column]}; as its owner: {mend}"
     with pytest.raises(engine.DatabaseError, match=f"^{re.escape(said)}$"):
         load_recorded(alvo_pool, record())
@@ -352,6 +352,40 @@ def test_a_column_of_another_type_is_refused_with_the_statement_that_mends_it(al
     if kind in MENDED[column]:
         execute(alvo_pool, mend)
         assert load(alvo_pool, power_mean=np.full(144, 0.1)) == Report(144, 0, 0)
+
+
+@pytest.mark.parametrize("key", ["", ", UNIQUE (turbine, name)", ", EXCLUDE (name WITH =)"])
+def test_signals_whose_names_may_repeat_are_refused(alvo_pool, key):
+    """Two loads at once would each make the signal, and another turbine's values could be overwritten."""
+    execute(alvo_pool, f"CREATE TABLE signal (id serial PRIMARY KEY, name text, turbine text DEFAULT 'T1'{key})")
+    execute(alvo_pool, "INSERT INTO signal (name, turbine) VALUES ('power_mean', 'T2')")
+    mend = "ALTER TABLE signal ADD UNIQUE (name)"
+    with pytest.raises(
+        engine.DatabaseError, match=f"^{re.escape(f'Alvo failed: name is no key of signal; as its owner: {mend}')}$"
+    ):
+        load(alvo_pool, power_mean=np.ones(144))
+    execute(alvo_pool, mend)
+    assert load(alvo_pool, power_mean=np.ones(144)) == Report(144, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["text", "varchar(40)", "char(40)"])
+def test_a_name_of_another_type_of_text_is_found_again(alvo_pool, kind):
+    execute(alvo_pool, f"CREATE TABLE signal (id serial PRIMARY KEY, name {kind} UNIQUE)")
+    assert [load(alvo_pool, power_mean=np.ones(144)).written for _ in range(2)] == [144, 0]
+
+
+def test_a_view_of_signals_is_taken_as_it_is(alvo_pool):
+    load(alvo_pool, power_mean=np.ones(144))
+    execute(alvo_pool, "ALTER TABLE signal RENAME TO kept; CREATE VIEW signal AS SELECT id, name FROM kept")
+    assert load(alvo_pool, power_mean=np.zeros(144), power_max=np.ones(144)) == Report(288, 0, 0)
+
+
+def test_a_table_load_of_somebody_else_is_named(alvo_pool):
+    load(alvo_pool, power_mean=np.ones(144))
+    execute(alvo_pool, "DROP TABLE load; CREATE TABLE load AS SELECT 'theirs' AS note")
+    said = "Alvo failed: its table load has no column period_start, so it is not Alvo's: correct ALVO_DATABASE_URL"
+    with pytest.raises(engine.DatabaseError, match=f"^{re.escape(said)}$"):
+        load(alvo_pool, power_mean=np.zeros(144))
 
 
 def test_the_types_cost_no_extra_statement(alvo_pool):

@@ -191,6 +191,10 @@ BROKEN = {
         "ALTER TABLE data RENAME ambient_temperature TO ambient_temprature",
         "as its owner: ALTER TABLE data RENAME COLUMN ambient_temprature TO ambient_temperature",
     ),
+    "Alvo's table": (
+        "ALTER TABLE data DROP power, DROP wind_speed, ADD signal_id integer",
+        "its table data is Alvo's: correct FONTE_DATABASE_URL",
+    ),
     "absent table": ("DROP TABLE data", "it has no table data, which `python seed.py` makes"),
 }
 

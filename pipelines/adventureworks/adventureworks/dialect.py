@@ -184,9 +184,9 @@ class Rows:
         self.plain = plain
         self._plain, self._template = plain_rows(self.dialect)
         mark, self._open = re.escape(self.dialect.delimiter), b""
-        # If the sample has no absent value, later empty fields may be absent values.
+        # If the sample has no absent value, later empty fields may be, or quoted ones where all fields have quotes.
         shown = _field_of([self.dialect.null], mark).search(self._rest[:SAMPLE_BYTES])
-        others = [word for word in ("NULL", r"\N", "")[: 2 + (not shown)] if word != self.dialect.null]
+        others = {*("NULL", r"\N", "", '""', '"NULL"')[: 2 if shown else 5]} - {self.dialect.null}
         self.first_line, self.rows, self.lines_within = 1 + self.dialect.header, 0, 0
         self._mixed = _field_of(others, mark) if named.get("null") is None else None
         self._fields = re.compile(f'\\A(?:[^"\n{mark}]*+[\n{mark}]|"[^"]*+(?:""[^"]*+)*+"(?:{mark}|\r?\n))*+'.encode())
@@ -195,8 +195,8 @@ class Rows:
         """Yield the pieces. Raises FileError, NotPlain."""
         for piece in self._whole_lines():
             if self._mixed and (other := self._mixed.search(piece)):
-                said = f"{other[0].decode() or 'empty fields'}, but {self.dialect.null or 'an empty field'}"
-                raise FileError(f'has {said} seems to mean no value: set "null" in the event to the one that does')
+                two = f"{other[0].decode() or 'empty fields'}, but {self.dialect.null or 'an empty field'}"
+                raise FileError(f'has {two} seems to mean no value: set "null" in the event to the bare one that does')
             if checked := self._plain_text(piece) if self.plain else self._checked_quotes(piece):
                 yield checked
         if self._open:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adventureworks import dialect, load, model, settings, stage
 from fonte_alvo import engine
-from fonte_alvo.command import Failure
+from fonte_alvo.command import Failure, clean
 
 CHUNK_BYTES = 128 * 1024
 # The time that the function keeps to roll back and report why.
@@ -92,7 +92,7 @@ def _content(client: Any, source: settings.Source, file: str, versions: dict[str
         versions[file] = {"version": answer.get("VersionId"), "etag": answer["ETag"], "bytes": answer["ContentLength"]}
         yield from answer["Body"].iter_chunks(CHUNK_BYTES)
     except (ClientError, BotoCoreError) as error:
-        raise dialect.FileError(f"cannot be read from {place}: {error}; nothing was written") from error
+        raise dialect.FileError(f"cannot be read from {place}: {clean(str(error))}; nothing was written") from error
 
 
 @contextmanager

@@ -158,8 +158,7 @@ def _remove(connection: sa.Connection, table: sa.Table, report: Report) -> int:
         for key in model.enforced(connection, child)
         if key.referred_table is table
     ]
-    if kept := _kept(connection, table, report, "t"):
-        conditions.append(kept)
+    conditions += filter(None, [_kept(connection, table, report, "t")])
     stays = " AND ".join(f"NOT {condition}" for condition in conditions)
     return run(connection, f"DELETE FROM {table.fullname} AS t WHERE {stays}").rowcount
 
@@ -182,16 +181,17 @@ def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
 
 
 def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
-    """Raise FileError where too many rows are rejected, or too many rows of the table would go."""
+    """Raise FileError if too many rows are rejected, or if the file lacks too many of the table's, though they stay."""
     reject, shrink = plan.limits
     if report.rejected / report.rows > reject or not report.loaded:
         cannot = f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded; the limit is {100 * reject:.3g} %"
         remedy = "nothing was written: correct the file" + f", or raise {REJECT_LIMIT}" * bool(report.loaded)
         raise FileError("; ".join([f"{file} has {cannot}", remedy, *report.reasons]))
-    if report.removed and report.removed / report.before > shrink and not plan.allow_shrink:
-        would = f"{report.removed:,} rows of {report.before:,} from its table; the limit is {100 * shrink:.3g} %"
+    lacking = max(report.removed, report.before - report.rows) if plan.mode == "replace" else 0
+    if lacking and lacking / report.before > shrink and not plan.allow_shrink:
+        lacks = f"{lacking:,} rows of {report.before:,} of its table; the limit is {100 * shrink:.3g} %"
         remedy = 'nothing was written: if the file is whole, allow it in the event by "allow_shrink": true'
-        raise FileError(f"{file} would remove {would}; {remedy}")
+        raise FileError(f"{file} lacks {lacks}; {remedy}")
 
 
 def _count(connection: sa.Connection, table: str) -> int:

@@ -342,6 +342,16 @@ def test_a_file_that_mixes_two_forms_of_null_is_refused_until_the_event_names_on
         assert [row[3] for row in rows[:: rows_between + 1]] == values
 
 
+@pytest.mark.parametrize("absent", ['""', '"NULL"'])
+def test_a_file_that_quotes_every_field_is_refused_until_the_event_names_the_absent_value(administrator, absent):
+    """Otherwise all its absent values would be texts."""
+    body = b'"Number";"A"\n"1";"b"\n"2";' + absent.encode() + b"\n"
+    with pytest.raises(dialect.FileError, match=f"has {absent}, but .* seems to mean no value"):
+        staged(administrator, probe(sa.Text()), [body])
+    rows = staged(administrator, probe(sa.Text()), [body], {"null": "NULL"})
+    assert [row[3] for row in rows] == ["b", absent.strip('"')]
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_delimiter_is_never_read_as_a_decimal_comma(administrator, plain):
     table = probe(Money(19, 4), Money(19, 4), nullable=False)

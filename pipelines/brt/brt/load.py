@@ -90,7 +90,7 @@ class Content:
 def load(pool: Engine, folder: Path) -> Report:
     """Load the new and changed files of a folder. Raises DatabaseError, OSError."""
     report = Report()
-    with engine.failures("BRT's database", "each file is loaded whole or not at all: run the load again"):
+    with engine.failures("BRT's database", "each file is loaded whole or not at all: mend it and run the load again"):
         with pool.begin() as connection:
             # CREATE TABLE IF NOT EXISTS may fail if two loads run at once.
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('brt_raw'))"))
@@ -145,9 +145,9 @@ def parse(content: bytes) -> Content:
     """Read a file's lines: each is a row or a reject."""
     found = Content()
     header, *lines = content.removeprefix(_BOM).split(b"\n")
+    names = tuple(header.removesuffix(b"\r").decode(errors="replace").split(","))
     # An older version wrote no column EXTRA.
-    is_header = header.removesuffix(b"\r") in (",".join(HEADER).encode(), ",".join(HEADER[:-1]).encode())
-    wrong = "" if is_header else "the file does not begin with the header of a capture"
+    wrong = "" if names in (HEADER, HEADER[:-1]) else "the file does not begin with the header of a capture"
     if wrong:
         lines.insert(0, header)
     # Text after the last line break is a line that was cut off.
@@ -157,7 +157,7 @@ def parse(content: bytes) -> Content:
         try:
             if wrong:
                 raise ValueError(wrong)
-            values, unread = _values(line.removesuffix(b"\r"))
+            values, unread = _values(line.removesuffix(b"\r"), len(names))
         except (ValueError, csv.Error) as error:
             found.rejects.append((number, str(error), _shown(line)))
         else:
@@ -177,15 +177,13 @@ def _shown(line: bytes) -> str:
     return line.decode(errors="backslashreplace").replace("\0", r"\x00")
 
 
-def _values(line: bytes) -> tuple[list[object], list[str]]:
+def _values(line: bytes, fields: int) -> tuple[list[object], list[str]]:
     """Return the values of HEADER, and the names of those that cannot be read. Raises ValueError and csv.Error."""
     given = next(csv.reader([line.decode(errors="surrogateescape")], strict=True), [])
-    # An older version wrote no column EXTRA.
-    given += [""] * (len(given) == len(HEADER) - 1)
-    if len(given) != len(HEADER):
+    if len(given) not in (fields, len(HEADER)):
         raise ValueError(f"{len(given)} fields instead of {len(HEADER)}")
-    texts = dict(zip(HEADER, given, strict=True))
-    extra, unread = _extra(texts.pop(EXTRA))
+    texts = dict(zip(HEADER, given, strict=False))
+    extra, unread = _extra(texts.pop(EXTRA, ""))
     values: dict[str, object] = {}
     for name, text_ in texts.items():
         try:

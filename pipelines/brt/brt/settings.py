@@ -44,7 +44,8 @@ def api_url() -> str:
     """Return BRT_API_URL, or else the stand-in's URL. Raises SettingsError."""
     url = os.environ.get("BRT_API_URL") or f"http://127.0.0.1:{stand_in_port()}/gps/brt"
     try:
-        usable = httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host
+        parsed = httpx.URL(url)
+        usable = parsed.scheme in ("http", "https") and parsed.host and 0 < (parsed.port or 80) < 2**16
     except httpx.InvalidURL:
         usable = False
     if not usable:
@@ -67,7 +68,7 @@ def database_url() -> URL:
     except ValueError as error:
         raise SettingsError(f"BRT_DATABASE_URL {error}") from None
     if not (url.host and url.username and url.database):
-        wanted = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        wanted = "expected postgresql://HOST:PORT/DATABASE, with USER:PASSWORD@ before the host"
         raise SettingsError(f"BRT_DATABASE_URL lacks a host, user or database, which dbt needs: {wanted}")
     return url
 

@@ -144,6 +144,8 @@ def test_a_text_is_loaded_unchanged(folder, pool, given):
         ("", "0 fields instead of 14"),
         ("half,a,line", "3 fields instead of 14"),
         (line() + ",more", "15 fields instead of 14"),
+        # Cut off within a number, and continued by the next capture.
+        (line(extra="").removesuffix(",")[:-1], "13 fields instead of 14"),
         ('"' + line(), "unexpected end of data"),
         (line(latitude="north"), "latitude is 'north': expected a number"),
         (line(latitude=""), "latitude is '': expected a number"),
