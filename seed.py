@@ -130,9 +130,9 @@ def _load(connection: Connection | None, options: argparse.Namespace, after: Exi
             if file.left_out in left_out:
                 raise files.FileError(f"{name}: {file.left_out} is that of another file too: load one at a time")
             left_out.add(file.left_out)
-            where = f", and written to {file.left_out}" if connection else ""
+            where = ""
             if connection:
-                where += f": correct it, and load it with --decimal {file.decimal}"
+                where = f", and written to {file.left_out}: correct it, and load it with --decimal {file.decimal}"
             if connection and options.label == "end":
                 where += f" --interval {file.interval.item().total_seconds() / 60:.15g}"
             command.say(f"{name}: {count(file.bad_rows, 'bad row')} left out{where}")

@@ -36,7 +36,7 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blanks":
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "null", "None"]
 ISO_8601 = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?)?"
 END_OF_DAY = r"(?<=[T ])24(?=:?00(?::?00(?:\.0+)?)?(?![\d:.]))"
-# An integer, or one with separators of thousands; it may also be a number with another decimal mark.
+# Digits in groups of three: with separators of thousands, or with another decimal mark.
 GROUPS = r"[+-]?\d{1,3}(?:[.,'\u2019\s]\d{3})+"
 # Widths of the numbers of a --timestamp-format, other than 2.
 WIDTHS = {"Y": 4, "j": 3, "f": 6}
@@ -235,8 +235,8 @@ class File:
         marked = pd.concat([_numeric(markers, mark), _numeric(markers, ".")]).dropna()
         missing = texts.isin(markers) | numbers.isin(marked)
         for number, text in texts[~missing & ~np.isfinite(numbers)].items():
-            grouped = ", or has separators of thousands, which have to go" * bool(re.fullmatch(GROUPS, text))
-            problems[number] = f"{name} {_shown(text)} is no number with the decimal mark {mark}{grouped}"
+            remedy = "; remove separators of thousands" * bool(re.fullmatch(GROUPS, text))
+            problems[number] = f"{name} {_shown(text)} is no number with the decimal mark {mark}{remedy}"
         return np.asarray(numbers.mask(missing), float)
 
     def _timestamps(self, table: pd.DataFrame, problems: dict[int, str]) -> Timestamps:

@@ -804,7 +804,7 @@ def tar_of_a_folder():
             "timestamp;power\n2024-05-20;1,500\n",
             "a.csv",
             [],
-            "'1,500' is no number with the decimal mark ., or has separators of thousands, which have to go",
+            "'1,500' is no number with the decimal mark .; remove separators of thousands; correct them by --decimal, ",
         ),
         (
             "timestamp;power;wind_speed\n2024-05-20;7,5;1.234\n",
