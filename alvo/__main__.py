@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 if __name__ == "__main__":
@@ -70,7 +71,14 @@ def _answer(query: str) -> int:
         try:
             cursor.execute("SELECT set_config('alvo.query', %s, true)", [query])
             cursor.execute(_ONE)
-            cursor.copy_expert(copy, sys.stdout)
+            with ThreadPoolExecutor(1) as threads:
+                copying = threads.submit(cursor.copy_expert, copy, sys.stdout)
+                try:
+                    copying.result()
+                except KeyboardInterrupt:
+                    # libpq would wait for the server.
+                    engine.cut(cursor.connection)
+                    raise
         except BaseException as error:
             if isinstance(error, PostgresError) and error.pgcode and not error.pgcode.startswith(_NOT_THE_QUERY):
                 remedy = REMEDIES.get(type(error), ONE_SELECT)

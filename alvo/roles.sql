@@ -27,7 +27,14 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, alvo_reader, alvo_writer;
 -- Everybody may fill a disk with large objects unless a superuser says no; a mere owner is warned that it cannot.
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
 
-GRANT USAGE ON SCHEMA public TO alvo_reader, alvo_writer;
+-- The schema of the tables, which a search path may prefer to public.
+DO $$
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA %s TO alvo_reader, alvo_writer', (
+        SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'data'::regclass
+    ));
+END
+$$;
 GRANT SELECT ON signal, data, load TO alvo_reader, alvo_writer;
 GRANT INSERT (name), DELETE ON signal TO alvo_writer;
 GRANT INSERT, UPDATE (value), DELETE ON data TO alvo_writer;

@@ -26,10 +26,12 @@ START_LIMIT_S = 120.0
 ANSWER_LIMIT_S = 5.0
 PAUSE_S = 0.02
 # These override variables that the shell sets for other servers, such as PGSSLMODE, and keep the password from any
-# other process at this port. The keys are the versions of libpq that know them; 0 and 1 stand for any.
+# other process at this port. The keys are the versions of libpq that know them; 0 to 2 stand for any.
 _CONNECTION = {
     0: {"hostaddr": "127.0.0.1", "sslmode": "disable", "gssencmode": "disable", "channel_binding": "disable"},
-    1: {"target_session_attrs": "any", "ssl_min_protocol_version": "", "ssl_max_protocol_version": "", "options": ""},
+    1: {"target_session_attrs": "any", "ssl_min_protocol_version": "TLSv1.2", "ssl_max_protocol_version": "TLSv1.3"},
+    # Not empty, because a URL loses empty parameters.
+    2: {"options": "-ctimezone=UTC"},
     160000: {"require_auth": "scram-sha-256", "load_balance_hosts": "disable", "sslcertmode": "disable"},
     170000: {"sslnegotiation": "postgres"},
     180000: {"min_protocol_version": "3.0", "max_protocol_version": "3.0"},

@@ -129,7 +129,7 @@ def start(binaries: Path, folder: Path, log: BinaryIO, lock: BinaryIO, fixed_por
 def became_ready(server: Popen[bytes], pid_file: Path) -> bool:
     """Wait until the server's pid file says that it is ready (True) or the server ends (False)."""
     while server.poll() is None:
-        lines = pid_file.read_text().split("\n") if pid_file.exists() else []
+        lines = pid_file.read_text(errors="replace").split("\n") if pid_file.exists() else []
         if len(lines) > 7 and lines[7].strip() == "ready":
             return True
         time.sleep(PAUSE_S)

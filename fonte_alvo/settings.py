@@ -195,7 +195,9 @@ def _read(name: str) -> str | None:
         ours = [near for near, each in unread.items() if side and each in held.keys() - referred and side.search(near)]
         for near in [*get_close_matches(name, unread, n=1, cutoff=0.9), *ours]:
             where = home() / ".env" if unread[near] in held else "the environment"
-            raise SettingsError(f"{where} sets {unread[near]}, which nothing reads, and not {name}: correct its name")
+            other = "" if unread[near] in held else f", or if it is another program's, set {name} too"
+            said = f"{where} sets {unread[near]}, which nothing reads, and not {name}: correct its name{other}"
+            raise SettingsError(said)
     return held.get(name) or None
 
 
@@ -223,4 +225,7 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
             raise SettingsError(f"{file} line {each.original.line}: expected {each.key or 'NAME'}=value")
     # A reference to an unset name would become empty: give each a default that marks it.
     marked = re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)
-    return dotenv_values(stream=io.StringIO(marked)), set(re.findall(r"\$\{([^}:\n]*)", content))
+    values = dotenv_values(stream=io.StringIO(marked))
+    if values.get("FONTE_ALVO_HOME"):
+        raise SettingsError(f"{file} sets FONTE_ALVO_HOME, which names the folder of this file: set it outside")
+    return values, set(re.findall(r"\$\{([^}:\n]*)", content))

@@ -126,7 +126,11 @@ def _dagster_home() -> Path:
     folder = settings.home() / ".dagster"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(__file__).with_name("dagster.yaml"), folder)
+        ours, held = Path(__file__).with_name("dagster.yaml"), folder / "dagster.yaml"
+        if not held.exists():
+            shutil.copy(ours, held)
+        elif held.read_bytes() != ours.read_bytes():
+            command.complain(f"{held} stays as it is; delete it for the project's")
     except OSError as error:
         said = f"{folder} cannot be written: {error.strerror}; set FONTE_ALVO_HOME to another folder"
         raise settings.SettingsError(said) from error

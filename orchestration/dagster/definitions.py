@@ -48,7 +48,9 @@ def _carried(
     asked: Sequence[Day], options: Options, http: client.Client, alvo: Engine
 ) -> Iterator[tuple[Day, Outcome | EmptyPeriod]]:
     """Yield each day when it is done. An empty day does not stop the others; any other failure is raised."""
-    with days.running(asked, options.variables, STATISTICS, http, alvo, options.days_at_once, options.dask) as results:
+    with days.running(
+        asked, options.variables, STATISTICS, http, alvo, options.days_at_once, options.dask or None
+    ) as results:
         for each, result in results:
             if isinstance(result, Exception) and not isinstance(result, EmptyPeriod):
                 raise result

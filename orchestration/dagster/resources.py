@@ -76,7 +76,8 @@ class Url(dg.ScalarUnion):
         if isinstance(value, dict):
             url = dg.EnvVar(value["env"]).get_value()
             if not url:
-                raise SettingsError(f"the variable {value['env']} of the run configuration is not set: set it")
+                said = f"the environment lacks the variable {value['env']} of the run configuration: set it there"
+                raise SettingsError(said)
             return url
         if SECRET.search(value):
             raise SettingsError("a run configuration may hold no password, as it is shown: `url: {env: NAME}`")

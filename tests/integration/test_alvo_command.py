@@ -169,6 +169,23 @@ def test_a_result_that_cannot_be_written_ends_the_command_at_once(folder, two_da
     assert run.stderr == ended
 
 
+def test_ctrl_c_ends_a_query_that_takes_long(folder, two_days, make_pool):
+    environment = bare(folder) | {"ALVO_DATABASE_URL": two_days.render_as_string(hide_password=False)}
+    line = [sys.executable, "-m", "alvo", "SELECT pg_sleep(100)"]
+    running = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'COPY (SELECT pg_sleep%'"
+    )
+    with (
+        make_pool(two_days).connect().execution_options(isolation_level="AUTOCOMMIT") as watch,
+        subprocess.Popen(line, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        wait_until(lambda: watch.scalar(running))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+        assert (process.returncode, said) == (130, "python -m alvo: interrupted; nothing is left half done\n")
+        wait_until(lambda: not watch.scalar(running))
+
+
 @pytest.mark.parametrize("arguments", [["SELECT 1"], ["--port", "0"]], ids=["query", "page"])
 def test_an_unreachable_alvo_is_exit_code_4_and_one_line(run_command, refused_port, shared_connector, arguments):
     away = f"postgresql://u:p@127.0.0.1:{refused_port}/alvo"

@@ -425,7 +425,12 @@ PGMINPROTOCOLVERSION PGMAXPROTOCOLVERSION PGDATESTYLE PGTZ PGGEQO PGSYSCONFDIR P
 @pytest.mark.parametrize("value", ["nonsense", "require"])
 def test_no_variable_of_libpq_affects_it(folder, value):
     home = folder.rename(folder.with_name(".embedded")).parent
-    code = "from fonte_alvo import engine, settings; engine.create(settings.alvo_database_url(), 'x').connect().close()"
+    # Dagster's processes receive the URL as a text.
+    code = """from sqlalchemy import make_url
+from fonte_alvo import engine, settings
+url = settings.alvo_database_url()
+for each in (url, make_url(url.render_as_string(hide_password=False))):
+    engine.create(each, "x").connect().close()"""
     environment = {**os.environ, "FONTE_ALVO_HOME": str(home), **dict.fromkeys(LIBPQ.split(), value)}
     try:
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -450,6 +455,11 @@ def test_it_starts_after_every_kill_in_a_container_that_reuses_process_ids(tmp_p
             killed.kill()
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert (number, run.returncode, run.stderr) == (number, 0, "")
+
+
+def test_its_folder_may_have_a_name_that_is_not_utf_8(run_command, tmp_path):
+    run = run_command("-m", "alvo", "SELECT 1", FONTE_ALVO_HOME=os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    assert (run.returncode, run.stdout, run.stderr) == (0, "?column?\n1\n", "")
 
 
 def test_a_server_that_does_not_start_is_a_clear_error(tmp_path):

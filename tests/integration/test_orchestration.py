@@ -570,6 +570,20 @@ def test_the_one_command_names_an_invalid_setting_of_partitions(run_command, fon
     assert value in run.stderr
 
 
+def test_the_one_command_keeps_a_configuration_that_is_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FONTE_ALVO_HOME", str(tmp_path))
+    for _ in range(2):
+        folder = one_command._dagster_home()
+        assert "default_limit" in (folder / "dagster.yaml").read_text()
+    assert capsys.readouterr().err == ""
+    (tmp_path / "theirs.yaml").write_text("storage: {}\n")
+    (folder / "dagster.yaml").unlink()
+    (folder / "dagster.yaml").symlink_to(tmp_path / "theirs.yaml")
+    one_command._dagster_home()
+    assert (folder / "dagster.yaml").read_text() == "storage: {}\n"
+    assert capsys.readouterr().err == f"{folder / 'dagster.yaml'} stays as it is; delete it for the project's\n"
+
+
 def test_the_resource_reads_the_period_of_fonte(fonte_api):
     with FonteApi().connect() as http:
         held = resources.period(http)

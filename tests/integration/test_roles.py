@@ -299,6 +299,23 @@ def test_the_etl_works_as_its_writer(roles, make_database, make_roles, fonte_api
     assert alvo_values(reader) == values_of_days_alone(make_database(), fonte_api, RANGE)
 
 
+def test_the_writer_works_where_a_search_path_prefers_another_schema(
+    administrator, roles, make_database, make_roles, fonte_api, monkeypatch, capsys
+):
+    url = make_database()
+    with administrator.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {url.database} SET search_path = site, public"))
+    with begun(url) as connection:
+        connection.execute(text("CREATE SCHEMA site"))
+    with begun(url) as connection:
+        schema.create_absent(connection)
+    psql = make_roles("alvo", url)
+    assert (psql.returncode, psql.stderr) == (0, "")
+    writer = roles["alvo_writer"].set(database=url.database)
+    monkeypatch.setenv("ALVO_DATABASE_URL", writer.render_as_string(hide_password=False))
+    assert etl.main(["2024-05-20"]) == 0, capsys.readouterr().err
+
+
 def test_without_tables_the_writer_reports_the_missing_privilege(
     databases, roles, make_database, make_roles, fonte_api, monkeypatch, capsys
 ):

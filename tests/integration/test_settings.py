@@ -382,6 +382,7 @@ def test_a_misspelt_name_is_an_error(monkeypatch, env_file, name, in_file):
         settings.alvo_database_url()
     assert f"sets {name}, which nothing reads, and not ALVO_DATABASE_URL: correct its name" in str(failure.value)
     assert (".env" in str(failure.value)) == in_file
+    assert ("if it is another program's, set ALVO_DATABASE_URL too" in str(failure.value)) != in_file
     assert "secret" not in str(failure.value)
 
 
@@ -409,6 +410,15 @@ def test_a_name_of_the_same_side_that_nothing_reads_is_an_error_in_the_file(env_
     said = f"{env_file} sets {name}, which nothing reads, and not ALVO_DATABASE_URL: correct its name"
     assert str(failure.value) == said
     assert settings.database_is_embedded("Fonte")
+
+
+def test_a_file_that_names_its_own_folder_is_an_error(env_file):
+    """The folder has been chosen before the file is read."""
+    env_file.write_text("FONTE_ALVO_HOME=/elsewhere\n")
+    with pytest.raises(settings.SettingsError) as failure:
+        settings.alvo_database_url()
+    said = "sets FONTE_ALVO_HOME, which names the folder of this file: set it outside"
+    assert str(failure.value) == f"{env_file} {said}"
 
 
 @pytest.mark.parametrize("line", ["set ALVO_DATABASE_URL={}", "setx ALVO_DATABASE_URL {}", "ENV ALVO_DATABASE_URL={}"])
