@@ -8,6 +8,7 @@ Alvo is the database that ALVO_DATABASE_URL names; unset, it is the embedded one
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -76,9 +77,9 @@ def _answer(query: str) -> int:
                 try:
                     copying.result()
                 except KeyboardInterrupt:
-                    # libpq would wait for the server.
-                    engine.cut(cursor.connection)
-                    raise
+                    # The thread would wait, in libpq for the server, or for the reader of a full pipe.
+                    command.complain("python -m alvo: interrupted; nothing is left half done")
+                    os._exit(130)  # 128 + SIGINT, as a shell reports it
         except BaseException as error:
             if isinstance(error, PostgresError) and error.pgcode and not error.pgcode.startswith(_NOT_THE_QUERY):
                 remedy = REMEDIES.get(type(error), ONE_SELECT)

@@ -169,21 +169,22 @@ def test_a_result_that_cannot_be_written_ends_the_command_at_once(folder, two_da
     assert run.stderr == ended
 
 
-def test_ctrl_c_ends_a_query_that_takes_long(folder, two_days, make_pool):
+@pytest.mark.parametrize("selected", ["pg_sleep(100)", LARGE[0]], ids=["server", "reader"])
+def test_ctrl_c_ends_a_query_whatever_it_waits_for(folder, two_days, make_pool, selected):
     environment = bare(folder) | {"ALVO_DATABASE_URL": two_days.render_as_string(hide_password=False)}
-    line = [sys.executable, "-m", "alvo", "SELECT pg_sleep(100)"]
-    running = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'COPY (SELECT pg_sleep%'"
+    line = [sys.executable, "-m", "alvo", f"SELECT {selected} FROM generate_series(1, 100)"]
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event IN ('PgSleep', 'ClientWrite') AND query LIKE 'COPY%'"
     )
     with (
         make_pool(two_days).connect().execution_options(isolation_level="AUTOCOMMIT") as watch,
-        subprocess.Popen(line, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
     ):
-        wait_until(lambda: watch.scalar(running))
+        wait_until(lambda: watch.scalar(waiting))
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
-        assert (process.returncode, said) == (130, "python -m alvo: interrupted; nothing is left half done\n")
-        wait_until(lambda: not watch.scalar(running))
+        assert process.wait(timeout=30) == 130
+        assert process.stderr.read() == b"python -m alvo: interrupted; nothing is left half done\n"
+        wait_until(lambda: not watch.scalar(waiting))
 
 
 @pytest.mark.parametrize("arguments", [["SELECT 1"], ["--port", "0"]], ids=["query", "page"])
