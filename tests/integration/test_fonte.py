@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -424,8 +425,10 @@ def test_seed_live_reports_its_rows_until_it_is_interrupted(rows, empty_fonte, f
     with subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as live:
         assert live.stdout.readline().startswith(b"14,401 rows inserted, 0 were there already")
         assert live.stdout.readline().startswith(b"Fonte holds 14,401 rows from ")
+        # An interrupt that finds a lock of coverage held would wait for it without an end.
+        wait_until(lambda: psutil.Process(live.pid).status() == psutil.STATUS_SLEEPING)
         live.send_signal(signal.SIGINT)
-        assert live.wait() == 130
+        assert live.wait(timeout=60) == 130
     assert len(rows()) == 14401
 
 
