@@ -218,8 +218,10 @@ class File:
 
     def _set_aside(self, problems: dict[int, str], lines: pd.Series) -> None:
         if problems and self.options.skip_bad_rows and not self.options.dry_run:
-            # It may hold corrections.
-            if self.left_out.exists():
+            # Python 3.14's exists() hides that a name is too long.
+            with suppress(FileNotFoundError):
+                self.left_out.lstat()
+                # It may hold corrections.
                 raise FileError(f"{self.left_out} is there: load it, or remove it")
             with self._part.open("a" if self.bad_rows else "w", encoding=self._encoding) as stream:
                 start = [] if self.bad_rows else self._start
