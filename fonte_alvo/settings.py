@@ -227,5 +227,5 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
     marked = re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)
     values = dotenv_values(stream=io.StringIO(marked))
     if values.get("FONTE_ALVO_HOME"):
-        raise SettingsError(f"{file} sets FONTE_ALVO_HOME, which names the folder of this file: set it outside")
+        raise SettingsError(f"{file} sets FONTE_ALVO_HOME, which names this folder: set it in the environment")
     return values, set(re.findall(r"\$\{([^}:\n]*)", content))

@@ -417,7 +417,7 @@ def test_a_file_that_names_its_own_folder_is_an_error(env_file):
     env_file.write_text("FONTE_ALVO_HOME=/elsewhere\n")
     with pytest.raises(settings.SettingsError) as failure:
         settings.alvo_database_url()
-    said = "sets FONTE_ALVO_HOME, which names the folder of this file: set it outside"
+    said = "sets FONTE_ALVO_HOME, which names this folder: set it in the environment"
     assert str(failure.value) == f"{env_file} {said}"
 
 
