@@ -146,13 +146,10 @@ def _load(options: argparse.Namespace, wanted: Sequence[Day], left_out: int, alv
 
 
 def _notes(options: argparse.Namespace, outcomes: Sequence[Outcome], alvo: Engine) -> str:
-    """Warn of removed statistics or of the demo's values, or after the first load say where the embedded Alvo is."""
+    """Warn of removed statistics, or after the first load say where the embedded Alvo is."""
     if any(outcome.report.removed for outcome in outcomes) and not set(STATISTICS) <= set(options.statistics):
         asked = " ".join(options.statistics)
         return f"\nAlvo keeps only these statistics of these variables: {asked}"
-    is_demo = settings.fonte_api_url() is None and settings.database_is_embedded("Fonte")
-    if outcomes and is_demo and not settings.database_is_embedded("Alvo"):
-        return "\nThese are values of the embedded Fonte: FONTE_API_URL or FONTE_DATABASE_URL names another one"
     new = [outcome for outcome in outcomes if not outcome.report.unchanged]
     # The days are loaded: if Alvo is lost now, they have not failed.
     with suppress(*engine.ERRORS):

@@ -169,7 +169,7 @@ def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQue
 def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | bool | None]:
     """Return the starts of the first and the last window of any signal, or null; for `live` see screen.live."""
     with request.state.engine.connect() as connection:
-        ids = screen.signal_ids(connection).values()
+        ids = screen.shown_ids(connection).values()
         last, first = screen.neighbours(connection, ids, screen.LAST, screen.FIRST)
         return {"first_timestamp": first, "last_timestamp": last, "live": screen.live(connection)}
 
@@ -200,15 +200,11 @@ async def view(request: Request, query: Annotated[ViewQuery, Query()]) -> Respon
     def read() -> Response:
         bounds = (query.start_timestamp, query.end_timestamp)
         with request.state.streams.connect() as connection:
-            signal_ids = screen.signal_ids(connection)
-            points = max(1, min(query.points, MOST_VALUES // (len(signal_ids) or 1)))
-            names = screen.variables(signal_ids)
-            origin, length, shown = screen.buckets(connection, signal_ids, names, *bounds, points)
-            previous, following = screen.neighbours(connection, signal_ids.values(), *bounds)
-        content = {
-            name: {s: each[s].tolist() for s in each} | {"windows": each["windows"].astype(int).tolist()}
-            for name, each in shown.items()
-        }
+            ids = screen.shown_ids(connection)
+            points = max(1, min(query.points, MOST_VALUES // (len(ids) or 1)))
+            origin, length, shown = screen.buckets(connection, ids, screen.variables(ids), *bounds, points)
+            previous, following = screen.neighbours(connection, ids.values(), *bounds)
+        content = {name: {key: values.tolist() for key, values in each.items()} for name, each in shown.items()}
         grid = {"start_timestamp": origin, "bucket_s": length // timedelta(seconds=1)}
         return _json({**grid, "variables": content, "previous_timestamp": previous, "next_timestamp": following})
 

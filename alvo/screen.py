@@ -3,8 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection, Engine, select, text
 
 from alvo import schema
@@ -69,6 +71,11 @@ def signal_ids(connection: Connection) -> dict[str, int]:
     return {name: signal_id for name, signal_id in connection.execute(select(schema.signal.c.name, schema.signal.c.id))}
 
 
+def shown_ids(connection: Connection) -> dict[str, int]:
+    """Return the ids of the signals that a screen shows, by name: not those of counts, for example."""
+    return {name: signal_id for name, signal_id in signal_ids(connection).items() if variables([name])}
+
+
 def variables(names: Iterable[str]) -> list[str]:
     """Return the variables of which these signals are statistics that a screen shows."""
     parts = [name.rpartition("_") for name in names]
@@ -92,12 +99,12 @@ def live(connection: Connection) -> bool:
 
 def buckets(
     connection: Connection, ids: Mapping[str, int], names: Iterable[str], start: datetime, end: datetime, points: int
-) -> tuple[datetime, timedelta, dict[str, dict[str, Values]]]:
+) -> tuple[datetime, timedelta, dict[str, dict[str, npt.NDArray[Any]]]]:
     """Return the start of the first bucket, on a window's boundary, their length, and what each variable has in them.
 
     ids: {variable}_{statistic} to id; names: the variables; points: the most buckets. Each variable has the statistics
-    that Alvo knows of it, float64 of one value a bucket, NaN where there is none, and the number of its windows. Every
-    window has the same weight in mean and std.
+    that Alvo knows of it, float64 of one value a bucket, NaN where there is none, the number of its windows, and of
+    those with a mean, `means`. Every window has the same weight in mean and std.
     """
     origin = start - (start - datetime.fromtimestamp(0, UTC)) % WINDOW
     least = (end - origin) / points
@@ -123,8 +130,7 @@ def signals(
     with engine.connect() as connection:
         if connection.scalar(text("SELECT to_regclass('data')")) is None:
             return None
-        ids = signal_ids(connection)
-        asked = {name: ids[name] for name in ids if name.rpartition("_")[0] in names}
+        asked = {name: each for name, each in shown_ids(connection).items() if name.rpartition("_")[0] in names}
         origin, length, held = buckets(connection, asked, names, start, end, points)
     unknown = np.full(-((origin - end) // length), np.nan)
     starts = np.datetime64(origin.replace(tzinfo=None), "us") + np.arange(len(unknown)) * np.timedelta64(length)
@@ -149,14 +155,15 @@ def values(
     return window_starts, signals, int((~np.isfinite([value for _, _, value in rows])).sum())
 
 
-def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, Values]:
+def _statistics(grids: Mapping[str, Values], count: int) -> dict[str, npt.NDArray[Any]]:
     picked = {name: grids[name][row] for name, row in (("min", 1), ("max", 2), ("mean", 3)) if name in grids}
     if "std" in grids and "mean" in grids:
         *_, mean, variance = grids["std"]
         # Within a window it is the sample variance (n - 1): the sum is a few percent above the variance of all samples.
         picked["std"] = np.sqrt(mean**2 + variance + grids["mean"][4])
-    windows = np.max([np.zeros(count), *(np.nan_to_num(grid[0]) for grid in grids.values())], axis=0)
-    return {**picked, "windows": windows}
+    counts = {name: np.nan_to_num(grid[0]).astype(int) for name, grid in grids.items()}
+    none = np.zeros(count, int)
+    return {**picked, "windows": np.max([none, *counts.values()], axis=0), "means": counts.get("mean", none)}
 
 
 def curve(

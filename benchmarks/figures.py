@@ -113,11 +113,13 @@ def cost() -> None:
             memory_mib.append(int(run.stdout) / 1024)
     figure, (above, below) = pyplot.subplots(2, figsize=(8, 6), sharex=True, layout="constrained")
     above.plot(YEARS, seconds, "o-")
-    above.set(ylabel="seconds", ylim=(0, None), title="etl.py over a range, the embedded services included")
+    above.set(ylabel="seconds", title="etl.py over a range, the embedded services included")
     below.plot(YEARS, memory_mib, "o-")
-    below.set(ylabel="peak memory in MiB", ylim=(0, None), xlabel="years of two columns, one sample a minute")
+    below.set(ylabel="peak memory in MiB", xlabel="years of two columns, one sample a minute")
     for axes, numbers in ((above, seconds), (below, memory_mib)):
         axes.grid(alpha=0.3)
+        # Room for the number above the highest point.
+        axes.set_ylim(0, 1.2 * max(numbers))
         for year, number in zip(YEARS, numbers, strict=True):
             axes.annotate(f"{number:.0f}", (year, number), xytext=(0, 8), textcoords="offset points", ha="center")
     figure.savefig(ROOT / "docs/cost.png", dpi=130)

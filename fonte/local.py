@@ -46,6 +46,8 @@ def _served(live: bool) -> Iterator[str]:
     with failures("Fonte's database", "set FONTE_DATABASE_URL, or correct what the message names", FonteError):
         url, stop = starting.result(), threading.Event()
         if settings.database_is_embedded("Fonte"):
+            if not settings.database_is_embedded("Alvo"):
+                command.complain("Fonte is the embedded demo: FONTE_API_URL or FONTE_DATABASE_URL names another one")
             pool = create(url, "fonte seed", check_pooled=True)
             if not live:
                 with pool.begin() as connection:

@@ -196,7 +196,8 @@ def _read(name: str) -> str | None:
         for near in [*get_close_matches(name, unread, n=1, cutoff=0.9), *ours]:
             where = home() / ".env" if unread[near] in held else "the environment"
             other = "" if unread[near] in held else f", or if it is another program's, set {name} too"
-            said = f"{where} sets {unread[near]}, which nothing reads, and not {name}: correct its name{other}"
+            meant = next(iter(get_close_matches(near, KNOWN - {*os.environ, *held}, n=1, cutoff=0.9)), name)
+            said = f"{where} sets {unread[near]}, which nothing reads, and not {meant}: correct its name{other}"
             raise SettingsError(said)
     return held.get(name) or None
 

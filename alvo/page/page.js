@@ -227,15 +227,15 @@ function readoutOf({statistics: {mean, min, max, std, windows}, from, bucket, zo
   return `${moment}: ${told} ${unit}` + (bucket > WINDOW ? `, ${windows[index]} windows` : "");
 }
 
-// Of the whole period; each window weighs the same.
-function totals({statistics: {mean, min = [], max = [], std, windows}, coverage: cells}) {
+// Of the whole period; each window with a mean weighs the same.
+function totals({statistics: {mean, min = [], max = [], std, means}, coverage: cells}) {
   const known = (values) => values.filter((value) => value !== null);
   // The weighted mean of what a function gives of the buckets that have all these values.
   const average = (lists, value) => {
     if (!lists.every(Boolean)) return null;
-    const found = [...windows.keys()].filter((i) => lists.every((list) => list[i] !== null));
-    const weight = found.reduce((sum, i) => sum + windows[i], 0);
-    return weight ? found.reduce((sum, i) => sum + value(i) * (windows[i] / weight), 0) : null;
+    const found = [...means.keys()].filter((i) => lists.every((list) => list[i] !== null));
+    const weight = found.reduce((sum, i) => sum + means[i], 0);
+    return weight ? found.reduce((sum, i) => sum + value(i) * (means[i] / weight), 0) : null;
   };
   const center = average([mean, std], (i) => mean[i]);
   const variance = average([mean, std], (i) => std[i] ** 2 + (mean[i] - center) ** 2);

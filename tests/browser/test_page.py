@@ -379,6 +379,18 @@ def test_a_statistic_that_cannot_be_drawn_is_reported(open_page, hour_api):
     page.get_by_text("mean ± std is not drawn").wait_for(state="hidden")
 
 
+def test_the_mean_of_a_period_counts_only_windows_with_a_mean(open_page, hour_api, alvo_pool):
+    """A step of the year's view holds windows with a mean beside windows that have a maximum alone."""
+    server = hour_api("power_max")
+    start = datetime(2024, 5, 21, tzinfo=UTC)
+    starts = np.datetime64("2024-05-21", "us") + np.arange(288) * np.timedelta64(600, "s")
+    mean = np.concatenate([np.tile([0, np.nan], 72), np.full(144, 3.0)])
+    signals = {"power_mean": mean, "power_max": np.full(288, 9.0)}
+    replace_period(alvo_pool, start, start + timedelta(days=2), starts, signals)
+    page = open_page("start=2024-01-01T00:00Z&end=2025-01-01T00:00Z", url=server.url)
+    assert page.locator(POWER).inner_text().startswith("mean 2, min ")
+
+
 def test_std_is_drawn_when_it_is_chosen(open_page):
     page = open_page(DAY)
     assert STD not in pixels(page, "power", 0, 1)

@@ -648,6 +648,16 @@ def test_a_repeated_hour_that_the_order_does_not_resolve_is_an_error(rows, load,
     assert "clocks in Europe/Berlin repeat an hour on 2024-10-27, and the order of rows does not tell" in out.err
 
 
+def test_a_repeated_row_in_the_first_pass_does_not_begin_the_second(rows, load):
+    change = datetime(2024, 10, 27, 1, tzinfo=UTC)
+    times = local_minutes("Europe/Berlin", change - timedelta(hours=2), change + timedelta(hours=2), 10)
+    lines = [f"{clock},{number}\n" for number, (clock, _) in enumerate(times)]
+    place = next(number for number, (_, moment) in enumerate(times) if moment.endswith("00:20"))
+    content = "timestamp,power\n" + "".join([*lines[: place + 1], *lines[place:]])
+    assert load(content, "--csv-timezone=Europe/Berlin")[0] == 0
+    assert rows() == [(moment, None, float(number), None) for number, (_, moment) in enumerate(times)]
+
+
 BAD = "timestamp,power\n2024-05-20 00:00,1\n2024-05-20 00:01,much\n\n2024-05-20 00:02,2,3\n2024-05-20 00:03\n" + (
     '2024-05-20 00:04,"3\nnow,4\n2024-05-20 00:05,inf\n2024-05-20 00:06,1_0\n2024-05-20 00:07,True\n'
     "2024-05-20 00:08,1,5\n2024-05-20 00:09,0x1F\n2024-05-20 00:10,5\n"

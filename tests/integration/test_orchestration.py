@@ -378,8 +378,10 @@ def test_bad_input_fails_the_run_at_once(materialize, fonte_api, fonte, alvo, mo
     assert alvo_values(alvo) is None
 
 
-def test_a_range_is_one_run_with_a_partition_per_day(materialize, fonte_api, alvo, undisturbed):
-    run = materialize("2024-05-20", "2024-05-29", variables=["power"])
+@pytest.mark.parametrize("dask", [None, ""])
+def test_a_range_is_one_run_with_a_partition_per_day(materialize, fonte_api, alvo, undisturbed, dask):
+    """The launchpad's form makes an empty text of a field that is cleared."""
+    run = materialize("2024-05-20", "2024-05-29", variables=["power"], dask=dask)
     assert run.success
     assert sorted(materialized(run)) == [f"2024-05-{day}" for day in range(20, 30)]
     assert alvo_values(alvo) == undisturbed

@@ -106,9 +106,9 @@ def test_a_bucket_has_the_statistics_of_its_windows(client, start, end, points, 
     assert (answer["bucket_s"], begin) == (bucket_s, start - (start - START) % WINDOW)
     assert list(answer["variables"]) == ["power", "wind_speed"]
     for name, buckets in answer["variables"].items():
-        assert buckets.keys() == {*screen.STATISTICS, "windows"}
+        assert buckets.keys() == {*screen.STATISTICS, "windows", "means"}
         assert {len(values) for values in buckets.values()} == {-((begin - end) // timedelta(seconds=bucket_s))}
-        assert all(type(windows) is int for windows in buckets["windows"])
+        assert all(type(windows) is int for windows in buckets["windows"] + buckets["means"])
         for number, windows in enumerate(buckets["windows"]):
             bounds = [begin + timedelta(seconds=bucket_s) * each for each in (number, number + 1)]
             # Windows that begin in the bucket and in the period.
@@ -116,7 +116,7 @@ def test_a_bucket_has_the_statistics_of_its_windows(client, start, end, points, 
                 min(max(0, -((START - bound) // WINDOW)), len(WINDOWS))
                 for bound in (max(bounds[0], start), min(bounds[1], end))
             )
-            assert windows == np.isfinite(WRITTEN[f"{name}_mean"][first:last]).sum()
+            assert windows == buckets["means"][number] == np.isfinite(WRITTEN[f"{name}_mean"][first:last]).sum()
             for statistic, value in naive(name, first, last).items():
                 assert buckets[statistic][number] == (value if value is None else pytest.approx(value, rel=1e-9))
 
@@ -299,9 +299,30 @@ def test_a_variable_without_some_statistics_has_the_others(alvo, alvo_pool):
     replace_period(alvo_pool, START, START + DAY, WINDOWS[:2], {"power_max": np.ones(2), "gust_std": np.ones(2)})
     with served(alvo) as base_url:
         view = httpx.get(f"{base_url}/view", params=asked(START, START + timedelta(minutes=20))).json()
-        assert view["variables"] == {"gust": {"windows": [1, 1]}, "power": {"max": [1, 1], "windows": [1, 1]}}
+        shown = {"windows": [1, 1], "means": [0, 0]}
+        assert view["variables"] == {"gust": shown, "power": {"max": [1, 1], **shown}}
         curve = httpx.get(f"{base_url}/power-curve", params=asked(START, START + DAY)).json()
         assert curve == {"wind_speed": [], "power": [], "windows": []}
+
+
+def test_windows_without_a_mean_do_not_count_in_a_mean(alvo, alvo_pool):
+    extremes = {"power_mean": np.full(6, np.nan), "power_max": np.ones(6)}
+    replace_period(alvo_pool, START, START + timedelta(hours=1), WINDOWS[:6], {**extremes, "power_mean": np.eye(6)[0]})
+    replace_period(alvo_pool, START + DAY, START + 2 * DAY, WINDOWS[144:150], extremes)
+    with served(alvo) as base_url:
+        query = asked(START, START + 2 * DAY, points=2)
+        power = httpx.get(f"{base_url}/view", params=query).json()["variables"]["power"]
+    assert (power["windows"], power["means"]) == ([6, 6], [6, 0])
+
+
+def test_counts_alone_are_no_part_of_the_period_that_is_shown(alvo, alvo_pool):
+    replace_period(alvo_pool, START, START + DAY, WINDOWS[:2], {"power_mean": np.ones(2)})
+    replace_period(alvo_pool, START + DAY, START + 2 * DAY, WINDOWS[144:146], {"power_count": np.ones(2)})
+    with served(alvo) as base_url:
+        period = httpx.get(f"{base_url}/period").json()
+        view = httpx.get(f"{base_url}/view", params=asked(START, START + timedelta(minutes=10))).json()
+    assert datetime.fromisoformat(period["last_timestamp"]) == START + WINDOW
+    assert (datetime.fromisoformat(view["next_timestamp"]), view["previous_timestamp"]) == (START + WINDOW, None)
 
 
 def test_an_empty_alvo_has_no_period_and_an_empty_view(alvo, alvo_pool):

@@ -412,6 +412,12 @@ def test_a_name_of_the_same_side_that_nothing_reads_is_an_error_in_the_file(env_
     assert settings.database_is_embedded("Fonte")
 
 
+def test_a_misspelt_name_in_the_file_is_compared_with_all_names(env_file):
+    env_file.write_text("FONTE_ADMIN_TOKENS=x\n")
+    with pytest.raises(settings.SettingsError, match=r"sets FONTE_ADMIN_TOKENS, .* and not FONTE_ADMIN_TOKEN: "):
+        settings.fonte_api_url()
+
+
 def test_a_file_that_names_its_own_folder_is_an_error(env_file):
     """The folder has been chosen before the file is read."""
     env_file.write_text("FONTE_ALVO_HOME=/elsewhere\n")

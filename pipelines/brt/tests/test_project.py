@@ -60,6 +60,7 @@ def test_no_function_is_long(file):
         ("BRT_POSTGRES_PORT", "-1", settings.postgres_port),
         ("BRT_API_URL", "ftp://host/gps", settings.api_url),
         ("BRT_API_URL", "http://host:port/gps", settings.api_url),
+        ("BRT_API_URL", "http://host:65536/gps", settings.api_url),
         ("BRT_DATABASE_URL", "mysql://host/brt", settings.database_url),
         ("BRT_DATABASE_URL", "postgresql:///brt", settings.database_url),
         ("BRT_DATABASE_URL", "postgresql://host/brt", settings.database_url),
