@@ -47,7 +47,7 @@ if __name__ == "__main__":
         sys.exit(2)
     begin("etl.py")
     started = perf_counter()
-    # The imports make many objects and no garbage. Collecting it, now and at the end, would take half as long again.
+    # The imports make many objects and no garbage. Collections now and at the end would take half as long again.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     # HTTPX would also load its command line, with Click and Rich.
@@ -192,8 +192,7 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
             # A second Ctrl-C ends the process at once, and the database rolls back the running days.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             bar.close()
-            # Nobody needs the next samples any more.
-            fonte.given_up.set()
+            fonte.give_up()
             rest = _again(options, days.ranges(_left(wanted, outcomes, codes)))
             where = "; on Dask, tasks that run finish all their days" if options.dask else ""
             command.complain(f"etl.py: interrupted; finishing the running days{where}. Continue with:\n  {rest}")
@@ -206,7 +205,7 @@ def _run_range(options: argparse.Namespace, wanted: Sequence[Day], left_out: int
     if left and options.keep_going:
         again = _again(options, days.ranges(left))
         command.complain(f"etl.py: {command.count(len(left), 'day')} not loaded. Run them again with:\n  {again}")
-    # Days without data are the lesser news.
+    # A failure matters more than a day without data.
     failures = [code for code in codes.values() if code != EmptyPeriod.exit_code]
     return next(iter([*failures, *codes.values()]), 0)
 

@@ -44,7 +44,8 @@ ROUNDING_UNITS = 1.5 * 2.0**52
 NARROW_UNITS = 2.0**8
 # The exponent bits of a double. With all other bits zero, it is the largest power of two not above the magnitude.
 EXPONENT_BITS = np.int64(0x7FF0_0000_0000_0000)
-# All bits of a double but the last 35. The square of a double with these bits alone is exact, even times 2**17.
+# All bits of a double but the last 35. The square of a double with these bits alone is exact, even times an integer up
+# to 2**17.
 LEADING_BITS = np.int64(-1 << 35)
 # With a unit between these bounds, squares neither overflow nor lose digits.
 SMALLEST_UNIT, LARGEST_UNIT = 2.0**-450, 2.0**350

@@ -127,8 +127,7 @@ def check_client(fonte_api_url: str) -> None:
 @app.get("/signals", **serving.reading(), summary="The signals that Alvo knows, by name")
 def signals(request: Request, query: Annotated[SignalsQuery, Query()]) -> list[Signal]:
     """The names that `signals` of GET /data takes."""
-    names = sorted(_signal_ids(request.state.engine))
-    return [Signal(name=name) for name in names if query.name in (None, name)]
+    return [Signal(name=name) for name in sorted(_signal_ids(request.state.engine)) if query.name in (None, name)]
 
 
 @app.get(
@@ -169,8 +168,7 @@ def delete_data(request: Request, admin: AdminEngine, query: Annotated[PeriodQue
 def period(request: Request, query: Annotated[Strict, Query()]) -> dict[str, datetime | bool | None]:
     """Return the starts of the first and the last window of any signal, or null; for `live` see screen.live."""
     with request.state.engine.connect() as connection:
-        ids = screen.shown_ids(connection).values()
-        last, first = screen.neighbours(connection, ids, screen.LAST, screen.FIRST)
+        last, first = screen.neighbours(connection, screen.shown_ids(connection).values(), screen.LAST, screen.FIRST)
         return {"first_timestamp": first, "last_timestamp": last, "live": screen.live(connection)}
 
 

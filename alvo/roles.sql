@@ -1,7 +1,7 @@
 -- Roles of Alvo that can do no more than they need: alvo_writer for etl.py and for the routes of alvo.api that change
--- data, alvo_reader for whoever reads. Run it once `python -m alvo.schema` has made the tables, and again as often as you
--- like, as a superuser, or as the owner of the database and the tables who may create roles; then give each role its
--- password:
+-- data, alvo_reader for all that only read. Run it once `python -m alvo.schema` has made the tables, and again as often
+-- as you like, as a superuser, or as the owner of the database and the tables if that role may create roles; then give
+-- each role its password:
 --   psql DATABASE_URL -f alvo/roles.sql
 --   psql DATABASE_URL -c '\password alvo_writer'
 \set ON_ERROR_STOP on
@@ -24,7 +24,7 @@ $$;
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC, alvo_reader, alvo_writer;
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, alvo_reader, alvo_writer;
--- Everybody may fill a disk with large objects unless a superuser says no; a mere owner is warned that it cannot.
+-- By default every role may fill a disk with large objects. Only a superuser can revoke that; others get a warning.
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
 
 -- The schema of the tables, which a search path may prefer to public.

@@ -81,6 +81,18 @@ class Client(httpx.Client):
         """Wait before a retry; return whether nobody needs its answer any more, which ends the wait."""
         return self.given_up.wait(pause_s)
 
+    def give_up(self) -> None:
+        """End the requests in progress, and their retries: nobody needs their answers any more."""
+        self.given_up.set()
+        self.cut()
+
+    def cut(self) -> None:
+        """Shut down the sockets of the last connections, so that requests over them fail."""
+        for wire in [*self.wires]:
+            # Most of them are closed.
+            with suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+
     def note(self, event: str, facts: dict[str, Any]) -> None:
         """Remember the socket of a new connection; HTTPX's extension "trace" calls this."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
@@ -280,10 +292,7 @@ def _stream(
 
     def cut() -> None:
         late.set()
-        for wire in [*client.wires]:
-            # Most of them are closed.
-            with suppress(OSError):
-                wire.shutdown(socket.SHUT_RDWR)
+        client.cut()
 
     # HTTPX limits only each pause, and a head may arrive byte by byte.
     limit = Timer(limit_s, cut)

@@ -1,4 +1,4 @@
-"""The connector: the only access to Fonte's database. Run it with `uvicorn fonte.connector:app --http h11`.
+"""The connector: the ETL's only access to Fonte's database. Run it with `uvicorn fonte.connector:app --http h11`.
 
 All routes read, except two, which need the admin token and connect as another role.
 """
@@ -25,7 +25,7 @@ from fonte_alvo.streaming import TIMESTAMP, Stream, accepted, json_list
 # JSON knows neither NaN nor infinity.
 FINITE = "CASE WHEN {0} NOT IN ('NaN', 'Infinity', '-Infinity') THEN {0} END AS {0}"
 NAMES = [each.name for each in schema.VARIABLES]
-COLUMNS = "The variables wanted, one parameter each; all of them where it is left out."
+COLUMNS = "The variables to return, one parameter each; by default all of them."
 Format = Literal["json", "csv", "arrow"]
 STEP = "Minutes from one sample to the next, the first at the period's first whole minute."
 SEED = "The same seed gives the same values; if omitted, the server picks one and returns it."

@@ -343,7 +343,7 @@ def _encoding(name: str) -> str:
 
 
 def _padded(numbers: pd.Series, form: str) -> pd.Series:
-    """Restore the leading zeros that numbers have lost: 5 is 00:05 in %H%M. A year or a fraction has none to lose."""
+    """Restore the leading zeros that numbers have lost: 5 is 00:05 in %H%M. A year lost none, a fraction any."""
     width = 0 if form.startswith(("%Y", "%f")) else len(datetime(2024, 5, 20, tzinfo=UTC).strftime(form))
     return numbers.mask(numbers.str.isdecimal(), numbers.str.zfill(width))
 
@@ -355,7 +355,7 @@ def _numeric(texts: pd.Series, mark: str) -> pd.Series:
 
 
 def _check(form: str) -> None:
-    """Raise FileError unless the form gives a day and an hour, and each part once."""
+    """Raise FileError unless the form gives a day, an hour if it gives a time, and each part once."""
     parts = re.findall("%(.)", form)
     said = f"--timestamp-format {form!r}"
     if twice := next((part for part in parts if parts.count(part) > 1), None):

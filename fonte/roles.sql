@@ -1,6 +1,7 @@
 -- Roles of Fonte that can do no more than they need: fonte_reader for the connector, fonte_writer for the connector's
 -- routes that change data and for seed.py. Run it once seed.py has made the table, and again as often as you like, as a
--- superuser, or as the owner of the database and the table who may create roles; then give each role its password:
+-- superuser, or as the owner of the database and the table if that role may create roles; then give each role its
+-- password:
 --   psql DATABASE_URL -f fonte/roles.sql
 --   psql DATABASE_URL -c '\password fonte_reader'
 \set ON_ERROR_STOP on
@@ -23,10 +24,17 @@ $$;
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC, fonte_reader, fonte_writer;
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, fonte_reader, fonte_writer;
--- Everybody may fill a disk with large objects unless a superuser says no; a mere owner is warned that it cannot.
+-- By default every role may fill a disk with large objects. Only a superuser can revoke that; others get a warning.
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
 
-GRANT USAGE ON SCHEMA public TO fonte_reader, fonte_writer;
+-- The schema of the table, which a search path may prefer to public.
+DO $$
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA %s TO fonte_reader, fonte_writer', (
+        SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'data'::regclass
+    ));
+END
+$$;
 GRANT SELECT ON data TO fonte_reader;
 GRANT SELECT, INSERT, UPDATE, DELETE ON data TO fonte_writer;
 

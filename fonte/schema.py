@@ -136,8 +136,7 @@ def obstacle_to_rows(connection: sa.Connection) -> str | None:
         zone = "SET timezone = 'UTC'; " * (name == "timestamp")
         mend = f"{zone}ALTER TABLE data ALTER {name} TYPE {_CASTS[name]} USING {using}"
         return f"its column {name} is of type {kind}; as its owner: {mend}"
-    required = connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first()
-    if required is not None:
+    if required := connection.scalars(_REQUIRED, {"ours": list(_CASTS)}).first():
         mend = f"ALTER TABLE data ALTER {required} SET DEFAULT"
         return f"its column {required} needs a value in each row, and has no default; as its owner: {mend} ..."
     if not connection.scalar(_KEYED):

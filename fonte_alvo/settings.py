@@ -215,7 +215,7 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
     except ValueError:
         content = "\0"
     # Imported here, because there is often no file.
-    from dotenv import dotenv_values
+    from dotenv.main import DotEnv
     from dotenv.parser import parse_stream
 
     # UTF-16 without a byte order mark is often valid UTF-8, with a NUL in each character.
@@ -226,7 +226,8 @@ def _file() -> tuple[dict[str, str | None], set[str]]:
             raise SettingsError(f"{file} line {each.original.line}: expected {each.key or 'NAME'}=value")
     # A reference to an unset name would become empty: give each a default that marks it.
     marked = re.sub(r"\$\{([^}:\n]*)\}", "${\\1:-\0\\1\0}", content)
-    values = dotenv_values(stream=io.StringIO(marked))
+    # In a reference, too, the environment wins; dotenv_values() would prefer the file.
+    values = DotEnv(None, io.StringIO(marked), override=False).dict()
     if values.get("FONTE_ALVO_HOME"):
         raise SettingsError(f"{file} sets FONTE_ALVO_HOME, which names this folder: set it in the environment")
     return values, set(re.findall(r"\$\{([^}:\n]*)", content))

@@ -123,12 +123,13 @@ def extract(fonte: Client, columns: Names, days: Sequence[Day], patience_s: floa
 
 
 def sampling_interval(timestamps: Timestamps) -> timedelta:
-    """Return the most frequent step between ascending timestamps; a minute, where there is no step.
+    """Return the most frequent step between ascending timestamps; a minute if there is none.
 
-    Of equally frequent steps the shortest counts; one beyond a window counts from a dozen steps on. Gaps are multiples
-    of it. If less than half of the steps are, or less than a tenth equal it, the times have jitter, and steps longer
-    than a second are rounded to seconds. If less than half of a hundred steps or more still are, the median step
-    counts, or a usual interval within its sampling error, three quartile ranges by the root of the number.
+    Of equally frequent steps the shortest counts. With fewer than a dozen steps, one longer than a window counts as a
+    minute. A step across a gap is a multiple of the interval. If less than half of the steps are multiples of it, or
+    less than a tenth equal it, the times have jitter: steps longer than a second are rounded to seconds. If there are a
+    hundred steps or more, and less than half are multiples even then, the median step counts, or the nearest usual
+    interval if it lies within the sampling error: three quartile ranges divided by the root of the number of steps.
     """
     steps_us = np.diff(timestamps).astype(np.int64)
     if len(steps_us) == 0:
@@ -177,7 +178,8 @@ def summary(day: Day, outcome: Outcome) -> str:
     width = max(map(len, outcome.samples))
     lines = [_title(day)]
     for name, samples in outcome.samples.items():
-        coverage = f"{samples:,} of {outcome.expected:,} samples ({samples / outcome.expected:.1%})"
+        # Rounded down, because only a complete day has 100 %.
+        coverage = f"{samples:,} of {outcome.expected:,} samples ({1000 * samples // outcome.expected / 10:.1f}%)"
         lines.append(f"  {name:{width}}  {coverage}, {count(outcome.windows[name], 'window')}")
     lines += [f"  {oddity}" for oddity in oddities(outcome)]
     phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in outcome.seconds.items())

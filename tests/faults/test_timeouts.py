@@ -35,6 +35,25 @@ def test_a_url_may_set_its_timeouts(alvo, make_pool):
         assert connection.scalar(text("SHOW statement_timeout")) == "7s"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "PostgreSQL 18.1 on x86_64-windows, compiled by msvc-19.44.35219, 64-bit",
+        "PostgreSQL 16.4, compiled by Visual C++ build 1940, 64-bit",
+        "PostgreSQL 14.13 (Homebrew) on aarch64-apple-darwin23.4.0, compiled by Apple clang version 15.0.0, 64-bit",
+    ],
+)
+def test_a_setting_that_servers_on_other_systems_refuse_is_not_sent(alvo, make_pool, said):
+    show = text("SHOW client_connection_check_interval")
+    with make_pool(alvo).begin() as connection:
+        assert connection.scalar(show) == "1s"
+        connection.execute(text("CREATE SCHEMA other"))
+        connection.execute(text(f"CREATE FUNCTION other.version() RETURNS text LANGUAGE sql RETURN '{said}'"))
+        connection.execute(text(f"ALTER DATABASE {alvo.database} SET search_path = other, pg_catalog, public"))
+    with make_pool(alvo.update_query_dict({"application_name": "other"})).begin() as connection:
+        assert connection.scalar(show) == "0"
+
+
 def test_a_locked_target_is_exit_code_4_and_stays_unchanged(fonte_api, alvo_pool, monkeypatch, capsys):
     assert etl.main(["2024-05-20"]) == 0
     before = alvo_values(alvo_pool)

@@ -1,7 +1,6 @@
 """The command `python -m alvo`: a query's answer, the embedded server's URL, the page."""
 
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -9,11 +8,10 @@ import uuid
 from contextlib import contextmanager
 
 import httpx
-import psutil
 import psycopg2
 import pytest
 from sqlalchemy import text
-from support.project import alvo_values, bare, wait_until
+from support.project import alvo_values, bare, interrupt, wait_until
 from support.two_days import filled
 
 from alvo.__main__ import main
@@ -181,7 +179,7 @@ def test_ctrl_c_ends_a_query_whatever_it_waits_for(folder, two_days, make_pool, 
         subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
     ):
         wait_until(lambda: watch.scalar(waiting))
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.wait(timeout=30) == 130
         assert process.stderr.read() == b"python -m alvo: interrupted; nothing is left half done\n"
         wait_until(lambda: not watch.scalar(waiting))
@@ -224,8 +222,7 @@ def until_ctrl_c(folder, *arguments):
             yield process.stdout.readline().strip()
         finally:
             # Within its print, Ctrl-C could repeat the line.
-            wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
-            process.send_signal(signal.SIGINT)
+            interrupt(process)
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
 

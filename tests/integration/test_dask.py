@@ -128,7 +128,7 @@ def test_a_cluster_without_a_worker_ends_the_run_with_a_remedy(fonte_api, alvo, 
         assert etl.main([*command, "--dask", empty.scheduler_address]) == 1
         said = capsys.readouterr().err
         assert said.startswith(
-            f"etl.py: no worker of the Dask cluster at {empty.scheduler_address} answers for 2 s: start"
+            f"etl.py: no worker of the Dask cluster at {empty.scheduler_address} has answered for 2 s: start"
         )
     assert said.count("\n") == 1
     assert notices[0] == "waiting for the Dask cluster to have a worker"
@@ -162,7 +162,7 @@ def test_a_scheduler_that_falls_silent_before_a_worker_comes_ends_the_run(fonte_
         scheduler.kill()
         scheduler.wait()
     said = capsys.readouterr().err
-    assert said.startswith(f"etl.py: no worker of the Dask cluster at {address} answers for 1 s: start")
+    assert said.startswith(f"etl.py: no worker of the Dask cluster at {address} has answered for 1 s: start")
     assert said.count("\n") == 1
 
 

@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import event, text
 from support.faulty import RESET, answering, http
-from support.project import RANGE, SCRIPTS, alvo_values, external, machine_in
+from support.project import RANGE, SCRIPTS, alvo_values, external, interrupt, machine_in, wait_until
 
 import etl
 from alvo import load, schema
@@ -54,6 +54,16 @@ def test_today_is_the_day_of_the_zone_and_its_bounds_are_utc(zone):
         assert day.start.utcoffset() == day.end.utcoffset() == timedelta()
         with pytest.raises(days.BadPeriod, match="is in the future"):
             list(days.between(today, today + timedelta(days=1), ZoneInfo(zone)))
+
+
+def test_only_a_complete_day_has_100_percent():
+    """A second that is missing at 1 Hz would be rounded up."""
+    (day,) = some_days(1)
+    second, report = timedelta(seconds=1), load.Report(1, 0, 0)
+    counts = {"interval": second, "expected": 86_400, "implausible": {}, "not_finite": 0, "overflowed": 0, "dropped": 0}
+    done = one.Outcome({"power": 86_399}, {"power": 144}, **counts, report=report, seconds={"load": 1.0})
+    assert "power  86,399 of 86,400 samples (99.9%), 144 windows" in one.summary(day, done)
+    assert "(100.0%)" in one.summary(day, done._replace(samples={"power": 86_400}))
 
 
 def some_days(count):
@@ -303,7 +313,7 @@ def stuck(connector, alvo, alvo_pool, *options, loaded=("2024-05-20", "2024-05-2
 
 def test_an_interrupted_range_finishes_its_day_and_prints_how_to_continue(connector, alvo, alvo_pool, undisturbed):
     with stuck(connector, alvo, alvo_pool) as (run, holder):
-        run.send_signal(signal.SIGINT)
+        interrupt(run)
         assert run.stderr.readline() == "etl.py: interrupted; finishing the running days. Continue with:\n"
         again = run.stderr.readline()
         holder.rollback()
@@ -331,9 +341,21 @@ def test_an_interrupted_range_asks_fonte_for_nothing_more(alvo, failure):
         said = b""
         while b"retrying for" not in said:
             said += os.read(terminal, 4096)
-        run.send_signal(signal.SIGINT)
+        interrupt(run)
         assert run.wait(timeout=30) == 130
     os.close(terminal)
+
+
+def test_an_interrupted_range_ends_the_download_in_progress(alvo):
+    """Otherwise it would read the answer to its end, for up to five minutes."""
+    command = [sys.executable, "-c", HEARD, *RANGE]
+    with answering(http(body=b"[" + b" " * 10_000, length=10**9)) as fonte:
+        fonte.pause_s = 0.01
+        with subprocess.Popen(command, cwd=SCRIPTS, env=external(fonte.url, alvo), stderr=subprocess.PIPE) as run:
+            wait_until(lambda: fonte.requests)
+            interrupt(run)
+            assert run.wait(timeout=30) == 130
+            assert run.stderr.read().startswith(b"etl.py: interrupted; ")
 
 
 def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_pool):
@@ -341,7 +363,7 @@ def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_po
         schema.create_absent(connection)
         connection.execute(text("ALTER TABLE data ADD CHECK (timestamp::date <> '2024-05-21')"))
     with stuck(connector, alvo, alvo_pool, "--keep-going", loaded=("2024-05-20", "2024-05-22")) as (run, holder):
-        run.send_signal(signal.SIGINT)
+        interrupt(run)
         said = [run.stderr.readline() for _ in range(4)]
         holder.rollback()
         assert run.wait() == 130
@@ -354,7 +376,7 @@ def test_an_interrupted_range_names_its_failed_days_too(connector, alvo, alvo_po
 
 def test_a_second_interrupt_ends_at_once_and_rolls_the_running_day_back(connector, alvo, alvo_pool, undisturbed):
     with stuck(connector, alvo, alvo_pool) as (run, _):
-        run.send_signal(signal.SIGINT)
+        interrupt(run)
         run.stderr.readline()
         run.send_signal(signal.SIGINT)
         assert run.wait() == -signal.SIGINT

@@ -1,7 +1,6 @@
 """Fonte's table and the command seed.py that fills it."""
 
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -10,13 +9,12 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from support.project import bare, wait_until
+from support.project import bare, interrupt, wait_until
 
 import etl
 import seed
@@ -425,9 +423,7 @@ def test_seed_live_reports_its_rows_until_it_is_interrupted(rows, empty_fonte, f
     with subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as live:
         assert live.stdout.readline().startswith(b"14,401 rows inserted, 0 were there already")
         assert live.stdout.readline().startswith(b"Fonte holds 14,401 rows from ")
-        # An interrupt that finds a lock of coverage held would wait for it without an end.
-        wait_until(lambda: psutil.Process(live.pid).status() == psutil.STATUS_SLEEPING)
-        live.send_signal(signal.SIGINT)
+        interrupt(live)
         assert live.wait(timeout=60) == 130
     assert len(rows()) == 14401
 
@@ -481,6 +477,6 @@ def test_an_interrupted_command_does_not_wait_for_a_query_of_its_connector(fonte
         connection.execute(text("LOCK TABLE data"))
         process = subprocess.Popen(line, cwd=folder, env=bare(folder) | shown, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: connection.scalar(waiting) == 1)
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         _, said = process.communicate(timeout=10)
     assert (process.returncode, said) == (130, "etl.py: interrupted; nothing is left half done\n")

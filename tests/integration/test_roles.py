@@ -316,6 +316,22 @@ def test_the_writer_works_where_a_search_path_prefers_another_schema(
     assert etl.main(["2024-05-20"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("role", ["fonte_reader", "fonte_writer"])
+def test_the_connector_reads_a_table_in_a_schema_that_a_search_path_prefers(
+    administrator, roles, make_database, make_roles, role
+):
+    url = make_database()
+    with administrator.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {url.database} SET search_path = wind, public"))
+    with begun(url) as connection:
+        connection.execute(text("CREATE SCHEMA wind"))
+    seeded(url, 1)
+    psql = make_roles("fonte", url)
+    assert (psql.returncode, psql.stderr) == (0, "")
+    with connector_over(roles[role].set(database=url.database)) as base_url:
+        assert httpx.get(f"{base_url}/period").json()["rows"] == 1440
+
+
 def test_without_tables_the_writer_reports_the_missing_privilege(
     databases, roles, make_database, make_roles, fonte_api, monkeypatch, capsys
 ):

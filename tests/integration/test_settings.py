@@ -412,6 +412,14 @@ def test_a_name_of_the_same_side_that_nothing_reads_is_an_error_in_the_file(env_
     assert settings.database_is_embedded("Fonte")
 
 
+def test_in_a_reference_the_environment_wins_over_the_file(env_file, monkeypatch):
+    """Compose reads the same file this way."""
+    env_file.write_text("CONNECTOR_PORT=8000\nFONTE_API_URL=http://localhost:${CONNECTOR_PORT}\n")
+    assert settings.fonte_api_url() == "http://localhost:8000"
+    monkeypatch.setenv("CONNECTOR_PORT", "8001")
+    assert settings.fonte_api_url() == "http://localhost:8001"
+
+
 def test_a_misspelt_name_in_the_file_is_compared_with_all_names(env_file):
     env_file.write_text("FONTE_ADMIN_TOKENS=x\n")
     with pytest.raises(settings.SettingsError, match=r"sets FONTE_ADMIN_TOKENS, .* and not FONTE_ADMIN_TOKEN: "):

@@ -41,7 +41,7 @@ def as_dict(window_starts, signals):
 
 @st.composite
 def samples(draw, columns=2):
-    """Timestamps in any order with gaps, and columns that each miss other values."""
+    """Timestamps in any order with gaps, and columns whose missing values differ."""
     count = draw(st.integers(0, 120))
     seconds = draw(st.lists(st.integers(0, 86_399), min_size=count, max_size=count, unique=True))
     element = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf])

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -219,6 +220,21 @@ def wait_until(condition):
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
+
+
+def interrupt(process):
+    """Send SIGINT once the command waits: if it meets a lock of coverage, that may be held for ever."""
+    main, seen, since = psutil.Process(process.pid), None, time.monotonic()
+
+    def waits():
+        nonlocal seen, since
+        now = main.status(), main.num_ctx_switches()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return seen[0] == psutil.STATUS_SLEEPING and time.monotonic() - since > 0.05
+
+    wait_until(waits)
+    process.send_signal(signal.SIGINT)
 
 
 def stalled_reader(base_url):

@@ -181,7 +181,7 @@ def _record(connection: sa.Connection, table: sa.Table, report: Report) -> None:
 
 
 def _refuse_above_limits(plan: Plan, file: str, report: Report) -> None:
-    """Raise FileError if too many rows are rejected, or if the file lacks too many of the table's, though they stay."""
+    """Raise FileError if too many rows are rejected, or the file lacks too many of its table, even ones that stay."""
     reject, shrink = plan.limits
     if report.rejected / report.rows > reject or not report.loaded:
         cannot = f"{report.rejected:,} rows of {report.rows:,} that cannot be loaded; the limit is {100 * reject:.3g} %"

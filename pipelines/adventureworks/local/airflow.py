@@ -20,7 +20,10 @@ PARTS = ("api-server", "scheduler --skip-serve-logs", "triggerer --skip-serve-lo
 
 
 def environment(home: Path, lambda_url: str, place: str | None = None) -> dict[str, str]:
-    """Return Airflow's environment; lambda_url: the function's; place: the page's HOST:PORT, 127.0.0.1:8080 if None."""
+    """Return Airflow's environment.
+
+    lambda_url: the endpoint of the Lambda service. place: HOST:PORT of Airflow's page; 127.0.0.1:8080 if None.
+    """
     keys = {"login": cloud.KEYS["AWS_ACCESS_KEY_ID"], "password": cloud.KEYS["AWS_SECRET_ACCESS_KEY"]}
     connection = {"conn_type": "aws", **keys, "extra": {"region_name": cloud.REGION, "endpoint_url": lambda_url}}
     host, _, port = (place or "127.0.0.1:8080").rpartition(":")

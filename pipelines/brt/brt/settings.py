@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 DATABASE = "brt"
 DAY_S = 86_400
 LAST_PORT = 65_535
+# Parameters of a database URL that dbt's profile lacks, and libpq reads from the environment.
+TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
 REAL_API_URL = "https://dados.mobilidade.rio/gps/brt"
 # The deployments of the flows on Prefect's server.
 DEPLOYMENTS = {"capture": "brt-capture", "load": "brt-load"}
@@ -43,14 +45,11 @@ def api_is_stand_in() -> bool:
 def api_url() -> str:
     """Return BRT_API_URL, or else the stand-in's URL. Raises SettingsError."""
     url = os.environ.get("BRT_API_URL") or f"http://127.0.0.1:{stand_in_port()}/gps/brt"
-    try:
+    with suppress(httpx.InvalidURL):
         parsed = httpx.URL(url)
-        usable = parsed.scheme in ("http", "https") and parsed.host and 0 < (parsed.port or 80) < 2**16
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
-        raise SettingsError(f"BRT_API_URL is not an HTTP URL: expected one such as {REAL_API_URL}")
-    return url
+        if parsed.scheme in ("http", "https") and parsed.host and (parsed.port is None or 0 < parsed.port <= LAST_PORT):
+            return url
+    raise SettingsError(f"BRT_API_URL is not an HTTP URL: expected one such as {REAL_API_URL}")
 
 
 def database_url() -> URL:
@@ -119,7 +118,9 @@ def services_environment() -> dict[str, str]:
     # If both are set, the lower-case one counts.
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     no_proxy = ",".join(filter(None, (others, "127.0.0.1,localhost")))
-    environment = os.environ | dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy)
+    # Settings of another Prefect could name its database, which this server would change.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy)
     return environment | {
         # Absolute: the services run in the project's folder.
         "BRT_FOLDER": str(folder()),
@@ -139,11 +140,12 @@ def services_environment() -> dict[str, str]:
 def give_dbt(url: URL) -> None:
     """Set the variables that dbt's profile reads; dbt keeps those named DBT_ENV_SECRET out of its log."""
     os.environ["BRT_DBT_HOST"] = str(url.host)
-    os.environ["BRT_DBT_PORT"] = str(url.port or 5432)
+    os.environ["BRT_DBT_PORT"] = str(url.port or os.environ.get("PGPORT", 5432))
     os.environ["BRT_DBT_USER"] = str(url.username)
     os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] = str(url.password or os.environ.get("PGPASSWORD", ""))
     os.environ["BRT_DBT_DATABASE"] = str(url.database)
-    os.environ["BRT_DBT_SSLMODE"] = str(url.query.get("sslmode", "prefer"))
+    os.environ["BRT_DBT_SSLMODE"] = str(url.query.get("sslmode", os.environ.get("PGSSLMODE", "prefer")))
+    os.environ |= {f"PG{each.upper()}": str(url.query[each]) for each in TLS_FILES if each in url.query}
     os.environ["DO_NOT_TRACK"] = "1"
 
 

@@ -61,6 +61,7 @@ def test_no_function_is_long(file):
         ("BRT_API_URL", "ftp://host/gps", settings.api_url),
         ("BRT_API_URL", "http://host:port/gps", settings.api_url),
         ("BRT_API_URL", "http://host:65536/gps", settings.api_url),
+        ("BRT_API_URL", "http://host:0/gps", settings.api_url),
         ("BRT_DATABASE_URL", "mysql://host/brt", settings.database_url),
         ("BRT_DATABASE_URL", "postgresql:///brt", settings.database_url),
         ("BRT_DATABASE_URL", "postgresql://host/brt", settings.database_url),
@@ -164,6 +165,24 @@ def test_dbt_gets_the_password_of_the_url_or_else_of_pgpassword(monkeypatch, url
     monkeypatch.setattr(settings.os, "environ", os.environ.copy())
     settings.give_dbt(make_url(f"postgresql://{url}host/brt"))
     assert settings.os.environ["DBT_ENV_SECRET_BRT_PASSWORD"] == password
+
+
+def test_dbt_gets_the_port_and_the_tls_settings_of_the_loader(monkeypatch):
+    given = {"PGPORT": "6543", "PGSSLMODE": "verify-full"}
+    monkeypatch.setattr(settings.os, "environ", os.environ | given)
+    settings.give_dbt(make_url("postgresql://me@host/brt?sslrootcert=/ca.pem&sslkey=/key.pem"))
+    names = ("BRT_DBT_PORT", "BRT_DBT_SSLMODE", "PGSSLROOTCERT", "PGSSLKEY")
+    assert [settings.os.environ[name] for name in names] == ["6543", "verify-full", "/ca.pem", "/key.pem"]
+    settings.give_dbt(make_url("postgresql://me@host:7654/brt?sslmode=require"))
+    assert [settings.os.environ[name] for name in names[:2]] == ["7654", "require"]
+
+
+def test_the_services_get_no_settings_of_another_prefect(monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////another.db")
+    monkeypatch.setenv("PREFECT_SERVER_API_HOST", "0.0.0.0")
+    given = settings.services_environment()
+    assert not {"PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_SERVER_API_HOST"} & {*given}
+    assert given["PREFECT_API_URL"].startswith("http://127.0.0.1:")
 
 
 def test_a_map_before_the_first_load_fails_with_the_remedy(pool):

@@ -236,12 +236,15 @@ def test_a_port_in_use_is_reported(started, variable):
     assert left(started) == []
 
 
-def test_a_service_that_ends_at_the_start_is_reported(started):
+def test_a_service_that_ends_at_the_start_is_reported(started, tmp_path):
     step(started, "stop")
-    broken = SimpleNamespace(environment=started.environment | {"PREFECT_SERVER_LOGGING_LEVEL": "LOUD"})
-    done = run(broken, "-m", "brt", "start")
+    end_prefect = "import os, sys\nif sys.orig_argv[2:3] == ['prefect']: os._exit(3)\n"
+    (tmp_path / "sitecustomize.py").write_text(end_prefect)
+    given = started.environment
+    path = os.pathsep.join(filter(None, [str(tmp_path), given.get("PYTHONPATH")]))
+    done = run(SimpleNamespace(environment=given | {"PYTHONPATH": path}), "-m", "brt", "start")
     assert (done.returncode, done.stdout) == (7, "")
-    assert re.fullmatch(r"brt: (prefect|flows) ended with code \d+; .*/\1.log has the reason\n", done.stderr)
+    assert re.fullmatch(r"brt: prefect ended with code 3; .*/prefect.log has the reason\n", done.stderr)
     eventually(lambda: left(started) == [])
 
 
