@@ -273,11 +273,15 @@ def test_an_interrupted_start_leaves_no_process_behind(started):
 
 def test_a_process_that_its_parent_never_reaps_counts_as_ended(monkeypatch):
     monkeypatch.setattr(services, "STOPS_WITHIN_S", 1)
-    with subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; exec sleep 600"], stdout=subprocess.PIPE) as parent:
-        child = psutil.Process(int(parent.stdout.readline()))
-        services._end([child])
-        assert child.status() == psutil.STATUS_ZOMBIE
-        parent.kill()
+    # The inner shell knows nothing of the child; the outer one could reap it.
+    line = 'sleep 600 & exec sh -c "echo $!; exec sleep 600"'
+    with subprocess.Popen(["sh", "-c", line], stdout=subprocess.PIPE) as parent:
+        try:
+            child = psutil.Process(int(parent.stdout.readline()))
+            services._end([child])
+            assert child.status() == psutil.STATUS_ZOMBIE
+        finally:
+            parent.kill()
 
 
 def test_stop_leaves_no_process_behind(started):
