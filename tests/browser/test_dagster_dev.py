@@ -195,7 +195,7 @@ def test_the_browser_shows_the_schedule_on(page):
     page.goto("/automation")
     page.get_by_text("Scheduled At 06:00 AM UTC").wait_for()
     # The first box selects the row; the last one switches the schedule.
-    assert page.locator('input[type="checkbox"]').last.is_checked()
+    wait_until(page.locator('input[type="checkbox"]').last.is_checked)
 
 
 def test_the_log_has_no_warning_and_every_new_folder_is_ignored(clone, log, backfilled):
