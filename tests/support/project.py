@@ -233,7 +233,12 @@ def interrupt(process):
             seen, since = now, time.monotonic()
         return seen[0] == psutil.STATUS_SLEEPING and time.monotonic() - since > 0.05
 
-    wait_until(waits)
+    try:
+        wait_until(waits)
+    except AssertionError:
+        # Otherwise the end of its context would wait for it for ever.
+        process.kill()
+        raise
     process.send_signal(signal.SIGINT)
 
 
